@@ -1,0 +1,119 @@
+"""The tokenizer of the embedded corpus: a byte-level BPE of 1024 tokens.
+
+    encoding = load(Path("data/tiny/bpe1024.tiktoken"))
+    encoding.encode_ordinary("My fellow citizens")
+
+Tokens 0 to 255 are the bytes themselves, then come the merges in the order they were learned, and
+the last one is the document separator `<|endoftext|>`. Any text can be encoded and comes back
+exactly. Text is split by GPT-2's pattern before it is merged. Training gives the same merges
+whatever the number of threads. The file is tiktoken's own: a line a token, its bytes in base64 and
+its rank.
+"""
+
+import base64
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from errors import UserError
+
+if TYPE_CHECKING:
+    import tiktoken
+
+VOCAB_SIZE = 1024
+SEPARATOR = "<|endoftext|>"
+# GPT-2's: a contraction, a word, a number, a run of symbols (each with the space before it), space.
+PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+
+
+def _byte_of_char() -> dict[str, int]:
+    """GPT-2's printable stand-in for each byte, inverted; `tokenizers` spells its tokens in it."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    stand_ins = printable + [256 + n for n in range(len(others))]
+    return {chr(c): byte for c, byte in zip(stand_ins, printable + others, strict=True)}
+
+
+def train(documents: Iterable[str], vocab_size: int = VOCAB_SIZE) -> list[bytes]:
+    """Learn the tokens, in the order of their ranks: 256 bytes, then `vocab_size` - 257 merges.
+
+    The separator is not among them: it takes the last id. Raises UserError if the documents are
+    too short to have so many merges.
+    """
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PATTERN), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - 1,
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    tokenizer.train_from_iterator(documents, trainer)
+    vocabulary: dict[str, int] = json.loads(tokenizer.to_str())["model"]["vocab"]
+    byte_of = _byte_of_char()
+    tokens = [bytes([byte]) for byte in range(256)]
+    for text in sorted(vocabulary, key=vocabulary.__getitem__):
+        if len(text) > 1:
+            tokens.append(bytes(byte_of[char] for char in text))
+    if len(tokens) != vocab_size - 1:
+        raise UserError(
+            f"the documents give {len(tokens) - 256} merges, a vocabulary of {vocab_size} needs "
+            f"{vocab_size - 257}: give more text or choose a smaller vocabulary"
+        )
+    return tokens
+
+
+def dump(tokens: list[bytes]) -> bytes:
+    """The content of the `.tiktoken` file of `tokens`: a line each, base64 and rank."""
+    return b"".join(base64.b64encode(t) + b" %d\n" % rank for rank, t in enumerate(tokens))
+
+
+def encoding(tokens: list[bytes]) -> "tiktoken.Encoding":
+    """The tiktoken encoding of `tokens` in the order of their ranks, with the separator last."""
+    import tiktoken
+
+    return tiktoken.Encoding(
+        name=f"bpe{len(tokens) + 1}",
+        pat_str=PATTERN,
+        mergeable_ranks={token: rank for rank, token in enumerate(tokens)},
+        special_tokens={SEPARATOR: len(tokens)},
+        explicit_n_vocab=len(tokens) + 1,
+    )
+
+
+def read(path: Path) -> list[bytes]:
+    """The tokens of a `.tiktoken` file in the order of their ranks.
+
+    Raises UserError if the file is missing or is not one. tiktoken's own reader is not used: it
+    caches by path, and would return a file that has since been replaced.
+    """
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; run: make data") from error
+    tokens: list[bytes] = []
+    try:
+        for number, line in enumerate(lines):
+            text, rank = line.split()
+            tokens.append(base64.b64decode(text, validate=True))
+            if int(rank) != number:
+                raise ValueError(f"line {number + 1} has rank {int(rank)}")
+        if tokens[:256] != [bytes([byte]) for byte in range(256)] or len(set(tokens)) < len(tokens):
+            raise ValueError("it must begin with the 256 bytes and repeat no token")
+    except ValueError as error:
+        raise UserError(
+            f"{path} is not a file of ranked tokens: {error}; run: make data"
+        ) from error
+    return tokens
+
+
+def load(path: Path) -> "tiktoken.Encoding":
+    """The tiktoken encoding of a `.tiktoken` file. Raises UserError as read."""
+    return encoding(read(path))

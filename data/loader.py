@@ -1,0 +1,220 @@
+"""Batches of tokens from shards, for training and for validation.
+
+    train = Batches(dataset.train, batch_tokens=4096, seq_len=128, vocab_size=1024, shuffle_seed=0)
+    train.require(steps=220)
+    inputs, targets = train.batch(step=0)
+
+A batch is a function of its step alone, so a run resumes anywhere without replaying, and the batch
+of a step is the same whatever number of processes share it: each takes its contiguous part. The
+shards are one stream cut into windows of seq_len tokens; a window that begins in one shard ends in
+the next, so no tail is lost. The target of a token is the token after it, so the stream needs one
+more token than its windows hold.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.shards import check_tokens, open_shard
+from errors import UserError
+
+Batch = tuple[NDArray[np.int64], NDArray[np.int64]]
+
+# Up to this many tokens (1 GiB of shards) are checked against the vocabulary before training; more
+# would keep the user waiting, so then every batch is checked as it is read.
+SCAN_TOKENS = 1 << 29
+
+
+class Stream:
+    """Shards in order as one sequence of tokens, cut into windows of `seq_len`."""
+
+    def __init__(self, paths: Sequence[Path], seq_len: int, vocab_size: int) -> None:
+        """Map the shards. Raises UserError if there are none or one is not what it should be."""
+        if not paths:
+            raise UserError("no shards are given, at least one is needed; run: make data")
+        self.paths = tuple(paths)
+        self.seq_len = seq_len
+        self.vocab_size = vocab_size
+        self._shards = [open_shard(path, vocab_size, scan=False) for path in self.paths]
+        self._ends = np.cumsum([len(shard) for shard in self._shards])
+        self.tokens = int(self._ends[-1])
+        self.windows = max(0, self.tokens - 1) // seq_len
+        self._scanned = self.tokens <= SCAN_TOKENS
+        if self._scanned:
+            for path, shard in zip(self.paths, self._shards, strict=True):
+                check_tokens(path, shard, vocab_size)
+
+    def take(self, windows: NDArray[np.int64]) -> Batch:
+        """Inputs and targets of these windows, each (len(windows), seq_len), C-contiguous.
+
+        Raises UserError if a token is beyond the vocabulary and the shards are too big for that to
+        have been checked when they were mapped.
+        """
+        block = np.empty((len(windows), self.seq_len + 1), np.int64)
+        for row, window in zip(block, windows, strict=True):
+            self._read(int(window) * self.seq_len, row)
+        return np.ascontiguousarray(block[:, :-1]), np.ascontiguousarray(block[:, 1:])
+
+    def _read(self, start: int, out: NDArray[np.int64]) -> None:
+        """Fill `out` with the tokens from position `start` on, from as many shards as it takes."""
+        shard = int(np.searchsorted(self._ends, start, side="right"))
+        filled = 0
+        while filled < len(out):
+            tokens = self._shards[shard]
+            offset = start + filled - int(self._ends[shard]) + len(tokens)
+            piece = tokens[offset : offset + len(out) - filled]
+            if not self._scanned:
+                check_tokens(self.paths[shard], piece, self.vocab_size)
+            out[filled : filled + len(piece)] = piece
+            filled += len(piece)
+            shard += 1
+
+
+class Batches:
+    """The training batches of one process, by step."""
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        *,
+        batch_tokens: int,
+        seq_len: int,
+        vocab_size: int,
+        shuffle_seed: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        """Map the shards; `batch_tokens` counts the batch of all `world_size` processes together.
+
+        Without `shuffle_seed` the windows come in the order of the stream, once. With it, each
+        epoch takes every window once, in an order drawn from (seed, epoch); a batch may end one
+        epoch and begin the next. Raises UserError if the batch does not divide into sequences and
+        processes, or as open_shard.
+        """
+        _check_divides("batch", batch_tokens, seq_len, world_size, "--batch-tokens")
+        if shuffle_seed is not None and shuffle_seed < 0:
+            raise UserError(f"seed {shuffle_seed}: it must be 0 or more; run with --seed 0")
+        assert 0 <= rank < world_size
+        self.stream = Stream(paths, seq_len, vocab_size)
+        self.batch_tokens = batch_tokens
+        self._seed = shuffle_seed
+        self._part = batch_tokens // seq_len // world_size  # windows of this process in a batch
+        self._rank = rank
+        self._world_size = world_size
+        self._epoch_order: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, np.int64))
+
+    def require(self, steps: int) -> None:
+        """Raise UserError unless batches 0 to `steps` - 1 are there. Call it before training."""
+        stream = self.stream
+        batch_windows = self._part * self._world_size
+        possible = stream.windows // batch_windows
+        if self._seed is not None:
+            steps = min(steps, 1)  # further epochs supply the rest
+        if steps > possible:
+            remedy = f"--steps {possible}" if possible else "a smaller --batch-tokens"
+            raise UserError(
+                f"{_name(stream.paths)}: {stream.tokens} tokens, but {steps} of the batches of "
+                f"{self.batch_tokens} need {steps * self.batch_tokens + 1}; "
+                f"run with {remedy}, or get more shards with: make data"
+            )
+
+    def batch(self, step: int) -> Batch:
+        """Inputs and targets of `step` for this process.
+
+        Both are int64, C-contiguous, (batch_tokens / seq_len / world_size, seq_len). Raises
+        UserError as require, where the shards hold no such batch.
+        """
+        assert step >= 0
+        self.require(step + 1)
+        first = (step * self._world_size + self._rank) * self._part
+        places = np.arange(first, first + self._part, dtype=np.int64)
+        if self._seed is not None:
+            places = self._shuffled(places)
+        return self.stream.take(places)
+
+    def _shuffled(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The windows at these places of the endless sequence of shuffled epochs."""
+        epochs, within = np.divmod(places, self.stream.windows)
+        windows = np.empty_like(places)
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            windows[here] = self._order(int(epoch))[within[here]]
+        return windows
+
+    def _order(self, epoch: int) -> NDArray[np.int64]:
+        """The permutation of all windows that `epoch` follows; the last one drawn is kept.
+
+        It sorts the raw output of a bit generator, because NumPy promises that stream for every
+        version, and promises nothing for Generator.permutation.
+        """
+        if self._epoch_order[0] != epoch:
+            assert self._seed is not None
+            raw = np.random.PCG64(np.random.SeedSequence([self._seed, epoch]))
+            keys = raw.random_raw(self.stream.windows)
+            self._epoch_order = (epoch, np.argsort(keys, kind="stable"))
+        return self._epoch_order[1]
+
+
+class ValBatches:
+    """The validation batches of one process: the same ones in every iteration. See val_batches."""
+
+    def __init__(self, stream: Stream, first: int, windows: int, batch_seqs: int) -> None:
+        self._stream = stream
+        self._range = range(first, first + windows)
+        self._batch_seqs = batch_seqs
+
+    def __len__(self) -> int:
+        return -(-len(self._range) // self._batch_seqs)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for start in range(0, len(self._range), self._batch_seqs):
+            windows = self._range[start : start + self._batch_seqs]
+            yield self._stream.take(np.asarray(windows, np.int64))
+
+
+def val_batches(
+    paths: Sequence[Path],
+    *,
+    val_tokens: int,
+    batch_seqs: int,
+    seq_len: int,
+    vocab_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+) -> ValBatches:
+    """Map the shards, and go over their first `val_tokens` targets at every iteration.
+
+    A batch is (inputs, targets), int64, C-contiguous, (batch_seqs, seq_len) each; the last one is
+    shorter where batch_seqs does not divide, so weight a mean by the number of targets. The
+    processes take contiguous parts of equal size. Raises UserError if `val_tokens` does not divide
+    into sequences and processes, or the shards hold fewer, or as open_shard.
+    """
+    _check_divides("validation", val_tokens, seq_len, world_size, "--val-tokens")
+    assert 0 <= rank < world_size and batch_seqs > 0
+    stream = Stream(paths, seq_len, vocab_size)
+    if val_tokens + 1 > stream.tokens:
+        fits = stream.windows // world_size * world_size * seq_len
+        remedy = f"--val-tokens {fits}" if fits else "shorter sequences"
+        raise UserError(
+            f"{_name(stream.paths)}: {stream.tokens} tokens, but validation on {val_tokens} needs "
+            f"{val_tokens + 1}; run with {remedy}, or get more shards with: make data"
+        )
+    part = val_tokens // seq_len // world_size
+    return ValBatches(stream, rank * part, part, batch_seqs)
+
+
+def _check_divides(what: str, tokens: int, seq_len: int, world_size: int, option: str) -> None:
+    """Raise UserError unless `tokens` is a positive number of whole sequences per process."""
+    unit = seq_len * world_size
+    if tokens < 1 or tokens % unit:
+        nearest = max(1, round(tokens / unit)) * unit
+        raise UserError(
+            f"a {what} of {tokens} tokens must be a multiple of {unit} (sequences of {seq_len} on "
+            f"{world_size} process{'es' if world_size > 1 else ''}); run with {option} {nearest}"
+        )
+
+
+def _name(paths: Sequence[Path]) -> str:
+    return str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"

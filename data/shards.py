@@ -1,0 +1,121 @@
+"""The `.bin` shard: the one file format that every data set here is stored in.
+
+    tokens = open_shard(Path("data/tiny/tiny_train_000000.bin"), vocab_size=1024)
+
+A shard is a header of 256 little-endian int32 (magic 20240520, version 1, number of tokens, zeros)
+and then that many little-endian uint16 tokens. It is the format of llm.c and modded-nanogpt, so
+their FineWeb shards open unchanged. A file that is anything else is refused before a token is read;
+a file written here is complete or absent, never half.
+"""
+
+import contextlib
+import errno
+import os
+import secrets
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from errors import UserError
+
+MAGIC = 20240520
+VERSION = 1
+HEADER_BYTES = 256 * 4
+SCAN_CHUNK = 1 << 24  # tokens looked at together: 32 MiB of memory however long the shard is
+
+Tokens = NDArray[np.uint16]
+
+
+def write_atomic(path: Path, parts: Iterable[bytes]) -> None:
+    """Write `parts` to `path` so that every reader sees the old file or the whole new one.
+
+    Raises UserError, leaving nothing behind, if the disk is full or the place not writable.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "xb") as file:
+            for part in parts:
+                file.write(part)
+            file.flush()
+            os.fsync(file.fileno())  # some file systems report a full disk only here
+        os.replace(temporary, path)
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        remedy = "free some space" if full else "make the place writable"
+        raise UserError(
+            f"cannot write {path}: {error.strerror or error}; {remedy}, then run: make data"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def shard_parts(tokens: Tokens) -> list[bytes]:
+    """The header and the body of the shard that holds `tokens` (one dimension), as bytes."""
+    assert tokens.dtype == np.uint16 and tokens.ndim == 1
+    header = np.zeros(HEADER_BYTES // 4, "<i4")
+    header[:3] = MAGIC, VERSION, len(tokens)
+    return [header.tobytes(), tokens.astype("<u2", copy=False).tobytes()]
+
+
+def write_shard(path: Path, tokens: Tokens) -> None:
+    """Write the uint16 `tokens` (one dimension) as one shard. Raises UserError as write_atomic."""
+    write_atomic(path, shard_parts(tokens))
+
+
+def open_shard(path: Path, vocab_size: int, *, scan: bool = True) -> Tokens:
+    """Map a shard read-only and return its uint16 tokens, shape (number of tokens,).
+
+    `scan` reads every token once to check it against the vocabulary (about 1 ms a million); without
+    it the caller checks what it takes with check_tokens. Raises UserError if the file is missing,
+    foreign, of another version, shorter or longer than its header says, or beyond the vocabulary.
+    """
+    try:
+        with open(path, "rb") as file:
+            raw = file.read(HEADER_BYTES)
+            size = os.fstat(file.fileno()).st_size
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; run: make data") from error
+    if len(raw) < HEADER_BYTES:
+        raise UserError(
+            f"{path} is truncated: {len(raw)} bytes, a header alone is {HEADER_BYTES}; "
+            f"delete it and run: make data"
+        )
+    magic, version, count = (int(n) for n in np.frombuffer(raw, "<i4", count=3))
+    if magic != MAGIC:
+        raise UserError(
+            f"{path} is not a token shard: it begins with {magic}, a shard with {MAGIC}; "
+            f"delete it and run: make data"
+        )
+    if version != VERSION:
+        raise UserError(
+            f"{path} is of version {version}, only version {VERSION} can be read; "
+            f"delete it and run: make data"
+        )
+    expected = HEADER_BYTES + 2 * count
+    if count < 1 or size != expected:
+        fault = "empty" if count < 1 else "truncated" if size < expected else "too long"
+        raise UserError(
+            f"{path} is {fault}: {size} bytes, but its header says {count} tokens, "
+            f"which take {expected} bytes; delete it and run: make data"
+        )
+    # A plain view of the map: slicing an np.memmap itself is several times slower.
+    tokens: Tokens = np.asarray(np.memmap(path, "<u2", "r", offset=HEADER_BYTES, shape=(count,)))
+    if scan:
+        check_tokens(path, tokens, vocab_size)
+    return tokens
+
+
+def check_tokens(path: Path, tokens: NDArray[np.integer], vocab_size: int) -> None:
+    """Raise UserError, naming `path`, if any of `tokens` (any shape) is not below `vocab_size`."""
+    flat = tokens.reshape(-1)
+    for start in range(0, len(flat), SCAN_CHUNK):
+        largest = int(flat[start : start + SCAN_CHUNK].max())
+        if largest >= vocab_size:
+            raise UserError(
+                f"{path} holds token {largest}, but the vocabulary is 0 to {vocab_size - 1}: "
+                f"it was made with another tokenizer; delete it and run: make data"
+            )

@@ -1,0 +1,73 @@
+"""How a model is laid out over processes.
+
+An engine promises one thing to the update rules: each sees whole, local, plain tensors, and only
+those that this process owns. `single`, one process and one device, is the reference that every
+other engine must agree with.
+"""
+
+import pkgutil
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from errors import UserError
+
+
+class Plan(Protocol):
+    """A group of parameters that share a rule; see `optim.Group`."""
+
+    rule: type[torch.optim.Optimizer]
+    params: tuple[Any, ...]
+    options: dict[str, Any]
+
+
+class Engine(Protocol):
+    """What the trainer may ask of a layout. Losses and norms are those of the global batch."""
+
+    device: torch.device
+    rank: int
+    world_size: int
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """Place the model; the returned module is called with inputs and targets."""
+
+    def roles(self) -> list[Any]:
+        """The model's table of roles, with the parameters that this process updates."""
+
+    def optimizers(self, plan: Sequence[Plan]) -> list[torch.optim.Optimizer]:
+        """Build one optimizer per rule of the plan; their groups have a `base_lr`."""
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        """Accumulate gradients; `last` marks the last microbatch of a step."""
+
+    def step(self) -> None:
+        """Update the parameters and clear the gradients."""
+
+    def mean(self, value: Tensor) -> float:
+        """A scalar averaged over processes."""
+
+    def max(self, value: Tensor) -> float:
+        """The largest of a scalar over processes."""
+
+    def grad_norm(self) -> float:
+        """L2 norm of the whole gradient."""
+
+    def state_bytes(self) -> dict[str, int]:
+        """Bytes held by this process: `params`, `grads`, `state` (optimizer state, walked)."""
+
+    def save(self) -> dict[str, Any]:
+        """A copy of parameters and optimizer state."""
+
+    def load(self, saved: dict[str, Any]) -> None:
+        """Restore what `save` returned."""
+
+
+def make(name: str, device: torch.device) -> Engine:
+    """The engine called `name`: the class `Engine` of the file of that name in this folder."""
+    names = [module.name for module in pkgutil.iter_modules(__path__)]
+    if name not in names:
+        raise UserError(f"engine {name!r}: must be one of {', '.join(names)}; see --help")
+    return import_module(f"{__name__}.{name}").Engine(device)

@@ -1,0 +1,153 @@
+"""Recipes: which update rule each parameter gets, with which options.
+
+    @recipe
+    def lion(roles: Roles, lr: Annotated[float, Log(1e-4, 1e-2)] = 1e-3) -> list[Group]: ...
+
+A recipe is a function in a file of this folder. Its keyword arguments are its command line
+(`lion:lr=3e-4`), its key in the CSVs and, where annotated with a range, its search space for the
+tuner. It returns data; `plan` checks them and an engine builds the optimizers.
+"""
+
+import inspect
+import pkgutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, NamedTuple, Protocol, get_args, get_origin, get_type_hints
+
+import torch
+
+from errors import UserError
+from muon import Muon
+
+
+class Role(Protocol):
+    """A row of `model.roles()`; see `model.RoleRow`."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def param(self) -> torch.nn.Parameter: ...
+    @property
+    def role(self) -> str: ...
+    @property
+    def splits(self) -> tuple[int, ...]: ...
+    @property
+    def head_rows(self) -> int: ...
+
+
+Roles = Sequence[Role]
+
+
+class Group:
+    """Parameters that share an update rule and its options, as a recipe names them."""
+
+    def __init__(
+        self, rule: type[torch.optim.Optimizer], params: Sequence[Role], **options: Any
+    ) -> None:
+        self.rule = rule
+        self.params = tuple(params)
+        self.options = options
+
+
+Recipe = Callable[..., list[Group]]
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A range that the tuner samples evenly."""
+
+    low: float
+    high: float
+
+    def at(self, u: float) -> float:
+        """The value at u in [0, 1]."""
+        return self.low + u * (self.high - self.low)
+
+
+@dataclass(frozen=True)
+class Log(Linear):
+    """A range that the tuner samples evenly in the logarithm."""
+
+    def at(self, u: float) -> float:
+        return self.low * (self.high / self.low) ** u
+
+
+class Option(NamedTuple):
+    """One option of an entrant: the type of its values, its default, its range if it is tuned."""
+
+    type: type
+    default: Any
+    range: Linear | None
+
+
+_RECIPES: dict[str, Recipe] = {}
+
+
+def recipe(function: Recipe) -> Recipe:
+    """Register a recipe under its function's name."""
+    _RECIPES[function.__name__] = function
+    return function
+
+
+def recipes() -> dict[str, Recipe]:
+    """All recipes by name: every file of this folder is read."""
+    for module in pkgutil.iter_modules(__path__):
+        import_module(f"{__name__}.{module.name}")
+    return _RECIPES
+
+
+def options(function: Callable[..., Any]) -> dict[str, Option]:
+    """The options that a recipe's signature, or any other keyword-only signature, declares."""
+    hints = get_type_hints(function, include_extras=True)
+    found = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.default is inspect.Parameter.empty:
+            continue  # the table of roles
+        hint, bounds = hints[name], None
+        if get_args(hint) and not get_origin(hint):  # Annotated[type, range]
+            hint, bounds = get_args(hint)[:2]
+        found[name] = Option(hint, parameter.default, bounds)
+    return found
+
+
+def plan(
+    roles: Roles, recipe_name: str, settings: dict[str, Any], matmul_dtype: torch.dtype
+) -> list[Group]:
+    """The recipe's groups, checked, with every option of every rule settled.
+
+    A rule that does matrix products takes the run's `matmul_dtype` as `ns_dtype`. Raises
+    UserError if a parameter has no rule or two, or if Muon got anything but whole matrices of
+    the hidden layers.
+    """
+    groups = recipes()[recipe_name](roles, **settings)
+    owners: dict[str, list[str]] = {row.name: [] for row in roles}
+    for group in groups:
+        if "ns_dtype" in inspect.signature(group.rule).parameters:
+            group.options.setdefault("ns_dtype", matmul_dtype)
+        for row in group.params:
+            owners[row.name].append(group.rule.__name__)
+            if issubclass(group.rule, Muon) and (row.role != "matrix" or row.param.ndim != 2):
+                raise UserError(
+                    f"{recipe_name}: {row.name} ({row.role}, {row.param.ndim}-D) was given to "
+                    f"{group.rule.__name__}, which takes whole hidden matrices only; "
+                    f"give it to another rule in optim/"
+                )
+    for name, rules in owners.items():
+        if len(rules) != 1:
+            raise UserError(
+                f"{recipe_name}: {name} has {len(rules)} rules ({', '.join(rules) or 'none'}), "
+                "and must have exactly one; mend the recipe in optim/"
+            )
+    return [group for group in groups if group.params]
+
+
+def pick(roles: Roles, *names: str) -> list[Role]:
+    """The rows whose role is one of `names`."""
+    return [row for row in roles if row.role in names]
+
+
+__all__ = [
+    "Group", "Linear", "Log", "Option", "Recipe", "Role", "Roles",
+    "options", "pick", "plan", "recipe", "recipes",
+]  # fmt: skip

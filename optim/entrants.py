@@ -1,0 +1,106 @@
+"""Entrants: who races, spelled `name[:key=value,...]`, with every option settled.
+
+    adamw                    the tuned settings of the track, or the recipe's defaults
+    muon:lr=0.05,steps=90    the same with two options replaced
+
+An entrant's options are its recipe's and the schedule's.
+"""
+
+import difflib
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from errors import UserError
+from optim import Option, options, recipes
+
+TUNED = Path(__file__).with_name("tuned.toml")
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """A recipe with every option settled; `label` is what the user typed."""
+
+    label: str
+    recipe: str
+    settings: dict[str, Any]
+    origin: str  # where the settings come from, for the user
+
+    @property
+    def spelled(self) -> str:
+        """The entrant with every option written out: two equal ones train alike."""
+        values = ",".join(f"{key}={value}" for key, value in self.settings.items())
+        return f"{self.recipe}:{values}"
+
+
+def entrant_options(recipe: str, schedule: Callable[..., Any]) -> dict[str, Option]:
+    """All options of an entrant: its recipe's, then the schedule's."""
+    return options(recipes()[recipe]) | options(schedule)
+
+
+def parse(
+    text: str,
+    track: str,
+    schedule: Callable[..., Any],
+    defaults: Mapping[str, Any],
+    fixed: Mapping[str, Any],
+    tuned: Path | None = TUNED,
+) -> Entrant:
+    """Read an entrant; what it leaves out comes from `tuned`, then from the defaults.
+
+    schedule: its keyword arguments are options of every entrant. defaults, fixed: values that
+    replace those of the signatures, and everybody's. Raises UserError on an unknown name or key
+    or a value of the wrong type.
+    """
+    name, _, assignments = text.partition(":")
+    if name not in recipes():
+        raise UserError(_unknown("entrant", name, recipes()))
+    known = entrant_options(name, schedule)
+    settings = {key: option.default for key, option in known.items()} | dict(defaults)
+    from_file = tuned_settings(track, name, tuned)
+    for key, value in from_file.items():
+        if key not in known:
+            raise UserError(f"{tuned}: [{track}.{name}]: {_unknown('option', key, known)}")
+        settings[key] = value
+    origin = f"tuned for {track}" if from_file else f"defaults (nobody has tuned it for {track})"
+    typed = [assignment for assignment in assignments.split(",") if assignment]
+    for assignment in typed:
+        key, equals, value = assignment.partition("=")
+        if key not in known:
+            raise UserError(f"{text}: {_unknown('option', key, known)}")
+        if not equals:
+            raise UserError(f"{text}: {key} has no value; write {key}={known[key].default}")
+        settings[key] = _convert(text, key, value, known[key].type)
+    if typed:
+        origin += f", with {', '.join(typed)}"
+    return Entrant(text, name, settings | dict(fixed), origin)
+
+
+def tuned_settings(track: str, recipe: str, tuned: Path | None = TUNED) -> dict[str, Any]:
+    """The committed settings of a recipe on a track; empty if nobody has tuned it there."""
+    if tuned is None or not tuned.exists():
+        return {}
+    try:
+        section = tomllib.loads(tuned.read_text()).get(track, {}).get(recipe, {})
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{tuned}: not TOML: {error}; git checkout {tuned.name}") from None
+    return {key: value for key, value in section.items() if key != "trials"}
+
+
+def _convert(text: str, key: str, value: str, kind: type) -> Any:
+    try:
+        if kind is bool:
+            return {"true": True, "false": False}[value.lower()]
+        return kind(value)
+    except (KeyError, ValueError):
+        raise UserError(
+            f"{text}: {key}={value}: must be {'true or false' if kind is bool else kind.__name__}"
+        ) from None
+
+
+def _unknown(what: str, name: str, known: Mapping[str, Any]) -> str:
+    near = difflib.get_close_matches(name, known, n=2)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    return f"unknown {what} {name!r}: {hint}one of {', '.join(known)}"

@@ -1,0 +1,1 @@
+"""Records of runs: their schema, storage, statistics and verification. Never imports torch."""

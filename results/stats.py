@@ -1,0 +1,253 @@
+"""The statistics of a race: where a curve meets its target, and what a few seeds say about it.
+
+Computed from the rows of the CSVs with numpy and math alone. Every interval is a two-sided 95%
+interval from Student's t, because a race has few seeds.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from errors import UserError
+from results.schema import REACHED, Point, Run
+
+CONFIDENCE = 0.95
+
+# ---- One run -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """Where a curve first meets a target."""
+
+    step: float
+    tokens: float
+    seconds: float  # on the training clock
+
+
+def crossing(points: Sequence[Point], target: float) -> Crossing | None:
+    """Where a curve first meets a target loss (nats per token); None if it never does.
+
+    That is between the first validation at or below the target and the one before, by linear
+    interpolation in the loss; steps, tokens and seconds share the fraction of the way. A curve
+    that starts at or below the target meets it at its first validation.
+    """
+    met = next((i for i, point in enumerate(points) if point.val_loss <= target), None)
+    if met is None:
+        return None
+    after, before = points[met], points[max(met - 1, 0)]
+    drop = before.val_loss - after.val_loss
+    fraction = (before.val_loss - target) / drop if met else 0.0
+
+    def between(low: float, high: float) -> float:
+        return low + fraction * (high - low)
+
+    return Crossing(
+        step=between(before.step, after.step),
+        tokens=between(before.tokens, after.tokens),
+        seconds=between(before.train_seconds, after.train_seconds),
+    )
+
+
+# ---- The runs of one or two entrants -----------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number estimated from n runs, and its 95% interval; None where n is too small for one."""
+
+    value: float
+    low: float | None
+    high: float | None
+    n: int
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What each run of one entrant spent, in one unit, and whether it reached the target."""
+
+    spent: Sequence[float]  # until the target; by the whole run where it was not reached
+    reached: Sequence[bool]
+
+
+def costs(runs: Sequence[Run], unit: str) -> Costs:
+    """The cost of each run in `unit`: "steps", "tokens" or "seconds" (on the training clock).
+
+    Raises UserError for a run that reached its target but does not say where.
+    """
+    whole = {"steps": "steps", "tokens": "tokens", "seconds": "train_seconds"}[unit]
+    spent = []
+    for run in runs:
+        value = getattr(run, f"{unit}_to_target" if run.status == REACHED else whole)
+        if value is None:
+            raise UserError(
+                f"run {run.run} reached its target but has no {unit}_to_target; "
+                "run: python -m results.verify"
+            )
+        spent.append(value)
+    return Costs(spent, [run.status == REACHED for run in runs])
+
+
+def expected_cost(sample: Costs) -> Estimate | None:
+    """What it costs to reach the target when some runs miss it; None if no run reached it.
+
+    All that was spent, by the runs that missed too, over the number of runs that reached: the
+    ERT of COCO (Hansen et al., arXiv:1605.03560), here with interpolated crossings. It is the
+    mean when every run reached. The interval is that of the logarithm, by the delta method.
+    """
+    cost = _log_cost(sample)
+    return None if cost is None else _estimate(cost, exponentiate=True)
+
+
+def speedup(baseline: Costs, challenger: Costs) -> Estimate | None:
+    """Expected cost of the baseline over that of the challenger: above 1, the challenger wins.
+
+    None if either never reached the target. The interval is that of the difference of the two
+    logarithms, with the degrees of freedom of Welch and Satterthwaite. n counts the runs of both.
+    """
+    a, b = _log_cost(baseline), _log_cost(challenger)
+    return None if a is None or b is None else _estimate(_difference(a, b), exponentiate=True)
+
+
+def mean(values: Sequence[float]) -> Estimate:
+    """The mean of at least one value."""
+    return _estimate(_mean(values))
+
+
+def deviation(values: Sequence[float]) -> float | None:
+    """Standard deviation of the population that the values are from; None for fewer than two."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The mean of one sample less that of another, and how likely chance makes it as large."""
+
+    difference: Estimate
+    p: float | None  # two-sided; None where a sample has a single value
+
+
+def welch(a: Sequence[float], b: Sequence[float]) -> Comparison:
+    """Welch's t-test of mean(a) - mean(b), for samples whose variances need not be equal."""
+    difference = _difference(_mean(a), _mean(b))
+    if difference.variance is None:
+        return Comparison(_estimate(difference), None)
+    return Comparison(_estimate(difference), 2 * t_cdf(-abs(_t(difference)), difference.df))
+
+
+def one_sample(values: Sequence[float], target: float) -> float | None:
+    """One-sided p of a mean below the target, by Student's t-test: small means it is below.
+
+    None for a single value.
+    """
+    sample = _mean(values)
+    if sample.variance is None:
+        return None
+    return t_cdf(_t(replace(sample, value=sample.value - target)), sample.df)
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """An estimate, the variance of its error (None: unknown, n = 1) and its degrees of freedom."""
+
+    value: float
+    variance: float | None
+    df: float
+    n: int
+
+
+def _mean(values: Sequence[float]) -> _Sample:
+    n = len(values)
+    sd = deviation(values)
+    return _Sample(float(np.mean(values)), None if sd is None else sd**2 / n, n - 1, n)
+
+
+def _log_cost(sample: Costs) -> _Sample | None:
+    spent, reached = np.array(sample.spent, float), np.array(sample.reached, float)
+    if not (reached.any() and spent.any()):  # without any cost there is no logarithm
+        return None
+    # The delta method: what each run adds to the error of log(mean spent) - log(mean reached).
+    error = _mean(list(spent / spent.mean() - reached / reached.mean()))
+    return _Sample(math.log(spent.sum() / reached.sum()), error.variance, error.df, error.n)
+
+
+def _difference(a: _Sample, b: _Sample) -> _Sample:
+    value, n = a.value - b.value, a.n + b.n
+    if a.variance is None or b.variance is None:
+        return _Sample(value, None, 0, n)
+    variance = a.variance + b.variance
+    spread = a.variance**2 / a.df + b.variance**2 / b.df
+    df = variance**2 / spread if spread else a.df + b.df  # Welch-Satterthwaite
+    return _Sample(value, variance, df, n)
+
+
+def _estimate(sample: _Sample, exponentiate: bool = False) -> Estimate:
+    scale = math.exp if exponentiate else float
+    if sample.variance is None:
+        return Estimate(scale(sample.value), None, None, sample.n)
+    half = t_quantile((1 + CONFIDENCE) / 2, sample.df) * math.sqrt(sample.variance)
+    low, high = sample.value - half, sample.value + half
+    return Estimate(scale(sample.value), scale(low), scale(high), sample.n)
+
+
+def _t(sample: _Sample) -> float:
+    """Distance from zero in standard errors; infinite when seeds that never differ are off it."""
+    if sample.variance:
+        return sample.value / math.sqrt(sample.variance)
+    return math.copysign(math.inf, sample.value) if sample.value else 0.0
+
+
+# ---- Student's t -------------------------------------------------------------------------------
+
+
+def t_quantile(p: float, df: float) -> float:
+    """The t that Student's distribution with df >= 1 degrees of freedom stays below, 0 < p < 1.
+
+    By bisection of `t_cdf`, until two neighbouring floats are left.
+    """
+    if p < 0.5:
+        return -t_quantile(1 - p, df)
+    low, high = 0.0, 1.0
+    while t_cdf(high, df) < p:
+        low, high = high, 2 * high
+    while low < (middle := (low + high) / 2) < high:
+        if t_cdf(middle, df) < p:
+            low = middle
+        else:
+            high = middle
+    return middle
+
+
+def t_cdf(t: float, df: float) -> float:
+    """The probability that Student's t with df > 0 degrees of freedom is at most t."""
+    tail = _incomplete_beta(df / (df + t * t), df / 2, 0.5) / 2
+    return 1 - tail if t > 0 else tail
+
+
+def _incomplete_beta(x: float, a: float, b: float) -> float:
+    """The regularised incomplete beta function I_x(a, b), 0 <= x <= 1.
+
+    By its continued fraction and the modified Lentz method: Press et al., Numerical Recipes,
+    3rd ed., sections 5.2 and 6.4.
+    """
+    if x in (0, 1):
+        return float(x)
+    if x > (a + 1) / (a + b + 2):  # the fraction converges quickly on the other side only
+        return 1 - _incomplete_beta(1 - x, b, a)
+    log_front = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b)
+    log_front += a * math.log(x) + b * math.log1p(-x)
+    tiny = 1e-300  # keeps a division by a term that happens to be zero finite
+    c, d = 1.0, 1 / (1 - (a + b) * x / (a + 1) or tiny)
+    fraction = d
+    for m in range(1, 1000):
+        even = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
+        odd = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
+        for numerator in (even, odd):
+            d = 1 / (1 + numerator * d or tiny)
+            c = 1 + numerator / c or tiny
+            fraction *= c * d
+        if abs(c * d - 1) < 1e-15:
+            break
+    return math.exp(log_front) * fraction / a

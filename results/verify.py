@@ -1,0 +1,295 @@
+"""Recomputes what runs.csv and tuning.csv claim, from the curves, the sources and each other.
+
+    python -m results.verify
+    python -m results.verify --root results
+
+Prints a line for every claim that does not follow and exits 1, or says how many runs and trials
+hold and exits 0. It needs neither torch nor the machine of the race.
+"""
+
+import argparse
+import math
+import re
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from errors import UserError
+from results.schema import DIVERGED, MISSED, REACHED, Point, Run, Trial
+from results.stats import crossing
+from results.store import (
+    Tuned,
+    read_curve,
+    read_runs,
+    read_trials,
+    read_tuned,
+    source_hash,
+    source_path,
+)
+
+# The same on every run of a race, or its runs cannot be compared.
+COMMON = (
+    "track_hash",
+    "data_hash",
+    "source_hash",
+    "target",
+    "engine",
+    "world_size",
+    "device",
+    "threads",
+    "dtype",
+    "torch",
+)
+TIME_PARTS = (
+    "data_seconds",
+    "forward_backward_seconds",
+    "optimizer_seconds",
+    "communication_seconds",
+)
+TIME_TOLERANCE = 0.01  # timers of parts overlap a little where they start and stop
+OUTCOMES = {  # statuses that a trial can have, by its stage
+    "search": ("finished", DIVERGED),
+    "confirm": ("finished", DIVERGED),
+    "horizon": (REACHED, MISSED, DIVERGED),
+}
+
+
+def problems(root: Path) -> list[str]:
+    """A line for each claim in the result files that does not follow from the others.
+
+    Raises UserError when runs.csv, tuning.csv or tuned.toml cannot be read at all.
+    """
+    runs, trials = read_runs(root), read_trials(root)
+    found = [f"run {run.run}: {problem}" for run in runs for problem in _check_run(root, run)]
+    found += _check_unique(runs)
+    found += _check_races(runs)
+    found += _check_tokens(runs)
+    found += _check_curves(root, runs)
+    found += _check_sources(root, [*runs, *trials])
+    found += _check_trials(trials)
+    for section in read_tuned(root.resolve().parent / "optim" / "tuned.toml"):
+        found += _check_tuned(section, trials)
+    return found
+
+
+# ---- Runs --------------------------------------------------------------------------------------
+
+
+def _check_run(root: Path, run: Run) -> Iterator[str]:
+    """What a row says against its own curve and against itself."""
+    try:
+        points = read_curve(root, run.run)
+    except UserError as error:
+        yield str(error)
+        return
+    yield from _check_curve(run, points)
+    yield from _check_outcome(run, points)
+    if run.status != DIVERGED and run.steps != run.steps_planned:
+        yield f"{run.status} after {run.steps} of {run.steps_planned} steps"
+    parts = sum(getattr(run, part) for part in TIME_PARTS)
+    if parts > run.train_seconds * (1 + TIME_TOLERANCE):
+        yield f"its parts take {parts:g} s, more than train_seconds {run.train_seconds:g}"
+    if run.train_seconds and run.matmul_peak_flops:
+        mfu = run.flops_per_step * run.steps / run.train_seconds / run.matmul_peak_flops
+        if not math.isclose(run.mfu, mfu, rel_tol=1e-3):
+            yield f"mfu {run.mfu:g}, but its FLOPs, time and peak give {mfu:g}"
+
+
+def _check_curve(run: Run, points: Sequence[Point]) -> Iterator[str]:
+    """Whether a curve can be that of its run."""
+    for before, after in zip(points, points[1:], strict=False):
+        if after.step <= before.step:
+            yield f"its curve goes from step {before.step} to {after.step}"
+        if after.train_seconds < before.train_seconds:
+            yield f"its clock runs backwards at step {after.step}"
+    for point in points:
+        if point.tokens * run.steps != run.tokens * point.step:
+            yield f"{point.tokens} tokens at step {point.step}, but {run.tokens} at {run.steps}"
+    last = points[-1] if points else None
+    if last and last.step == run.steps:
+        if not _equal(last.train_seconds, run.train_seconds):
+            yield f"train_seconds {run.train_seconds:g}, but its curve {last.train_seconds:g}"
+    elif run.status != DIVERGED:
+        yield f"its curve has no validation at its last step {run.steps}"
+    elif last and (last.step > run.steps or last.train_seconds > run.train_seconds):
+        yield f"its curve goes on to step {last.step}, {last.train_seconds:g} s, after its end"
+
+
+def _check_outcome(run: Run, points: Sequence[Point]) -> Iterator[str]:
+    """Status, final loss and the way to the target, from the curve and the target alone."""
+    met = None
+    if run.status == DIVERGED:
+        if points and points[-1].step == run.steps_planned:
+            yield f"status diverged, but its curve ends at the planned step {run.steps_planned}"
+    else:
+        met = crossing(points, run.target)
+        status = MISSED if met is None else REACHED
+        if run.status != status:
+            yield f"status {run.status}, but its curve {status} the target {run.target:g}"
+    expected = {
+        "final_loss": points[-1].val_loss if points else None,
+        "steps_to_target": met.step if met else None,
+        "tokens_to_target": met.tokens if met else None,
+        "seconds_to_target": met.seconds if met else None,
+    }
+    for name, value in expected.items():
+        if not _equal(getattr(run, name), value):
+            yield f"{name} {_shown(getattr(run, name))}, but its curve gives {_shown(value)}"
+
+
+def _check_unique(runs: Sequence[Run]) -> Iterator[str]:
+    for name, times in Counter(run.run for run in runs).items():
+        if times > 1:
+            yield f"run {name}: {times} rows have this id"
+    for (race, entrant, seed), times in Counter((r.race, r.entrant, r.seed) for r in runs).items():
+        if times > 1:
+            yield f"race {race}: {times} runs of {entrant} with seed {seed}"
+
+
+def _check_races(runs: Sequence[Run]) -> Iterator[str]:
+    races = defaultdict(list)
+    for run in runs:
+        races[run.race].append(run)
+    for race, group in races.items():
+        for label in dict.fromkeys(run.label for run in group):
+            entrants = dict.fromkeys(run.entrant for run in group if run.label == label)
+            if len(entrants) > 1:
+                yield f"race {race}: label {label} stands for {' and '.join(entrants)}"
+        for name in COMMON:
+            values = dict.fromkeys(str(getattr(run, name)) for run in group)
+            if len(values) > 1:
+                yield f"race {race}: its runs differ in {name}: {', '.join(values)}"
+
+
+def _check_tokens(runs: Sequence[Run]) -> Iterator[str]:
+    """A track freezes its batch, so all of its runs take the same tokens a step."""
+    tracks: dict[str, set[float]] = defaultdict(set)
+    for run in runs:
+        if run.steps:
+            tracks[run.track_hash].add(run.tokens / run.steps)
+        elif run.tokens:
+            yield f"run {run.run}: {run.tokens} tokens in no step"
+    for track, rates in tracks.items():
+        if len(rates) > 1:
+            shown = ", ".join(f"{rate:g}" for rate in sorted(rates))
+            yield f"track {track}: its runs differ in tokens per step: {shown}"
+
+
+def _check_curves(root: Path, runs: Sequence[Run]) -> Iterator[str]:
+    """A curve without a row is what is left when an unwelcome run is struck out."""
+    names = {run.run for run in runs}
+    for path in sorted((root / "curves").glob("*.csv")):
+        if path.stem not in names:
+            yield (
+                f"{path}: no row in runs.csv; its row was removed, or the race was killed "
+                "in between: go on with --resume, or remove the file"
+            )
+
+
+def _check_sources(root: Path, rows: Sequence[Run | Trial]) -> Iterator[str]:
+    for digest in dict.fromkeys(row.source_hash for row in rows):
+        path = source_path(root, digest)
+        if not path.is_file():
+            yield f"{path}: missing, although rows name it"
+        elif source_hash(path.read_bytes().decode(errors="replace")) != digest:
+            yield f"{path}: not the text that it is named after"
+
+
+# ---- Tuning ------------------------------------------------------------------------------------
+
+
+def _check_trials(trials: Sequence[Trial]) -> Iterator[str]:
+    for trial in trials:
+        name = f"trial {trial.recipe} {trial.trial} ({trial.stage}, {trial.steps} steps)"
+        outcomes = OUTCOMES.get(trial.stage)
+        if outcomes is None:
+            yield f"{name}: stage {trial.stage!r} is not one of {', '.join(OUTCOMES)}"
+        elif trial.status not in outcomes:
+            yield f"{name}: status {trial.status!r} is not one of {', '.join(outcomes)}"
+        elif (trial.final_loss is None) != (trial.status == DIVERGED):
+            yield f"{name}: {trial.status} with final_loss {_shown(trial.final_loss)}"
+        elif (trial.target is None) != (trial.stage != "horizon"):
+            yield f"{name}: target {_shown(trial.target)}, which only the horizon stage has"
+    names = Counter((t.track_hash, t.recipe, t.stage, t.trial, t.steps, t.seed) for t in trials)
+    for (_, recipe, stage, index, steps, seed), times in names.items():
+        if times > 1:
+            yield f"trial {recipe} {index} ({stage}, {steps} steps): {times} rows with seed {seed}"
+    budgets: dict[str, Counter[str]] = defaultdict(Counter)
+    for searched in (t for t in trials if t.stage == "search"):
+        budgets[searched.track_hash][searched.recipe] += 1
+    for track, budget in budgets.items():
+        if len(set(budget.values())) > 1:
+            shown = ", ".join(f"{recipe} {count}" for recipe, count in budget.items())
+            yield f"track {track}: recipes differ in their number of search trials: {shown}"
+
+
+def _check_tuned(section: Tuned, trials: Sequence[Trial]) -> Iterator[str]:
+    """Whether tuned settings are those of the trials that they are said to come from."""
+    name = f"tuned.toml [{section.track}.{section.recipe}]"
+    own = [t for t in trials if (t.track, t.recipe) == (section.track, section.recipe)]
+    for index in section.trials:
+        rows = [trial for trial in own if trial.trial == index]
+        if not rows:
+            yield f"{name}: tuning.csv has no trial {index}"
+        for entrant in dict.fromkeys(trial.entrant for trial in rows):
+            options = _options(entrant)
+            for key, value in section.settings.items():
+                if not _same(value, options.get(key)):
+                    yield f"{name}: {key} = {value}, but trial {index} had {options.get(key)}"
+    if not any(t.trial in section.trials and t.steps == section.steps for t in own):
+        yield f"{name}: none of its trials ran for {section.steps} steps"
+
+
+def _options(entrant: str) -> dict[str, str]:
+    """The options of an entrant, name:key=value,...; a value may have commas of its own."""
+    _, _, options = entrant.partition(":")
+    return dict(re.findall(r"(\w+)=(.*?)(?:,(?=\w+=)|$)", options))
+
+
+def _same(value: Any, option: str | None) -> bool:
+    """Whether a value in TOML is what an entrant's option says."""
+    if option is None:
+        return False
+    try:
+        return float(option) == float(value)
+    except (TypeError, ValueError):
+        return option.lower() == str(value).lower()
+
+
+# ---- The command -------------------------------------------------------------------------------
+
+
+def _equal(a: float | None, b: float | None) -> bool:
+    if a is None or b is None:
+        return a is b
+    return math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-6)
+
+
+def _shown(value: float | None) -> str:
+    return "empty" if value is None else f"{value:.9g}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command. Returns its exit code: 0, 1 (something does not hold) or 2 (UserError)."""
+    parser = argparse.ArgumentParser(prog="python -m results.verify")
+    parser.add_argument("--root", type=Path, default=Path("results"), help="where runs.csv is")
+    root = parser.parse_args(arguments).root
+    try:
+        runs, trials = read_runs(root), read_trials(root)
+        if not runs and not trials:
+            raise UserError(f"nothing to verify in {root}; run: make speedrun")
+        found = problems(root)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    if found:
+        print(*found, sep="\n")
+        return 1
+    print(f"{len(runs)} runs and {len(trials)} tuning trials verified")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
