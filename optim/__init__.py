@@ -13,7 +13,7 @@ import pkgutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, NamedTuple, Protocol, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, NamedTuple, Protocol, get_args, get_origin, get_type_hints
 
 import torch
 
@@ -105,7 +105,7 @@ def options(function: Callable[..., Any]) -> dict[str, Option]:
         if parameter.default is inspect.Parameter.empty:
             continue  # the table of roles
         hint, bounds = hints[name], None
-        if get_args(hint) and not get_origin(hint):  # Annotated[type, range]
+        if get_origin(hint) is Annotated:
             hint, bounds = get_args(hint)[:2]
         found[name] = Option(hint, parameter.default, bounds)
     return found
