@@ -171,7 +171,7 @@ class Muon(torch.optim.Optimizer):
                     )
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update of every parameter that has a gradient. Returns what `closure` does."""
         loss = None
         if closure is not None:
@@ -192,7 +192,7 @@ class Muon(torch.optim.Optimizer):
             for p, update in zip(params, updates, strict=True):
                 splits = list(group["splits"] or (p.size(0),))
                 for block, W in zip(update.split(splits), p.split(splits), strict=True):
-                    step_size = group["lr"] * lr_scale(*W.shape, group["adjust_lr_fn"])
+                    step_size = group["lr"] * lr_scale(W.size(0), W.size(1), group["adjust_lr_fn"])
                     if W.size(0) > W.size(1):
                         block, W = block.mT, W.mT
                     batches[W.shape, W.device, *iteration].append((block, W, step_size))
@@ -212,6 +212,6 @@ class Muon(torch.optim.Optimizer):
             if "momentum_buffer" not in self.state[p]:
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p)
             buffers.append(self.state[p]["momentum_buffer"])
-        grads = [p.grad for p in params]
+        grads = [p.grad for p in params if p.grad is not None]
         torch._foreach_lerp_(buffers, grads, 1 - mu)
         return list(torch._foreach_lerp(grads, buffers, mu)) if group["nesterov"] else buffers

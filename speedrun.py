@@ -15,8 +15,6 @@ import argparse
 import hashlib
 import json
 import math
-import platform
-import re
 import secrets
 import statistics
 import sys
@@ -25,15 +23,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
 import engines
+import flags
 import machine
 import optim
+import record
 import tune
 from data import open_dataset
 from data.loader import Batches, val_batches
@@ -43,11 +44,10 @@ from optim import Linear
 from optim.entrants import TUNED, Entrant, entrant_options, parse
 from results import report, store
 from results.live import Live
-from results.schema import DIVERGED, FINISHED, MISSED, REACHED, Point, Run, Trial
+from results.schema import DIVERGED, MISSED, REACHED, Point, Run
 from results.stats import crossing
 
 RULES = 1  # version of the protocol; results of different versions are not comparable
-ROOT = Path(__file__).parent
 
 
 # ---------------------------------------------------------------------------------------------
@@ -174,23 +174,20 @@ class Options:
     results: str = "results"  # folder
 
 
-def choose_dtype(name: str, device: torch.device) -> tuple[torch.dtype, float]:
-    """The precision of the matrix products, and the machine's peak in it, FLOP/s.
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The precision of the matrix products.
 
     "auto" takes bfloat16 where it is at least 1.5 times as fast as float32: where the processor
-    has units for it.
+    has units for it. Without them it is emulated, a hundred times slower, hence the small product.
     """
     names = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-    if name not in ("auto", *names):
+    if name == "auto":
+        speed = {dt: machine.matmul_flops(device, dt, n=256, repeats=3) for dt in names.values()}
+        fast = speed[torch.bfloat16] > 1.5 * speed[torch.float32]
+        return torch.bfloat16 if fast else torch.float32
+    if name not in names:
         raise UserError(f"dtype {name!r}: must be auto, float32 or bfloat16")
-    dtype = names.get(name)
-    if dtype is None:
-        # Without such units bfloat16 is emulated, a hundred times slower: look at a small product.
-        small = {dt: machine.matmul_flops(device, dt, 256, 3) for dt in names.values()}
-        fast = small[torch.bfloat16] > 1.5 * small[torch.float32]
-        dtype = torch.bfloat16 if fast else torch.float32
-    n = 8192 if device.type == "cuda" else 2048
-    return dtype, machine.matmul_flops(device, dtype, n, 5)
+    return names[name]
 
 
 # ---------------------------------------------------------------------------------------------
@@ -281,11 +278,17 @@ class Trainer:
         self.val = val_batches(
             self.data.val, val_tokens=track.val_tokens, batch_seqs=self.batch_seqs, **self.share
         )
-        self.dtype, self.matmul_peak = choose_dtype(options.dtype, self.device)
+        self.dtype = choose_dtype(options.dtype, self.device)
         self.model: Callable[..., Tensor] = self.engine.wrap(self.gpt)
         self.eager = machine.compiler_missing(self.device) if options.compile else "as asked"
         if not self.eager:
             self.model = torch.compile(self.model, dynamic=False)
+
+    @cached_property
+    def matmul_peak(self) -> float:
+        """FLOP/s of a large matrix product on this machine, in the run's precision."""
+        n = 8192 if self.device.type == "cuda" else 2048
+        return machine.matmul_flops(self.device, self.dtype, n, repeats=5)
 
     def batches(self, seed: int) -> Batches:
         """The training data of a run. Raises UserError if the batch does not divide."""
@@ -428,87 +431,11 @@ class Trainer:
                 raise
             self.eager = f"compilation failed: {str(error).strip().splitlines()[0][:200]}"
             self.model = self.engine.wrap(self.gpt)
+            self.engine.load(saved)
             return self.warm_up()
         self.engine.step()
         self.engine.load(saved)
         return self.now() - begun
-
-
-# ---------------------------------------------------------------------------------------------
-# What is written down.
-
-
-def program() -> dict[str, str]:
-    """The files that decide a number, by name: their hash is in every row."""
-    patterns = ("*.py", "optim/*.py", "engines/*.py", "data/*.py", "results/s*.py")
-    paths = sorted(path for pattern in patterns for path in ROOT.glob(pattern))
-    return {str(path.relative_to(ROOT)): path.read_text() for path in paths}
-
-
-def provenance(trainer: Trainer, entrant: Entrant, seed: int, source: str) -> dict[str, Any]:
-    """The columns that races and tuning trials share; see results.schema.Provenance."""
-    outputs = (":!*.csv", ":!results/sources", ":!plots/*.png", ":!plots/*.svg", ":!*.toml")
-    commit = machine.git(ROOT, "rev-parse", "HEAD")
-    changes = machine.git(ROOT, "status", "--porcelain", "--", ".", *outputs)
-    return dict(
-        started=datetime.now(UTC).isoformat(timespec="seconds"),
-        track=trainer.track.name,
-        track_hash=trainer.track.hash(),
-        label=entrant.label,
-        entrant=entrant.spelled,
-        seed=seed,
-        engine=trainer.options.engine,
-        world_size=trainer.engine.world_size,
-        device=machine.device_name(trainer.device),
-        threads=torch.get_num_threads(),
-        dtype=str(trainer.dtype).removeprefix("torch."),
-        compiled=not trainer.eager,
-        compile_note=trainer.eager,
-        torch=torch.__version__,
-        python=platform.python_version(),
-        commit=commit,
-        clean=bool(commit) and not changes,
-        source_hash=store.source_hash(source),
-        data_hash=trainer.data.hash,
-    )
-
-
-def as_run(trainer: Trainer, race: str, facts: dict[str, Any], planned: int, out: Outcome) -> Run:
-    """The row of runs.csv."""
-    track, clock = trainer.track, out.clock
-    hit = crossing(out.points, track.target) if out.status == REACHED else None
-    loss = out.points[-1].val_loss if out.points else None
-    bits = None if loss is None else loss / math.log(2) / trainer.data.bytes_per_token
-    flops = trainer.gpt.flops_per_token(track.seq_len) * track.batch_tokens
-    name = re.sub(r"[^a-z0-9]+", "-", facts["entrant"].partition(":")[0])
-    digest = hashlib.sha256(facts["entrant"].encode()).hexdigest()[:6]
-    return Run(
-        **facts,
-        race=race,
-        run=f"{race}-{name}-{digest}-s{facts['seed']}",
-        status=out.status,
-        target=track.target,
-        steps_planned=planned,
-        steps=out.steps,
-        tokens=out.steps * track.batch_tokens,
-        final_loss=loss,
-        final_bits_per_byte=bits,
-        steps_to_target=hit.step if hit else None,
-        tokens_to_target=hit.tokens if hit else None,
-        seconds_to_target=hit.seconds if hit else None,
-        train_seconds=clock.seconds,
-        **{f"{part}_seconds": seconds for part, seconds in clock.parts.items()},
-        compile_seconds=out.compile_seconds,
-        val_seconds=out.val_seconds,
-        param_count=sum(p.numel() for p in trainer.gpt.parameters()),
-        param_bytes=out.memory.get("params", 0),
-        grad_bytes=out.memory.get("grads", 0),
-        state_bytes=out.memory.get("state", 0),
-        peak_memory_bytes=machine.peak_memory(trainer.device),
-        flops_per_step=flops,
-        matmul_peak_flops=trainer.matmul_peak,
-        mfu=flops * out.steps / clock.seconds / trainer.matmul_peak / trainer.engine.world_size,
-    )
 
 
 # ---------------------------------------------------------------------------------------------
@@ -523,7 +450,7 @@ def race(
     Seeds outside, entrants inside, the order reversed every other seed, so that a machine that
     drifts hits all alike.
     """
-    source, root = store.source_text(program()), Path(trainer.options.results)
+    source, root = record.program(), Path(trainer.options.results)
     runs, finished = list(done), {(run.entrant, run.seed) for run in done}
     with Live(total=seeds * len(entrants), done=done) as live:
         for seed in range(seeds):
@@ -532,57 +459,13 @@ def race(
                     continue
                 steps = schedule_of(entrant).steps
                 live.start(entrant.label, seed, steps)
-                facts = provenance(trainer, entrant, seed, source)
+                facts = record.provenance(trainer, entrant, seed, source)
                 out = trainer.run(entrant, seed, live.watch)
-                run = as_run(trainer, race_id, facts, steps, out)
+                run = record.run_row(trainer, facts, race_id, steps, out)
                 store.record(root, run, out.points, source)
                 runs.append(run)
                 live.finish(run)
     return runs
-
-
-def find_race(trainer: Trainer, entrants: Sequence[Entrant], name: str) -> tuple[str, list[Run]]:
-    """The race to go on with, and its finished runs: the one called `name`, or the newest."""
-    rows = store.read_runs(Path(trainer.options.results))
-    wanted = name or (rows[-1].race if rows else "")
-    done = [run for run in rows if run.race == wanted]
-    if not done:
-        raise UserError(
-            f"--resume {name}: no finished run of such a race; start one: make speedrun"
-        )
-    facts = provenance(trainer, entrants[0], 0, store.source_text(program()))
-    for key in ("track_hash", "source_hash", "data_hash", "device", "dtype", "threads"):
-        if getattr(done[0], key) != facts[key]:
-            raise UserError(
-                f"--resume: race {wanted} had {key} {getattr(done[0], key)}, now it is "
-                f"{facts[key]}; a race must be one experiment: start a new one without --resume"
-            )
-    strangers = {run.label for run in done} - {entrant.label for entrant in entrants}
-    if strangers:
-        raise UserError(f"--resume: race {wanted} also has {', '.join(strangers)}; name them too")
-    return wanted, done
-
-
-def add_flags(parser: argparse.ArgumentParser, declared: type, note: str) -> None:
-    """A flag for each field of a dataclass; a flag that is not given is absent."""
-    group = parser.add_argument_group(note)
-    hints = get_type_hints(declared)
-    for knob in fields(declared):
-        if knob.name == "name":
-            continue
-        flag, kind = "--" + knob.name.replace("_", "-"), hints[knob.name]
-        if kind is bool:
-            group.add_argument(
-                flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS
-            )
-        else:
-            kind = int if kind == (int | None) else kind
-            group.add_argument(flag, type=kind, metavar=kind.__name__, default=argparse.SUPPRESS)
-
-
-def given(arguments: argparse.Namespace, declared: type) -> dict[str, Any]:
-    """The values of a dataclass that the command line gave."""
-    return {f.name: getattr(arguments, f.name) for f in fields(declared) if f.name in arguments}
 
 
 def command_line() -> argparse.ArgumentParser:
@@ -596,8 +479,8 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, default=3, help="runs of each entrant (default 3)")
     parser.add_argument("--resume", nargs="?", const="", metavar="RACE", help="default: the newest")
     parser.add_argument("--steps", type=int, help="horizon of every entrant; a custom track")
-    add_flags(parser, Options, "how it runs")
-    add_flags(parser, Track, "overrides of the track, for a quick look; they make it custom")
+    flags.add(parser, Options, "how it runs")
+    flags.add(parser, Track, "overrides of the track, for a quick look; they make it custom")
     tune.add_flags(parser)
     return parser
 
@@ -606,97 +489,61 @@ def settle_track(arguments: argparse.Namespace) -> Track:
     """The track, with what the command line overrides."""
     if arguments.track not in TRACKS:
         raise UserError(f"unknown track {arguments.track!r}: one of {', '.join(TRACKS)}")
-    track, overrides = TRACKS[arguments.track], given(arguments, Track)
+    track, overrides = TRACKS[arguments.track], flags.given(arguments, Track)
     if overrides or arguments.steps is not None:
         track = replace(track, name="custom", **overrides)
     return track
 
 
-def race_main(trainer: Trainer, words: Sequence[str], arguments: argparse.Namespace) -> None:
+def race_main(track: Track, options: Options, arguments: argparse.Namespace) -> None:
     """Race, then say who won."""
+    words = arguments.words or ["adamw", "muon"]
     entrants = [enter(word, arguments.track, arguments.steps) for word in words]
     if len({entrant.spelled for entrant in entrants}) < len(entrants):
         raise UserError(f"{' '.join(words)}: an entrant is named twice; name each once")
+    if arguments.seeds < 1:
+        raise UserError(f"--seeds {arguments.seeds}: must be at least 1; run with --seeds 3")
+    trainer = Trainer(track, options)
     for entrant in entrants:
         trainer.check(entrant)
         print(f"{entrant.label}: {entrant.origin}\n    {entrant.spelled}")
-    if arguments.resume is None:
-        race_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{trainer.track.name}-{secrets.token_hex(2)}"
-        done: list[Run] = []
-    else:
-        race_id, done = find_race(trainer, entrants, arguments.resume)
+    done: list[Run] = []
+    race_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{track.name}-{secrets.token_hex(2)}"
+    if arguments.resume is not None:
+        facts = record.provenance(trainer, entrants[0], 0, record.program())
+        root, target = Path(options.results), track.target
+        done = record.find_race(root, arguments.resume, facts, target, entrants)
+        race_id = done[0].race
     try:
         race(trainer, entrants, arguments.seeds, race_id, done)
     finally:
-        runs = store.read_runs(Path(trainer.options.results))
-        runs = [run for run in runs if run.race == race_id]
+        runs = [run for run in store.read_runs(Path(options.results)) if run.race == race_id]
         print("", report.text(report.summarise(runs)), *report.sentences(runs), sep="\n")
 
 
-def tune_main(trainer: Trainer, recipes: Sequence[str], arguments: argparse.Namespace) -> None:
+def tune_main(track: Track, options: Options, arguments: argparse.Namespace) -> None:
     """Tune each recipe, as far as --stage and the other shards allow."""
-    track, root = trainer.track, Path(trainer.options.results)
-    source, shard = store.source_text(program()), tune.read_shard(arguments.shard)
-    for recipe in recipes or ["adamw", "muon"]:
-        options = entrant_options(recipe, Schedule)
-
-        def entrant_of(job: tune.Job, recipe: str = recipe) -> Entrant:
-            values = ",".join(f"{key}={value}" for key, value in job.settings.items())
-            return parse(f"{recipe}:{values}", track.name, Schedule, {}, {}, tuned=None)
-
-        def find(job: tune.Job, recipe: str = recipe) -> Trial | None:
-            key = (track.hash(), job.stage, job.trial, entrant_of(job).spelled, job.seed)
-            for row in store.read_trials(root):
-                same = (row.track_hash, row.stage, row.trial, row.entrant, row.seed) == key
-                if same and row.target in (None, track.target):
-                    return row
-            return None
-
-        def run(job: tune.Job, recipe: str = recipe) -> Trial:
-            entrant = entrant_of(job)
-            facts = provenance(trainer, entrant, job.seed, source)
-            out = trainer.run(entrant, job.seed, only_last=True)
-            finished = out.status if job.stage == "horizon" or out.status == DIVERGED else FINISHED
-            trial = Trial(
-                **facts,
-                recipe=recipe,
-                stage=job.stage,
-                trial=job.trial,
-                steps=job.settings["steps"],
-                status=finished,
-                target=track.target if job.stage == "horizon" else None,
-                final_loss=out.points[-1].val_loss if out.points else None,
-                train_seconds=out.clock.seconds,
-            )
-            store.record_trial(root, trial, source)
-            print(
-                f"{recipe} {job.stage} {job.trial} seed {job.seed}: {trial.final_loss}", flush=True
-            )
-            return trial
-
-        study = tune.Study(options, arguments.trials, track.search_steps, shard, find, run)
-        tune.conduct(study, recipe, track.name, arguments.stage, TUNED)
+    recipes = arguments.words[1:] or ["adamw", "muon"]
+    plan = tune.Plan(arguments.trials, tune.read_shard(arguments.shard), arguments.stage)
+    knobs = {recipe: entrant_options(recipe, Schedule) for recipe in recipes}
+    trainer = Trainer(track, options)
+    for recipe in recipes:
+        settle = partial(enter, track=arguments.track)
+        tune.conduct(tune.Study(trainer, recipe, knobs[recipe], settle, plan), TUNED)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; its exit code: 0, 2 after a user's mistake, 130 after Ctrl-C."""
     arguments = command_line().parse_args(argv)
-    words = arguments.words or ["adamw", "muon"]
-    tuning = words[0] == "tune"
+    command = tune_main if arguments.words[:1] == ["tune"] else race_main
     try:
-        track = settle_track(arguments)
-        options = Options(**given(arguments, Options))
-        if arguments.seeds < 1:
-            raise UserError(f"--seeds {arguments.seeds}: must be at least 1; run with --seeds 3")
-        trainer = Trainer(track, options)
-        if tuning:
-            tune_main(trainer, words[1:], arguments)
-        else:
-            race_main(trainer, words, arguments)
+        options = Options(**flags.given(arguments, Options))
+        command(settle_track(arguments), options, arguments)
     except UserError as error:
         print(f"speedrun.py: {error}", file=sys.stderr)
         return 2
     except tune.Incomplete as left:
-        print(f"speedrun.py: {left}; run again without --shard when they are done")
+        print(f"speedrun.py: {left}; run the command again without --shard when they are done")
     except KeyboardInterrupt:
         print("\nstopped; what is finished is recorded: go on with --resume", file=sys.stderr)
         return 130

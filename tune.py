@@ -2,8 +2,9 @@
 
     python speedrun.py tune adamw muon --track tiny --trials 32
 
-Three stages, each a set of rows in results/tuning.csv. search: points of a Sobol sequence over the
-recipe's ranges and the schedule's, one seed, all at the track's common horizon. confirm: the best
+Four stages, each a set of rows in results/tuning.csv. search: points of a Sobol sequence over the
+recipe's ranges and the schedule's, one seed, all at the track's common horizon. refine: a quarter
+as many points close to the best, beyond the ranges where it lies at their edge. confirm: the best
 few again, with fresh seeds. horizon: for those, the shortest horizon at which every fresh seed
 meets the track's target. The outcome goes to optim/tuned.toml, which names the trial it came from.
 
@@ -12,6 +13,7 @@ Trials are compared by loss alone: they may share the machine, one `--shard` to 
 """
 
 import argparse
+import json
 import math
 import statistics
 import tomllib
@@ -22,15 +24,19 @@ from typing import Any, NamedTuple
 
 from torch.quasirandom import SobolEngine
 
+import record
 from errors import UserError
 from optim import Option
+from optim.entrants import Entrant
+from results import store
 from results.schema import REACHED, Trial
 
-STAGES = ("search", "confirm", "horizon")
+STAGES = ("search", "refine", "confirm", "horizon")
 SEARCH_SEED = 1000
 FRESH_SEEDS = (1001, 1002, 1003)  # races count from 0, so no race repeats a trial
-FEW = 3  # settings that are confirmed and shortened
+FEW = 2  # settings that are confirmed and shortened
 GRID = 5  # steps between horizons that are tried
+CLOSE = 0.25  # of each range: the width of the box that is refined
 EDGE = 0.05  # of a range: a best value nearer to its end draws a warning
 
 Settings = dict[str, Any]
@@ -56,7 +62,22 @@ class Shard:
         return item % self.count == self.index - 1
 
 
-class Incomplete(Exception):
+@dataclass(frozen=True)
+class Plan:
+    """How much is to be done of a study."""
+
+    trials: int
+    shard: Shard
+    stage: str  # the last one
+
+    def __post_init__(self) -> None:
+        if self.trials < 1:
+            raise UserError(f"--trials {self.trials}: must be at least 1; run with --trials 32")
+        if self.stage not in STAGES:
+            raise UserError(f"--stage {self.stage}: must be one of {', '.join(STAGES)}")
+
+
+class Incomplete(Exception):  # noqa: N818
     """Other shards have work to do before the next stage."""
 
 
@@ -66,7 +87,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--trials", type=int, default=32, help="of each recipe (default 32)")
     group.add_argument("--shard", default="1/1", metavar="I/N", help="part I of N of the trials")
     group.add_argument(
-        "--stage", default="horizon", help="last stage: search, confirm or horizon (default)"
+        "--stage", default="horizon", help=f"the last of {', '.join(STAGES)} (default)"
     )
 
 
@@ -78,61 +99,110 @@ def read_shard(text: str) -> Shard:
     return Shard(int(index), int(count))
 
 
-def points(options: Mapping[str, Option], trials: int) -> list[Settings]:
-    """The first `trials` points of the Sobol sequence over the options that have a range.
+def points(
+    options: Mapping[str, Option], count: int, around: Settings | None = None
+) -> list[Settings]:
+    """The first `count` points of a Sobol sequence over the options that have a range.
 
-    Point i is the same for any number of trials. Values have three significant digits.
+    With `around`, they fill a box of CLOSE times the ranges around that point. Point i is the same
+    for any count. Values have three significant digits.
     """
     ranges = {name: option.range for name, option in options.items() if option.range}
-    unit = SobolEngine(len(ranges), scramble=True, seed=0).draw(trials).tolist()
-    return [
-        {
-            name: float(f"{bounds.at(u):.3g}")
-            for (name, bounds), u in zip(ranges.items(), row, strict=True)
-        }
-        for row in unit
-    ]
+    unit = SobolEngine(len(ranges), scramble=True, seed=0).draw(count).tolist()
+    found = []
+    for row in unit:
+        point = {}
+        for (name, bounds), u in zip(ranges.items(), row, strict=True):
+            place = u if around is None else bounds.where(around[name]) + CLOSE * (u - 0.5)
+            point[name] = float(f"{bounds.at(place):.3g}")
+        found.append(point)
+    return found
 
 
 class Study:
-    """The trials of one recipe on one track."""
+    """The trials of one recipe on the track of a `speedrun.Trainer`."""
 
     def __init__(
         self,
+        trainer: Any,
+        recipe: str,
         options: Mapping[str, Option],
-        trials: int,
-        steps: int,
-        shard: Shard,
-        find: Callable[[Job], Trial | None],
-        run: Callable[[Job], Trial],
+        enter: Callable[[str], Entrant],
+        plan: Plan,
     ) -> None:
-        """steps: the common horizon. find: the row of a job, if any process has run it."""
-        if trials < 1:
-            raise UserError(f"--trials {trials}: must be at least 1; run with --trials 32")
-        self.options, self.steps, self.shard = options, steps, shard
-        self.points = points(options, trials)
-        self._find, self._run = find, run
+        """options: all of an entrant's. enter: settles the options of a spelled entrant."""
+        self.trainer, self.recipe, self.options = trainer, recipe, options
+        self.points = points(options, plan.trials)
+        self._enter, self.plan = enter, plan
+        self._root, self._source = Path(trainer.options.results), record.program()
+
+    @property
+    def steps(self) -> int:
+        """The common horizon."""
+        steps: int = self.trainer.track.search_steps
+        return steps
+
+    def _find(self, job: Job) -> Trial | None:
+        """The job's row, whichever process wrote it."""
+        track = self.trainer.track
+        key = (track.hash(), job.stage, job.trial, self._entrant(job).spelled, job.seed)
+        for row in store.read_trials(self._root):
+            if (row.track_hash, row.stage, row.trial, row.entrant, row.seed) == key and (
+                row.target in (None, track.target)
+            ):
+                return row
+        return None
 
     def _once(self, job: Job) -> Trial:
-        return self._find(job) or self._run(job)
+        """The job's row; runs it if there is none."""
+        trial = self._find(job)
+        if trial is None:
+            entrant = self._entrant(job)
+            facts = record.provenance(self.trainer, entrant, job.seed, self._source)
+            out = self.trainer.run(entrant, job.seed, only_last=True)
+            steps = job.settings["steps"]
+            trial = record.trial_row(self.trainer, facts, job.stage, job.trial, steps, out)
+            store.record_trial(self._root, trial, self._source)
+            loss = trial.status if trial.final_loss is None else f"{trial.final_loss:.4f}"
+            print(
+                f"{self.recipe} {job.stage} {job.trial} seed {job.seed} {steps}: {loss}", flush=True
+            )
+        return trial
+
+    def _entrant(self, job: Job) -> Entrant:
+        values = ",".join(f"{key}={value}" for key, value in job.settings.items())
+        return self._enter(f"{self.recipe}:{values}")
 
     def _all(self, jobs: Sequence[Job]) -> list[Trial]:
         """Do this shard's part of the jobs; the rows of all. Raises Incomplete."""
         for number, job in enumerate(jobs):
-            if self.shard.has(number):
+            if self.plan.shard.has(number):
                 self._once(job)
         rows = [self._find(job) for job in jobs]
         if None in rows:
-            raise Incomplete(f"{rows.count(None)} {jobs[0].stage} trials are left to other shards")
+            raise Incomplete(f"{rows.count(None)} {jobs[0].stage} trials of {self.recipe} are left")
         return [row for row in rows if row]
 
-    def search(self) -> list[int]:
-        """Every point at the common horizon; the indices of the best few, best first."""
-        jobs = [
-            Job("search", index, point | {"steps": self.steps}, SEARCH_SEED)
-            for index, point in enumerate(self.points)
-        ]
-        ranked = sorted(self._all(jobs), key=loss_of)
+    def _first(self, stage: str, trials: range) -> list[Trial]:
+        """Points at the common horizon, with the seed of the search."""
+        return self._all(
+            [
+                Job(stage, index, self.points[index] | {"steps": self.steps}, SEARCH_SEED)
+                for index in trials
+            ]
+        )
+
+    def search(self) -> list[Trial]:
+        """Every point of the sequence; the rows, best first."""
+        return sorted(self._first("search", range(self.plan.trials)), key=loss_of)
+
+    def refine(self, searched: Sequence[Trial]) -> list[int]:
+        """Points close to the best; the indices of the best few of all, best first."""
+        first, more = self.plan.trials, self.plan.trials // 4
+        best = self.points[searched[0].trial]
+        self.points[first:] = points(self.options, more, around=best)
+        refined = self._first("refine", range(first, first + more))
+        ranked = sorted([*searched, *refined], key=loss_of)
         return [trial.trial for trial in ranked[:FEW] if trial.final_loss is not None]
 
     def confirm(self, few: Sequence[int]) -> list[tuple[float, int]]:
@@ -211,31 +281,40 @@ def write_settings(path: Path, track: str, recipe: str, settings: Settings, tria
     for track_name, recipes in sorted(document.items()):
         for recipe_name, section in sorted(recipes.items()):
             lines.append(f"[{track_name}.{recipe_name}]")
-            lines += [f"{key} = {value}" for key, value in section.items()]
+            lines += [f"{key} = {json.dumps(value)}" for key, value in section.items()]
             lines.append("")
     path.write_text("\n".join(lines))
 
 
-def conduct(study: Study, recipe: str, track: str, stage: str, tuned: Path) -> None:
-    """Go through the stages as far as `stage`; write the outcome of the last to `tuned`."""
-    if stage not in STAGES:
-        raise UserError(f"--stage {stage}: must be one of {', '.join(STAGES)}")
-    few = study.search()
-    for index in few:
-        for warning in study.at_edge(index):
-            print(f"{recipe}: trial {index}: {warning}")
-    if stage == "search":
+def conduct(study: Study, tuned: Path) -> None:
+    """Go through the stages of the plan; write the outcome of the last to `tuned`.
+
+    Raises Incomplete where it must wait for other shards.
+    """
+    recipe = study.recipe
+    searched = study.search()
+    if searched[0].final_loss is None:
+        raise UserError(f"{recipe}: every trial diverged; narrow its ranges in optim/")
+    if study.plan.stage == "search":
+        return
+    few = study.refine(searched)
+    if study.plan.stage == "refine":
         return
     confirmed = study.confirm(few)
     for loss, index in confirmed:
         print(f"{recipe}: trial {index}: {loss:.4f} over {len(FRESH_SEEDS)} fresh seeds")
-    print(f"{recipe} reaches {target_from(confirmed[0][0])} at the common horizon")
-    if stage == "confirm":
+    for warning in study.at_edge(confirmed[0][1]):
+        print(f"{recipe}: warning: {warning}; widen it in optim/ and tune again")
+    print(f"{recipe} reaches {target_from(confirmed[0][0])} at {study.steps} steps")
+    if study.plan.stage == "confirm":
         return
+    if study.plan.shard.count > 1:  # each horizon depends on the one before
+        raise Incomplete("the horizon stage is for one process")
     shortest = study.shorten([index for _, index in confirmed])
     if shortest is None:
         print(f"{recipe}: no horizon tried meets the target; {tuned.name} stays as it is")
         return
     steps, index = shortest
-    write_settings(tuned, track, recipe, study.points[index] | {"steps": steps}, index)
+    settings = study.points[index] | {"steps": steps}
+    write_settings(tuned, study.trainer.track.name, recipe, settings, index)
     print(f"{recipe}: {steps} steps with trial {index}, written to {tuned.name}")

@@ -62,7 +62,7 @@ class Engine(Protocol):
         """A copy of parameters and optimizer state."""
 
     def load(self, saved: dict[str, Any]) -> None:
-        """Restore what `save` returned."""
+        """Restore what `save` returned, and clear the gradients."""
 
 
 def make(name: str, device: torch.device) -> Engine:

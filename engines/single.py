@@ -1,6 +1,6 @@
 """The single-process engine: one device, nothing to communicate. The reference for all others."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -24,11 +24,12 @@ class Engine:
         return self.model
 
     def roles(self) -> list[Any]:
-        return self.model.roles()
+        rows: list[Any] = self.model.roles()  # type: ignore[operator]
+        return rows
 
     def optimizers(self, plan: Sequence[Plan]) -> list[torch.optim.Optimizer]:
         """One optimizer per rule, so that a rule may batch over all its groups."""
-        by_rule: dict[type[torch.optim.Optimizer], list[dict[str, Any]]] = {}
+        by_rule: dict[Callable[..., torch.optim.Optimizer], list[dict[str, Any]]] = {}
         for group in plan:
             params = [row.param for row in group.params]
             base_lr = group.options["lr"]
@@ -57,8 +58,9 @@ class Engine:
         return torch.nn.utils.get_total_norm(grads).item()
 
     def state_bytes(self) -> dict[str, int]:
-        tensors = {"params": list(self.model.parameters())}
-        tensors["grads"] = [p.grad for p in tensors["params"] if p.grad is not None]
+        params = list(self.model.parameters())
+        tensors: dict[str, list[Tensor]] = {"params": [*params]}
+        tensors["grads"] = [p.grad for p in params if p.grad is not None]
         tensors["state"] = [
             value
             for optimizer in self._optimizers
@@ -80,3 +82,4 @@ class Engine:
         self.model.load_state_dict(saved["model"])
         for optimizer, state in zip(self._optimizers, saved["optimizers"], strict=True):
             optimizer.load_state_dict(state)
+        self.model.zero_grad(set_to_none=True)

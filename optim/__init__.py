@@ -9,6 +9,7 @@ tuner. It returns data; `plan` checks them and an engine builds the optimizers.
 """
 
 import inspect
+import math
 import pkgutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -55,22 +56,29 @@ Recipe = Callable[..., list[Group]]
 
 @dataclass(frozen=True)
 class Linear:
-    """A range that the tuner samples evenly."""
+    """A range that the tuner samples evenly and does not leave."""
 
     low: float
     high: float
 
     def at(self, u: float) -> float:
-        """The value at u in [0, 1]."""
-        return self.low + u * (self.high - self.low)
+        """The value at u, from 0 at the low end to 1 at the high end."""
+        return self.low + min(1.0, max(0.0, u)) * (self.high - self.low)
+
+    def where(self, value: float) -> float:
+        """The u of a value."""
+        return (value - self.low) / (self.high - self.low)
 
 
 @dataclass(frozen=True)
 class Log(Linear):
-    """A range that the tuner samples evenly in the logarithm."""
+    """A range of scales: sampled evenly in the logarithm, and left where the best lies outside."""
 
     def at(self, u: float) -> float:
         return self.low * (self.high / self.low) ** u
+
+    def where(self, value: float) -> float:
+        return math.log(value / self.low) / math.log(self.high / self.low)
 
 
 class Option(NamedTuple):

@@ -36,7 +36,9 @@ class Entrant:
 
 
 def entrant_options(recipe: str, schedule: Callable[..., Any]) -> dict[str, Option]:
-    """All options of an entrant: its recipe's, then the schedule's."""
+    """All options of an entrant: its recipe's, then the schedule's. Raises UserError."""
+    if recipe not in recipes():
+        raise UserError(_unknown("entrant", recipe, recipes()))
     return options(recipes()[recipe]) | options(schedule)
 
 
@@ -55,8 +57,6 @@ def parse(
     or a value of the wrong type.
     """
     name, _, assignments = text.partition(":")
-    if name not in recipes():
-        raise UserError(_unknown("entrant", name, recipes()))
     known = entrant_options(name, schedule)
     settings = {key: option.default for key, option in known.items()} | dict(defaults)
     from_file = tuned_settings(track, name, tuned)

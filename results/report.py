@@ -7,10 +7,12 @@
 
 A marked part of the README is `<!-- begin:NAME -->` to `<!-- end:NAME -->` with NAME one of
 `headline`, `race`, `machine` and `tuned`. `<!-- begin:NAME RACE -->` shows that race; without
-RACE it is --race, or else the newest race that was run on an unchanged track.
+RACE it is --race, or else the newest race that was run on an unchanged track. `<!-- begin:csv
+FILE -->` shows any CSV file as a table.
 """
 
 import argparse
+import csv
 import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -34,7 +36,7 @@ TABLE_NOTE = (
     "± is the standard deviation between runs. Steps, tokens and seconds count what runs that did "
     "not reach the target spent."
 )
-MARKED = re.compile(  # group 1: the first marker, 2: its name, 3: its race or None, 4: the last
+MARKED = re.compile(  # group 1: the first marker, 2: its name, 3: its argument or None, 4: the last
     r"(<!-- begin:(\w+)(?: (\S+))? -->\n).*?(<!-- end:\2 -->)", re.DOTALL
 )
 
@@ -314,6 +316,16 @@ def tuned_table(tuned: Sequence[Tuned]) -> str:
     return _markdown(["track", "entrant", "settings", "steps", "from trials"], rows)
 
 
+def csv_table(path: Path) -> str:
+    """A CSV file as Markdown. Raises UserError if there is none."""
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            headings, *rows = csv.reader(file)
+    except (OSError, ValueError) as error:
+        raise UserError(f"README marker csv {path}: {error}; make it with: make bench") from error
+    return _markdown(headings, rows)
+
+
 def rewrite(readme: str, runs: Sequence[Run], tuned: Sequence[Tuned], race: str | None) -> str:
     """The README with every marked part as the CSVs give it.
 
@@ -322,12 +334,14 @@ def rewrite(readme: str, runs: Sequence[Run], tuned: Sequence[Tuned], race: str 
     """
 
     def fill(match: re.Match[str]) -> str:
-        begin, name, marked_race, end = match.groups()
+        begin, name, argument, end = match.groups()
         if name == "tuned":
             return f"{begin}{tuned_table(tuned)}\n{end}"
+        if name == "csv":
+            return f"{begin}{csv_table(Path(argument or ''))}\n{end}"
         if name not in ("headline", "race", "machine"):
-            raise UserError(f"README marker {name!r} must be headline, race, machine or tuned")
-        chosen = select(runs, marked_race or race, official=True)
+            raise UserError(f"README marker {name!r} must be headline, race, machine, tuned or csv")
+        chosen = select(runs, argument or race, official=True)
         if name == "headline":
             content = "\n\n".join(sentences(chosen))
         elif name == "race":

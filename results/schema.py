@@ -66,7 +66,7 @@ class Run(Provenance):
     peak_memory_bytes: int  # of the GPU, or of the process where there is none
     flops_per_step: float  # model FLOPs of one step, forward and backward
     matmul_peak_flops: float  # FLOP/s of one large matrix product, measured in this process
-    mfu: float  # flops_per_step / step seconds / matmul_peak_flops
+    mfu: float  # flops_per_step / step seconds / (world_size * matmul_peak_flops)
 
 
 @dataclass(frozen=True)
@@ -93,10 +93,10 @@ class Trial(Provenance):
     """One row of tuning.csv: one training run of the tuner."""
 
     recipe: str  # name in the registry
-    stage: str  # search: common horizon; confirm: best few, fresh seeds; horizon: shortened
-    trial: int  # index in the recipe's low-discrepancy sequence
+    stage: str  # search, refine, confirm or horizon; see tune
+    trial: int  # index of the point
     steps: int  # horizon of this run
-    status: str  # search and confirm: finished or diverged; horizon: reached, missed or diverged
+    status: str  # horizon: reached, missed or diverged; else finished or diverged
     target: float | None  # of the horizon stage
     final_loss: float | None  # nats per token; empty when diverged
     train_seconds: float  # not comparable between trials: they may share the machine

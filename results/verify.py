@@ -13,11 +13,12 @@ import re
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from errors import UserError
-from results.schema import DIVERGED, MISSED, REACHED, Point, Run, Trial
+from results.schema import DIVERGED, FINISHED, MISSED, REACHED, Point, Run, Trial
 from results.stats import crossing
 from results.store import (
     Tuned,
@@ -50,8 +51,9 @@ TIME_PARTS = (
 )
 TIME_TOLERANCE = 0.01  # timers of parts overlap a little where they start and stop
 OUTCOMES = {  # statuses that a trial can have, by its stage
-    "search": ("finished", DIVERGED),
-    "confirm": ("finished", DIVERGED),
+    "search": (FINISHED, DIVERGED),
+    "refine": (FINISHED, DIVERGED),
+    "confirm": (FINISHED, DIVERGED),
     "horizon": (REACHED, MISSED, DIVERGED),
 }
 
@@ -92,14 +94,15 @@ def _check_run(root: Path, run: Run) -> Iterator[str]:
     if parts > run.train_seconds * (1 + TIME_TOLERANCE):
         yield f"its parts take {parts:g} s, more than train_seconds {run.train_seconds:g}"
     if run.train_seconds and run.matmul_peak_flops:
-        mfu = run.flops_per_step * run.steps / run.train_seconds / run.matmul_peak_flops
+        peak = run.matmul_peak_flops * run.world_size
+        mfu = run.flops_per_step * run.steps / run.train_seconds / peak
         if not math.isclose(run.mfu, mfu, rel_tol=1e-3):
             yield f"mfu {run.mfu:g}, but its FLOPs, time and peak give {mfu:g}"
 
 
 def _check_curve(run: Run, points: Sequence[Point]) -> Iterator[str]:
     """Whether a curve can be that of its run."""
-    for before, after in zip(points, points[1:], strict=False):
+    for before, after in pairwise(points):
         if after.step <= before.step:
             yield f"its curve goes from step {before.step} to {after.step}"
         if after.train_seconds < before.train_seconds:
@@ -212,10 +215,12 @@ def _check_trials(trials: Sequence[Trial]) -> Iterator[str]:
             yield f"{name}: {trial.status} with final_loss {_shown(trial.final_loss)}"
         elif (trial.target is None) != (trial.stage != "horizon"):
             yield f"{name}: target {_shown(trial.target)}, which only the horizon stage has"
-    names = Counter((t.track_hash, t.recipe, t.stage, t.trial, t.steps, t.seed) for t in trials)
-    for (_, recipe, stage, index, steps, seed), times in names.items():
+        elif _meets(trial) != (trial.status == REACHED):
+            yield f"{name}: {trial.status} {_shown(trial.target)} with {_shown(trial.final_loss)}"
+    keys = Counter((t.track_hash, t.stage, t.entrant, t.seed, t.target) for t in trials)
+    for (_, stage, entrant, seed, _), times in keys.items():
         if times > 1:
-            yield f"trial {recipe} {index} ({stage}, {steps} steps): {times} rows with seed {seed}"
+            yield f"trial {entrant} ({stage}): {times} rows with seed {seed}"
     budgets: dict[str, Counter[str]] = defaultdict(Counter)
     for searched in (t for t in trials if t.stage == "search"):
         budgets[searched.track_hash][searched.recipe] += 1
@@ -225,21 +230,31 @@ def _check_trials(trials: Sequence[Trial]) -> Iterator[str]:
             yield f"track {track}: recipes differ in their number of search trials: {shown}"
 
 
+def _meets(trial: Trial) -> bool:
+    """Whether a trial's last loss is as good as its target; never without either."""
+    loss, target = trial.final_loss, trial.target
+    return loss is not None and target is not None and loss <= target
+
+
 def _check_tuned(section: Tuned, trials: Sequence[Trial]) -> Iterator[str]:
     """Whether tuned settings are those of the trials that they are said to come from."""
     name = f"tuned.toml [{section.track}.{section.recipe}]"
-    own = [t for t in trials if (t.track, t.recipe) == (section.track, section.recipe)]
+    if not section.trials:
+        yield f"{name}: names no trial"
     for index in section.trials:
-        rows = [trial for trial in own if trial.trial == index]
+        key = (section.track, section.recipe, index)
+        rows = [t for t in trials if (t.track, t.recipe, t.trial) == key]
         if not rows:
             yield f"{name}: tuning.csv has no trial {index}"
-        for entrant in dict.fromkeys(trial.entrant for trial in rows):
-            options = _options(entrant)
-            for key, value in section.settings.items():
-                if not _same(value, options.get(key)):
-                    yield f"{name}: {key} = {value}, but trial {index} had {options.get(key)}"
-    if not any(t.trial in section.trials and t.steps == section.steps for t in own):
-        yield f"{name}: none of its trials ran for {section.steps} steps"
+            continue
+        rows = [t for t in rows if _agree(section.settings, _options(t.entrant))]
+        if not rows:
+            yield f"{name}: its settings are not those of trial {index}"
+            continue
+        rows = [t for t in rows if t.stage == "horizon" and t.steps == section.steps]
+        # Of several targets the last counts: the ones before it were given up.
+        if not rows or any(t.status != REACHED for t in rows if t.target == rows[-1].target):
+            yield f"{name}: trial {index} did not reach the target in {section.steps} steps"
 
 
 def _options(entrant: str) -> dict[str, str]:
@@ -248,14 +263,16 @@ def _options(entrant: str) -> dict[str, str]:
     return dict(re.findall(r"(\w+)=(.*?)(?:,(?=\w+=)|$)", options))
 
 
-def _same(value: Any, option: str | None) -> bool:
-    """Whether a value in TOML is what an entrant's option says."""
-    if option is None:
-        return False
-    try:
-        return float(option) == float(value)
-    except (TypeError, ValueError):
-        return option.lower() == str(value).lower()
+def _agree(settings: dict[str, Any], options: dict[str, str]) -> bool:
+    """Whether options that an entrant spells out are those of a section of TOML."""
+
+    def same(value: Any, option: str) -> bool:
+        try:
+            return float(option) == float(value)
+        except (TypeError, ValueError):
+            return option.lower() == str(value).lower()
+
+    return all(key in options and same(value, options[key]) for key, value in settings.items())
 
 
 # ---- The command -------------------------------------------------------------------------------

@@ -1,0 +1,82 @@
+"""One optimizer step on the hidden matrices of the tiny track: ours against torch's.
+
+    python -m bench.optimizer_step
+
+All contenders get the same matrices and gradients and take turns in one process; the figures are
+medians. Goal: Muon at least twice as fast as torch.optim.Muon. That one always iterates in
+bfloat16, which a processor without units for it emulates, so two fairer rivals stand beside it:
+our own Muon a matrix at a time, and in bfloat16.
+"""
+
+import copy
+from collections.abc import Callable
+
+import torch
+
+import machine
+from bench import Row, machine_line, medians, write
+from model import GPT, preset
+from muon import Muon
+
+ROUNDS = 15
+OURS = "Muon"
+
+
+def matrices() -> list[tuple[torch.nn.Parameter, tuple[int, ...]]]:
+    """The hidden matrices with random gradients, and the matrices stacked in each."""
+    gpt = GPT(preset("tiny", vocab_size=1024, block_size=128))
+    gpt.init_weights(0)
+    generator = torch.Generator().manual_seed(1)
+    rows = [row for row in gpt.roles() if row.role == "matrix"]
+    for row in rows:
+        row.param.grad = torch.randn(row.param.shape, generator=generator)
+    return [(row.param, row.splits) for row in rows]
+
+
+def apart(source: list[tuple[torch.nn.Parameter, tuple[int, ...]]]) -> list[torch.nn.Parameter]:
+    """The same with every stacked matrix a parameter of its own, as torch.optim.Muon needs it."""
+    params = []
+    for param, splits in source:
+        assert param.grad is not None
+        for block, grad in zip(param.split(splits), param.grad.split(splits), strict=True):
+            params.append(torch.nn.Parameter(block.detach().clone()))
+            params[-1].grad = grad.clone()
+    return params
+
+
+def contenders() -> dict[str, Callable[[], object]]:
+    """A step of each, on a copy of the matrices of its own."""
+    source = matrices()
+
+    def ours(ns_dtype: torch.dtype) -> Callable[[], object]:
+        groups = [{"params": [param], "splits": splits} for param, splits in copy.deepcopy(source)]
+        for group, (param, _) in zip(groups, source, strict=True):
+            group["params"][0].grad = param.grad  # type: ignore[union-attr,index]
+        return Muon(groups, ns_dtype=ns_dtype).step
+
+    one_by_one = [Muon([param]) for param in apart(source)]
+    whole = [param for param, _ in copy.deepcopy(source)]
+    for param, (original, _) in zip(whole, source, strict=True):
+        param.grad = original.grad
+    return {
+        OURS: ours(torch.float32),
+        "Muon, a matrix at a time": lambda: [optimizer.step() for optimizer in one_by_one],
+        "Muon, bfloat16": ours(torch.bfloat16),
+        "torch.optim.Muon (bfloat16)": torch.optim.Muon(apart(source), lr=0.02).step,
+        "torch.optim.AdamW(fused=True)": torch.optim.AdamW(whole, fused=True).step,
+    }
+
+
+def main() -> None:
+    torch.set_num_threads(machine.cores())
+    print(machine_line(torch.get_num_threads()))
+    ms = medians(contenders(), ROUNDS)
+    rows: list[Row] = [
+        {"step": name, "ms": round(value, 2), f"times {OURS}": f"{value / ms[OURS]:.2f}x"}
+        for name, value in ms.items()
+    ]
+    write("optimizer_step", rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Charts of a race, from the CSVs alone. Never imports torch."""

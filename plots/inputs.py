@@ -1,0 +1,156 @@
+"""What the charts are drawn from: one race of runs.csv with its curves, and tuning.csv.
+
+Claims: every number comes from the CSVs through `results.store`, `results.stats` and
+`results.report`, so a chart, the printed table and the README never disagree.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from errors import UserError
+from plots.style import Look, looks
+from results.report import BASELINE, by_label, select, spelled
+from results.schema import DIVERGED, Point, Run, Trial
+from results.stats import Costs, Estimate, costs, expected_cost, speedup
+from results.store import read_curve, read_runs, read_trials
+
+
+class MissingDataError(Exception):
+    """A chart that cannot be drawn from these CSVs. Says what is missing and the next command."""
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """The runs of one label in a race, in the order of their seeds, and their validations."""
+
+    label: str
+    name: str  # the label as prose writes it
+    runs: Sequence[Run]
+    curves: Sequence[Sequence[Point]]  # one for each run
+    look: Look
+
+    def finished(self) -> list[Sequence[Point]]:
+        """The curves of the runs that did not diverge."""
+        return [c for r, c in zip(self.runs, self.curves, strict=True) if r.status != DIVERGED]
+
+    def cost(self, unit: str) -> Estimate | None:
+        """Expected cost of the target in "steps", "tokens" or "seconds"; None if never reached."""
+        return expected_cost(costs(self.runs, unit))
+
+    def final_loss(self) -> float | None:
+        """Mean last validation loss of the runs that did not diverge; None if there are none."""
+        losses = [curve[-1].val_loss for curve in self.finished() if curve]
+        return sum(losses) / len(losses) if losses else None
+
+    def step_ms(self, part: str = "train") -> float:
+        """Milliseconds a step of all runs together; `part` names a `*_seconds` column of Run."""
+        steps = sum(run.steps for run in self.runs)
+        seconds = sum(getattr(run, f"{part}_seconds") for run in self.runs)
+        return float(1000 * seconds / steps) if steps else 0.0
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """All that the charts show."""
+
+    entrants: Sequence[Entrant]  # in the order in which they first ran; none without a race
+    trials: Sequence[Trial]  # the search stage at its newest horizon, on the race's track
+    recipe_looks: dict[str, Look]  # of the recipes in `trials`, in the order of their first trial
+
+    @property
+    def runs(self) -> list[Run]:
+        """All runs of the race."""
+        return [run for entrant in self.entrants for run in entrant.runs]
+
+    @property
+    def target(self) -> float:
+        """Validation loss that the race is run to, nats per token."""
+        return self.entrants[0].runs[0].target
+
+    @property
+    def baseline(self) -> Entrant | None:
+        """The entrant that others are compared with: AdamW's first label; None if it is not in."""
+        named = [e for e in self.entrants if e.label.partition(":")[0] == BASELINE]
+        exact = [e for e in named if e.label == BASELINE]
+        return next(iter(exact + named), None)
+
+    @property
+    def subject(self) -> Entrant:
+        """Whom a title is about: who got to the target in the least time, but the baseline."""
+        others = [e for e in self.ranking("seconds") if e is not self.baseline]
+        return others[0] if others else self.entrants[0]
+
+    def ranking(self, unit: str) -> list[Entrant]:
+        """The entrants from the cheapest to the target; then those that never met it, by loss."""
+
+        def key(entrant: Entrant) -> tuple[float, float]:
+            cost, loss = entrant.cost(unit), entrant.final_loss()
+            infinity = float("inf")
+            return (cost.value if cost else infinity, infinity if loss is None else loss)
+
+        return sorted(self.entrants, key=key)
+
+
+@dataclass(frozen=True)
+class Split:
+    """A speed-up over the baseline, and the two factors that it is the product of.
+
+    Each is baseline over challenger, above 1 where the challenger is ahead.
+    """
+
+    samples: Estimate  # of steps to the target
+    step: Estimate  # of seconds a step
+    clock: Estimate  # of seconds to the target
+
+
+def split(baseline: Entrant, challenger: Entrant) -> Split | None:
+    """The speed-up of one entrant over another; None if either never reached the target."""
+    a_steps, a_seconds = (costs(baseline.runs, unit) for unit in ("steps", "seconds"))
+    b_steps, b_seconds = (costs(challenger.runs, unit) for unit in ("steps", "seconds"))
+    samples, clock = speedup(a_steps, b_steps), speedup(a_seconds, b_seconds)
+    step = speedup(_per_step(a_seconds, a_steps), _per_step(b_seconds, b_steps))
+    if samples is None or clock is None or step is None:
+        return None
+    # The mean over runs weighs each alike; the quotient is what makes the product exact.
+    exact = Estimate(clock.value / samples.value, step.low, step.high, step.n)
+    return Split(samples, exact, clock)
+
+
+def _per_step(seconds: Costs, steps: Costs) -> Costs:
+    values = [s / n for s, n in zip(seconds.spent, steps.spent, strict=True) if n]
+    return Costs(values, [True] * len(values))
+
+
+def load(root: Path, race: str | None = None) -> Inputs:
+    """Reads the CSVs under `root`: the named race, or else the newest.
+
+    Raises UserError when there are neither runs nor trials, when the named race is not in
+    runs.csv, and for a file that is not as the schema says.
+    """
+    runs, trials = read_runs(root), read_trials(root)
+    if not runs and not trials:
+        raise UserError(f"no runs in {root / 'runs.csv'}; run: make speedrun")
+    chosen = select(runs, race) if runs or race else []
+    search = _search(trials, chosen[0].track if chosen else trials[-1].track)
+    named = [(run.started, run.label) for run in runs] + [(t.started, t.recipe) for t in trials]
+    history = [name for _, name in sorted(named, key=lambda pair: pair[0])]
+    recipes = list(dict.fromkeys(trial.recipe for trial in search))
+    return Inputs(_entrants(root, chosen, history), search, looks(history, recipes))
+
+
+def _entrants(root: Path, runs: Iterable[Run], history: Sequence[str]) -> list[Entrant]:
+    groups = by_label(list(runs))
+    styles = looks(history, groups)
+    entrants = []
+    for label, group in groups.items():
+        ordered = sorted(group, key=lambda run: run.seed)
+        curves = [read_curve(root, run.run) for run in ordered]
+        entrants.append(Entrant(label, spelled(label), ordered, curves, styles[label]))
+    return entrants
+
+
+def _search(trials: Sequence[Trial], track: str) -> list[Trial]:
+    """The trials that can be compared: one track, one horizon, the newest."""
+    search = [trial for trial in trials if trial.track == track and trial.stage == "search"]
+    return [trial for trial in search if trial.steps == search[-1].steps]

@@ -1,0 +1,111 @@
+"""Draws every chart of a race from the CSVs alone: a PNG and an SVG each.
+
+    python -m plots.make                                    # the newest race in results/
+    python -m plots.make --race ID --root results --out plots
+
+Claims: the same CSVs and the same version of matplotlib give the same bytes, so that committed
+charts only change with their numbers. Needs neither torch nor a display.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from errors import UserError
+from plots.bars import memory, step_time
+from plots.compare import speedup, time_to_target
+from plots.curves import loss_curves
+from plots.inputs import Inputs, MissingDataError, load
+from plots.style import SETTINGS, settle
+from plots.tuning import lr_sensitivity
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One chart: its file name, the function that draws it, and what that needs."""
+
+    name: str
+    draw: Callable[[Inputs], Figure]
+    of_race: bool = True  # else of the tuning trials
+
+
+CHARTS = (
+    Chart("loss_curves", loss_curves),
+    Chart("time_to_target", time_to_target),
+    Chart("speedup", speedup),
+    Chart("memory", memory),
+    Chart("step_time", step_time),
+    Chart("lr_sensitivity", lr_sensitivity, of_race=False),
+)
+
+
+def draw(chart: Chart, inputs: Inputs) -> Figure:
+    """The chart as a figure. Raises MissingDataError, which names the next command."""
+    if chart.of_race and not inputs.entrants:
+        raise MissingDataError("no race in runs.csv; run: make speedrun")
+    if not chart.of_race and not inputs.trials:
+        raise MissingDataError(
+            "no search trials in tuning.csv; run: python speedrun.py tune adamw muon"
+        )
+    with matplotlib.rc_context(SETTINGS):
+        figure = chart.draw(inputs)
+        settle(figure)
+    return figure
+
+
+def save(figure: Figure, stem: Path) -> list[Path]:
+    """Writes stem.png and stem.svg without dates or versions; returns their paths."""
+    paths = [stem.with_suffix(".png"), stem.with_suffix(".svg")]
+    with matplotlib.rc_context(SETTINGS):
+        figure.savefig(paths[0], metadata={"Software": None})
+        figure.savefig(paths[1], metadata={"Date": None, "Creator": None})
+    return paths
+
+
+def make(root: Path, out: Path, race: str | None = None) -> list[str]:
+    """Draws all charts that can be drawn; returns a line for each, of its files or of why not.
+
+    A chart that is skipped is also removed from `out`, so that no chart of another race stays
+    beside the new ones. Raises UserError for CSVs that cannot be read and for `out` that cannot be
+    written.
+    """
+    inputs = load(root, race)
+    lines = []
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for chart in CHARTS:
+            stem = out / chart.name
+            try:
+                paths = save(draw(chart, inputs), stem)
+                lines.append(f"{chart.name}: {' '.join(map(str, paths))}")
+            except MissingDataError as reason:
+                for suffix in (".png", ".svg"):
+                    stem.with_suffix(suffix).unlink(missing_ok=True)
+                lines.append(f"{chart.name}: skipped, {reason}")
+    except OSError as error:
+        raise UserError(f"cannot write charts to {out}: {error.strerror}; use --out") from error
+    return lines
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command. Returns its exit code: 0, or 2 for a UserError."""
+    parser = argparse.ArgumentParser(prog="python -m plots.make")
+    parser.add_argument("--root", type=Path, default=Path("results"), help="where runs.csv is")
+    parser.add_argument("--out", type=Path, default=Path("plots"), help="where the charts go")
+    parser.add_argument("--race", help="id of the race; default: the newest")
+    options = parser.parse_args(arguments)
+    try:
+        print(*make(options.root, options.out, options.race), sep="\n")
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,141 @@
+"""Final loss of every trial of the tuner against its learning rate, a panel for each recipe."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+from plots import style
+from plots.inputs import Inputs, MissingDataError
+from plots.style import Look
+from results.report import spelled
+from results.schema import Trial
+
+COLUMNS = 3
+PANEL_IN = 2.6
+
+
+def lr_sensitivity(inputs: Inputs) -> Figure:
+    """Panels that share their loss axis; the best trial is ringed, diverged ones at the top."""
+    by_recipe: dict[str, list[Trial]] = {}
+    for trial in inputs.trials:
+        if learning_rate(trial) is not None:
+            by_recipe.setdefault(trial.recipe, []).append(trial)
+    losses = [t.final_loss for ts in by_recipe.values() for t in ts if t.final_loss is not None]
+    if not losses:
+        raise MissingDataError(
+            "no finished search trial with an lr; run: python speedrun.py tune adamw muon"
+        )
+    # A few hopeless trials must not squeeze the rest: they stand at the top edge.
+    top = min(losses) + 1.1 * (float(np.quantile(losses, 0.85)) - min(losses)) or 0.1
+    caption = (
+        "A marker is one trial of the search, in which the other options vary too; ringed: the "
+        "best. Line: lower hull of the trials."
+    )
+    if max(losses) > top:
+        caption += " Open triangle: higher than shown."
+    if len(losses) < sum(map(len, by_recipe.values())):
+        caption += " Cross: diverged."
+    columns = min(COLUMNS, len(by_recipe))
+    rows = math.ceil(len(by_recipe) / columns)
+    figure = style.sheet(_title(by_recipe), caption, _footer(by_recipe), PANEL_IN * rows + 0.2)
+    panels = figure.subplots(rows, columns, sharey=True, squeeze=False)
+    for axes, (recipe, trials) in zip(panels.flat, by_recipe.items(), strict=False):
+        _panel(axes, trials, inputs.recipe_looks[recipe], top)
+    for axes in panels.flat[len(by_recipe) :]:
+        axes.set_visible(False)
+    for axes in panels[:, 0]:
+        axes.set_ylabel("final validation loss\n(nats per token)")
+    panels[0, 0].set_ylim(min(losses) - 0.12 * (top - min(losses)), top)
+    return figure
+
+
+def learning_rate(trial: Trial) -> float | None:
+    """The option `lr` of a trial's entrant, name:key=value,...; None if it has none."""
+    options = dict(part.partition("=")[::2] for part in trial.entrant.partition(":")[2].split(","))
+    try:
+        return float(options["lr"])
+    except (KeyError, ValueError):
+        return None
+
+
+def _best(trials: Sequence[Trial]) -> tuple[float, float] | None:
+    """Learning rate and loss of the best trial; None if all diverged."""
+    finished = _finished(trials)
+    return min(finished, key=lambda point: point[1]) if finished else None
+
+
+def _finished(trials: Sequence[Trial]) -> list[tuple[float, float]]:
+    """Learning rate and loss of the trials that did not diverge, by learning rate."""
+    pairs = ((learning_rate(trial), trial.final_loss) for trial in trials)
+    return sorted((lr, loss) for lr, loss in pairs if lr is not None and loss is not None)
+
+
+def _title(by_recipe: dict[str, list[Trial]]) -> str:
+    best = {recipe: found for recipe, trials in by_recipe.items() if (found := _best(trials))}
+    first, *rest = sorted(best, key=lambda recipe: best[recipe][1])
+    title = (
+        f"{spelled(first)}'s best trial ends at {best[first][1]:.3f}, at lr {best[first][0]:.2g}"
+    )
+    if rest:
+        title += f"; {spelled(rest[0])}'s at {best[rest[0]][1]:.3f}, at lr {best[rest[0]][0]:.2g}"
+    return title
+
+
+def _footer(by_recipe: dict[str, list[Trial]]) -> str:
+    trials = [trial for group in by_recipe.values() for trial in group]
+    counts = sorted({len(group) for group in by_recipe.values()})
+    each = " to ".join(str(n) for n in dict.fromkeys((counts[0], counts[-1])))
+    seeds = len({trial.seed for trial in trials})
+    devices = " / ".join(dict.fromkeys(trial.device for trial in trials))
+    return (
+        f"Track {trials[0].track} · {each} trials each of {trials[0].steps} steps, "
+        f"{seeds} {'seed' if seeds == 1 else 'seeds'} · {devices} · search stage of tuning.csv"
+    )
+
+
+def _panel(axes: Axes, trials: Sequence[Trial], look: Look, top: float) -> None:
+    points = _finished(trials)
+    inside = [(lr, loss) for lr, loss in points if loss <= top]
+    above = [(lr, top) for lr, loss in points if loss > top]
+    diverged = [(lr, top) for t in trials if t.final_loss is None and (lr := learning_rate(t))]
+    color: dict[str, Any] = {"color": look.color, "linestyle": "none"}
+    axes.plot(*_xy(inside), look.marker, markersize=5, mec="white", mew=0.5, zorder=3, **color)
+    axes.plot(*_xy(above), "^", markersize=6, mfc="white", mew=1.2, clip_on=False, **color)
+    axes.plot(*_xy(diverged), "x", markersize=6, mew=1.6, clip_on=False, **color)
+    axes.plot(*_xy(_lower_hull(points)), color=look.color, linewidth=1, alpha=0.6)
+    axes.set_xscale("log")
+    axes.set_xlabel("learning rate (lr)")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0), numticks=12))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    title = spelled(trials[0].recipe)
+    best = _best(trials)
+    if best is not None:
+        axes.plot(*best, "o", markersize=11, mfc="none", mec=style.INK, mew=1.2, zorder=4)
+        title += f": {best[1]:.3f} at lr {best[0]:.2g}"
+    axes.set_title(title, color=look.text, pad=8)
+
+
+def _xy(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    return [x for x, _ in points], [y for _, y in points]
+
+
+def _lower_hull(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The corners of the convex curve below all points, with lr on a log scale; lr ascending."""
+    hull: list[tuple[float, float]] = []
+    for point in points:
+        while len(hull) > 1 and _turns_down(hull[-2], hull[-1], point):
+            hull.pop()
+        hull.append(point)
+    return hull
+
+
+def _turns_down(a: tuple[float, float], b: tuple[float, float], c: tuple[float, float]) -> bool:
+    """Whether b lies on or above the line from a to c."""
+    ab, ac = math.log(b[0] / a[0]), math.log(c[0] / a[0])
+    return (b[1] - a[1]) * ac >= (c[1] - a[1]) * ab

@@ -1,0 +1,49 @@
+"""Words and numbers that several charts say alike."""
+
+from collections.abc import Callable, Iterable
+
+from plots.inputs import Inputs
+from results.stats import Estimate
+
+
+def change(ratio: Estimate, less: str) -> str:
+    """A speed-up in per cent of the baseline's cost: "26.1% fewer", or "... more" below 1."""
+    saved = 1 - 1 / ratio.value
+    return f"{abs(saved):.1%} {less if saved >= 0 else 'more'}"
+
+
+def interval(estimate: Estimate, form: Callable[[float], str]) -> str:
+    """The interval as text, such as 1.31 to 1.42; empty when a single run gives none."""
+    if estimate.low is None or estimate.high is None:
+        return ""
+    return f"{form(estimate.low)} to {form(estimate.high)}"
+
+
+def doubt(*ratios: Estimate) -> str:
+    """What a title adds when the interval of one of these ratios holds 1; empty otherwise."""
+    holds = [r.low is not None and r.high is not None and r.low <= 1 <= r.high for r in ratios]
+    return ", which may be chance" if any(holds) else ""
+
+
+def seeds(inputs: Inputs) -> str:
+    """How many runs each entrant has: "5 seeds each", "3 to 5 seeds each"."""
+    counts = sorted({len(entrant.runs) for entrant in inputs.entrants})
+    if counts == [1]:
+        return "1 seed each"
+    return f"{' to '.join(str(n) for n in dict.fromkeys((counts[0], counts[-1])))} seeds each"
+
+
+def footer(inputs: Inputs) -> str:
+    """Where a race's numbers are from: track, seeds, machine and race."""
+    runs = inputs.runs
+
+    def each(values: Iterable[object]) -> str:
+        return " / ".join(dict.fromkeys(map(str, values)))
+
+    processes = each(run.world_size for run in runs)
+    machine = ("" if processes == "1" else f"{processes} x ") + each(run.device for run in runs)
+    return (
+        f"Track {each(run.track for run in runs)} · {seeds(inputs)} · {machine}, "
+        f"{each(run.threads for run in runs)} threads, {each(run.dtype for run in runs)} · "
+        f"race {runs[0].race}"
+    )

@@ -1,0 +1,52 @@
+"""What several tests share: the prepared corpus and a race small enough for a test."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import speedrun
+from data import corpus
+
+# The overrides of the tiny track that make it a matter of milliseconds a step.
+MICRO = {
+    "width": 32,
+    "seq_len": 32,
+    "batch_tokens": 256,
+    "val_tokens": 512,
+    "val_every": 4,
+    "val_every_late": 2,
+    "target": 6.9,
+}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def prepared_corpus() -> None:
+    corpus.prepare()
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Matrices this small are slower on two threads, which spin when another test has a core."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def micro_track() -> speedrun.Track:
+    return replace(speedrun.TRACKS["tiny"], name="custom", **MICRO)
+
+
+@pytest.fixture
+def micro_options(tmp_path: Path) -> speedrun.Options:
+    return speedrun.Options(
+        dtype="float32", threads=1, compile=False, results=str(tmp_path / "results")
+    )
+
+
+@pytest.fixture
+def micro_flags(tmp_path: Path) -> list[str]:
+    """The command line of the micro race, after the entrants."""
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in MICRO.items()]
+    fast = ["--dtype=float32", "--threads=1", "--no-compile"]
+    return [*flags, *fast, f"--results={tmp_path / 'results'}"]

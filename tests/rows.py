@@ -1,0 +1,101 @@
+"""Rows for the tests of `results`: runs that follow from their curves, and tuning trials."""
+
+from typing import Any
+
+from results import store
+from results.schema import Point, Run, Trial
+from results.stats import crossing
+
+SOURCE = store.source_text({"speedrun.py": "print('fast')\n", "muon.py": "# five steps\n"})
+PROVENANCE: dict[str, Any] = dict(
+    started="2026-08-01T12:00:00+00:00",
+    track="tiny",
+    track_hash="1f2e",
+    label="muon",
+    entrant="muon:lr=0.02,momentum=0.95",
+    seed=0,
+    engine="single",
+    world_size=1,
+    device="A processor, 2 cores",
+    threads=2,
+    dtype="bfloat16",
+    compiled=True,
+    compile_note="",
+    torch="2.9.0",
+    python="3.11.7",
+    commit="0123456789abcdef",
+    clean=True,
+    source_hash=store.source_hash(SOURCE),
+    data_hash="abcd",
+)
+
+
+def make_points(steps: int = 100, step_seconds: float = 0.1, floor: float = 3.0) -> list[Point]:
+    """A validation every 20 steps; the loss falls linearly from 5 to `floor` in 100 steps."""
+    return [
+        Point(
+            step=step,
+            tokens=4096 * step,
+            train_seconds=step_seconds * step,
+            train_loss=4.0 if step else None,
+            val_loss=5.0 - (5.0 - floor) * step / 100,
+            lr=0.02,
+            grad_norm=1.0 if step else None,
+            step_ms=1000 * step_seconds if step else None,
+            optimizer_ms=5.0 if step else None,
+            peak_memory_bytes=800_000_000,
+        )
+        for step in range(0, steps + 1, 20)
+    ]
+
+
+def make_run(points: list[Point] | None = None, **changes: Any) -> Run:
+    """A run that follows from its points: 100 steps with a target of 3.5."""
+    points = make_points() if points is None else points
+    met = crossing(points, 3.5)
+    seconds = points[-1].train_seconds
+    values = PROVENANCE | dict(
+        race="tiny-1",
+        run="muon-0",
+        status="reached" if met else "missed",
+        target=3.5,
+        steps_planned=100,
+        steps=points[-1].step,
+        tokens=points[-1].tokens,
+        final_loss=points[-1].val_loss,
+        final_bits_per_byte=1.2,
+        steps_to_target=met.step if met else None,
+        tokens_to_target=met.tokens if met else None,
+        seconds_to_target=met.seconds if met else None,
+        train_seconds=seconds,
+        data_seconds=0.01 * seconds,
+        forward_backward_seconds=0.9 * seconds,
+        optimizer_seconds=0.05 * seconds,
+        communication_seconds=0.0,
+        compile_seconds=17.0,
+        val_seconds=2.0,
+        param_count=1_000_000,
+        param_bytes=4_000_000,
+        grad_bytes=4_000_000,
+        state_bytes=5_000_000,
+        peak_memory_bytes=800_000_000,
+        flops_per_step=2e10,
+        matmul_peak_flops=4e11,
+        mfu=2e10 * points[-1].step / seconds / 4e11,
+    )
+    return Run(**(values | changes))
+
+
+def make_trial(**changes: Any) -> Trial:
+    """A finished trial of the search stage."""
+    values = PROVENANCE | dict(
+        recipe="muon",
+        stage="search",
+        trial=0,
+        steps=200,
+        status="finished",
+        target=None,
+        final_loss=3.4,
+        train_seconds=20.0,
+    )
+    return Trial(**(values | changes))

@@ -1,0 +1,92 @@
+"""Who may import whom, and how large things may get: the rules of the design."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("data", "engines", "optim", "plots", "results")
+OWN = {*PACKAGES, *(path.stem for path in ROOT.glob("*.py"))}
+# What a part may import of torch and of the project, beside itself and errors.
+ALLOWED = {
+    "muon": {"torch"},
+    "model": {"torch"},
+    "machine": {"torch"},
+    "flags": set(),
+    "optim": {"torch", "muon"},
+    "engines": {"torch"},
+    "data": set(),
+    "results": set(),
+    "plots": {"results"},
+}
+FILES = sorted(
+    path for path in ROOT.rglob("*.py") if not {".venv"} & set(path.relative_to(ROOT).parts)
+)
+SOURCES = [path for path in FILES if path.relative_to(ROOT).parts[0] not in ("tests", "bench")]
+
+
+def imported(path: Path) -> set[str]:
+    """Top-level names of all modules that a file imports, also inside functions."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add(node.module or "")
+    return names
+
+
+def part(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_keep_to_the_design(path: Path) -> None:
+    tops = {name.partition(".")[0] for name in imported(path)}
+    assert "speedrun" not in tops
+    if part(path) in ALLOWED:
+        internal = tops & (OWN | {"torch"})
+        allowed = ALLOWED[part(path)] | {part(path), "errors"}
+        if path.name == "muon.py" and path.parent == ROOT:
+            allowed -= {"errors"}
+        assert internal <= allowed, f"{path.name} imports {internal - allowed}"
+    if part(path) == "optim":
+        assert not any(name.startswith("torch.distributed") for name in imported(path))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_and_functions_keep_their_size(path: Path) -> None:
+    source = path.read_text()
+    assert source.count("\n") <= 560
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef):
+            assert (node.end_lineno or 0) - node.lineno < 80, node.name
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_file_says_what_it_is(path: Path) -> None:
+    if path.read_text().strip():
+        assert ast.get_docstring(ast.parse(path.read_text()))
+
+
+def test_records_can_be_read_and_drawn_without_torch() -> None:
+    program = (
+        "import sys; sys.modules['torch'] = None\n"
+        "import results.report, results.verify, results.live, plots.make, data.loader\n"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=120)
+
+
+def test_the_readme_shows_what_the_csvs_hold() -> None:
+    command = [sys.executable, "-m", "results.report", "--readme", "README.md", "--check"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_committed_results_verify() -> None:
+    command = [sys.executable, "-m", "results.verify"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr

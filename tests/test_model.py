@@ -1,0 +1,233 @@
+"""The model, against a transcription of its equations in float64, one head at a time.
+
+    python -m pytest tests/test_model.py
+
+Claims: loss and gradients are those of the architecture as described; no position sees a later
+one; the initialisation depends on the seed alone; the table of roles is complete; parameters and
+FLOPs of the `tiny` preset are those worked out by hand.
+"""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from model import GPT, GPTConfig, preset
+
+MICRO = GPTConfig(vocab_size=37, block_size=20, n_layer=2, n_head=2, n_embd=32)
+
+
+def rough_model(seed: int = 0) -> GPT:
+    """A model none of whose parameters has a value that hides a mistake, such as 0 or 1."""
+    model = GPT(MICRO)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            noise = torch.randn(p.shape, generator=generator)
+            if "norm" in name:
+                p.copy_(1 + 0.3 * noise)
+            elif name == "head.weight":
+                p.copy_(1.5 * noise)  # logits that reach the soft cap
+            else:
+                p.copy_(0.3 * noise)
+    return model
+
+
+def batch(B: int = 3, T: int = 12, vocab_size: int = 37, seed: int = 0) -> tuple[Tensor, Tensor]:
+    tokens = torch.randint(vocab_size, (B, T + 1), generator=torch.Generator().manual_seed(seed))
+    return tokens[:, :-1], tokens[:, 1:]
+
+
+def rms_norm(x: Tensor) -> Tensor:
+    return x / x.square().mean(-1, keepdim=True).sqrt()
+
+
+def rotate(x: Tensor) -> Tensor:
+    """x (T D): channels j and j + D/2 are one complex number, turned back by an angle t w_j.
+
+    w_j falls from 1 to 1/1024 over the first half of the pairs, and is 0 for the other half.
+    """
+    T, D = x.shape
+    w = torch.zeros(D // 2, dtype=torch.float64)
+    for j in range(D // 4):
+        w[j] = 1024.0 ** -(j / (D // 4 - 1))
+    z = torch.complex(x[:, : D // 2], x[:, D // 2 :])
+    z = z * torch.exp(-1j * torch.arange(T)[:, None] * w)
+    return torch.cat([z.real, z.imag], dim=-1)
+
+
+def described_loss(p: dict[str, Tensor], inputs: Tensor, targets: Tensor) -> Tensor:
+    """Summed cross-entropy of a sequence (T), in the parameters' dtype."""
+    T, C = len(inputs), MICRO.n_embd
+    D = C // MICRO.n_head
+    x = rms_norm(p["embed.weight"][inputs]) * p["norm_embed.weight"]
+    for i in range(MICRO.n_layer):
+        w = {k.removeprefix(f"blocks.{i}."): v for k, v in p.items() if f"blocks.{i}." in k}
+        h = rms_norm(x) * w["norm1.weight"]
+        q, k, v = (h @ w["attn.qkv.weight"].T + w["attn.qkv.bias"]).split(C, dim=-1)
+        heads = []
+        for j in range(0, C, D):
+            qj, kj = (rotate(rms_norm(m[:, j : j + D])) for m in (q, k))
+            y = torch.zeros(T, D, dtype=x.dtype)
+            for t in range(T):
+                weight = torch.softmax(0.12 * (128 / D) ** 0.5 * kj[: t + 1] @ qj[t], dim=0)
+                y[t] = weight @ v[: t + 1, j : j + D]
+            heads.append(y)
+        x = x + torch.cat(heads, dim=-1) @ w["attn.proj.weight"].T + w["attn.proj.bias"]
+        h = (rms_norm(x) * w["norm2.weight"]) @ w["mlp.fc.weight"].T + w["mlp.fc.bias"]
+        x = x + (h.clamp(min=0) ** 2) @ w["mlp.proj.weight"].T + w["mlp.proj.bias"]
+    z = (rms_norm(x) * p["norm_final.weight"]) @ p["head.weight"].T + p["head.bias"]
+    z = 15 * z / (z**2 + 225).sqrt()
+    return -torch.log_softmax(z, dim=-1)[torch.arange(T), targets].sum()
+
+
+def head_outputs(model: GPT, inputs: Tensor) -> Tensor:
+    """(B T V) before the soft cap."""
+    seen: list[Tensor] = []
+    handle = model.head.register_forward_hook(lambda _, __, z: seen.append(z.detach()))
+    model(inputs, torch.zeros_like(inputs))
+    handle.remove()
+    return seen[0]
+
+
+def test_loss_and_gradients_are_those_described() -> None:
+    model, (inputs, targets) = rough_model(), batch()
+    loss = model(inputs, targets)
+    loss.backward()
+    p = {n: v.detach().double().requires_grad_() for n, v in model.named_parameters()}
+    expected = torch.stack(
+        [described_loss(p, *pair) for pair in zip(inputs, targets, strict=True)]
+    ).sum()
+    expected.backward()
+    assert loss.dtype == torch.float32 and loss.ndim == 0
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    for name, param in model.named_parameters():
+        assert param.grad is not None and p[name].grad is not None
+        error = (param.grad - p[name].grad).norm() / p[name].grad.norm()
+        assert error < 1e-4, name
+
+
+def test_no_position_sees_a_later_one() -> None:
+    model, (inputs, _) = rough_model(), batch()
+    before = head_outputs(model, inputs)
+    for t in (0, 5, 11):
+        changed = inputs.clone()
+        changed[:, t] = (changed[:, t] + 1) % MICRO.vocab_size
+        after = head_outputs(model, changed)
+        torch.testing.assert_close(after[:, :t], before[:, :t], rtol=1e-6, atol=1e-6)
+        assert ((after - before)[:, t:].abs().amax(dim=(0, 2)) > 1e-3).all()
+
+
+def test_a_prefix_and_a_sequence_on_its_own_are_read_alike() -> None:
+    model, (inputs, targets) = rough_model(), batch()
+    whole = head_outputs(model, inputs)
+    near = {"rtol": 1e-4, "atol": 1e-4}
+    torch.testing.assert_close(head_outputs(model, inputs[:, :7]), whole[:, :7], **near)
+    torch.testing.assert_close(head_outputs(model, inputs[1:2]), whole[1:2], **near)
+    parts = sum(model(inputs[i : i + 1], targets[i : i + 1]) for i in range(3))
+    torch.testing.assert_close(model(inputs, targets), parts, **near)
+
+
+def test_the_logits_are_capped_and_float32() -> None:
+    model = rough_model()
+    far = model.logits(1e4 * torch.randn(2, 3, 32))
+    assert far.shape == (2, 3, 37) and 14.99 < far.abs().max() < 15.00001
+    assert model.bfloat16().logits(torch.randn(2, 3, 32).bfloat16()).dtype == torch.float32
+
+
+def test_bfloat16_autocast_changes_the_loss_by_rounding_only() -> None:
+    model, (inputs, targets) = rough_model(), batch()
+    exact = model(inputs, targets)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = model(inputs, targets)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(exact.item(), rel=0.03)
+
+
+def test_the_same_seed_gives_the_same_weights_whatever_came_before() -> None:
+    fresh, used, other = GPT(MICRO), rough_model(), GPT(MICRO)
+    state = torch.get_rng_state()
+    fresh.init_weights(3)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.randn(7)
+    used.init_weights(3)
+    other.init_weights(4)
+    for (name, p), q, r in zip(
+        fresh.named_parameters(), used.parameters(), other.parameters(), strict=True
+    ):
+        assert torch.equal(p, q), name
+        drawn = p.ndim == 2 and "proj" not in name
+        assert torch.equal(p, r) != drawn, name
+
+
+def test_the_initial_weights_have_the_documented_statistics() -> None:
+    model = GPT(preset("tiny", vocab_size=1024, block_size=128))
+    model.init_weights(0)
+    for name, p in model.named_parameters():
+        if name.endswith("proj.weight") or name.endswith("bias"):
+            assert not p.count_nonzero(), name
+        elif "norm" in name:
+            assert torch.equal(p, torch.ones_like(p)), name
+        else:
+            std = 1.0 if name == "embed.weight" else math.sqrt(0.33 / p.size(1))
+            assert p.std().item() == pytest.approx(std, rel=0.025), name
+            assert abs(p.mean().item()) < 4 * std / math.sqrt(p.numel()), name
+    first, second = model.blocks[0], model.blocks[1]
+    assert not torch.equal(first.attn.qkv.weight, second.attn.qkv.weight)
+
+
+def test_the_initial_loss_is_close_to_that_of_a_uniform_guess() -> None:
+    model = GPT(preset("tiny", vocab_size=1024, block_size=128))
+    model.init_weights(0)
+    inputs, targets = batch(4, 128, vocab_size=1024)
+    with torch.no_grad():
+        loss = model(inputs, targets).item() / targets.numel()
+    # Logits of variance .33 add half of that to ln V, give or take .03 on 512 tokens.
+    assert loss == pytest.approx(math.log(1024) + 0.165, abs=0.13)
+
+
+def test_the_tiny_preset_has_the_parameters_worked_out_by_hand() -> None:
+    model = GPT(preset("tiny", vocab_size=1024, block_size=128))
+    counts = dict.fromkeys(("embed", "head", "matrix", "vector"), 0)
+    for row in model.roles():
+        counts[row.role] += row.param.numel()
+    vectors = 1024 + 2 * 128 + 4 * (2 * 128 + 384 + 128 + 512 + 128)
+    assert counts == {"embed": 131_072, "head": 131_072, "matrix": 786_432, "vector": vectors}
+    assert sum(p.numel() for p in model.parameters()) == 1_055_488
+
+
+def test_roles_name_every_parameter_once() -> None:
+    model = GPT(MICRO)
+    rows = model.roles()
+    assert [(row.name, id(row.param)) for row in rows] == [
+        (name, id(p)) for name, p in model.named_parameters()
+    ]
+    table = {row.name: row for row in rows}
+    assert [n for n, row in table.items() if row.role == "embed"] == ["embed.weight"]
+    assert [n for n, row in table.items() if row.role == "head"] == ["head.weight"]
+    assert {n for n, row in table.items() if row.role == "matrix"} == {
+        f"blocks.{i}.{n}.weight"
+        for i in range(2)
+        for n in ("attn.qkv", "attn.proj", "mlp.fc", "mlp.proj")
+    }
+    for row in rows:
+        qkv = row.name.endswith("qkv.weight")
+        assert row.head_rows == (16 if qkv else 0)
+        if row.role == "matrix":
+            assert row.splits == ((32, 32, 32) if qkv else (row.param.size(0),))
+        else:
+            assert row.splits == ()
+
+
+def test_flops_are_those_worked_out_by_hand() -> None:
+    model = GPT(preset("tiny", vocab_size=1024, block_size=128))
+    # 917,504 weights in products, and scores and values over 128 tokens in 4 layers, halved.
+    assert model.flops_per_token(128) == 6 * 917_504 + 4 * 12 * 128 * 128 / 2 == 5_898_240
+    assert model.flops_per_token(64) == 6 * 917_504 + 4 * 12 * 128 * 64 / 2
+
+
+@pytest.mark.parametrize(("n_head", "n_embd"), [(3, 32), (16, 32), (2, 12)])
+def test_heads_that_do_not_fit_are_refused(n_head: int, n_embd: int) -> None:
+    with pytest.raises(ValueError, match=f"n_embd={n_embd} with n_head={n_head}"):
+        GPTConfig(vocab_size=37, block_size=8, n_layer=1, n_head=n_head, n_embd=n_embd)

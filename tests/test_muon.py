@@ -1,0 +1,627 @@
+"""Muon, against figures, equations and implementations that are not its own.
+
+    python -m pytest tests/test_muon.py
+
+The Newton-Schulz iteration is held to the scalar range of its coefficients, to the polar factor
+of a singular value decomposition, and to the published iteration in float64; the optimizer to a
+transcription of its equations in float64, and step by step to `torch.optim.Muon`. Matrices in
+bfloat16 are small, as that is emulated on most processors. bfloat16 results move by up to 3% with
+the order of the operations alone, so what must be equal is compared in float32.
+"""
+
+import io
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import muon
+from muon import COEFFICIENTS, Coefficients, Muon, lr_scale, newton_schulz
+
+# Typed from Jordan et al. 2024 and from the optimization track's script, not taken from muon.py.
+JORDAN = ((3.4445, -4.7750, 2.0315),)
+STABLE = ((2.0, -1.5, 0.5),)
+# A table with its own coefficients in every step ("YOU"), so that their order matters.
+FIVE = (
+    (4.0848, -6.8946, 2.9270),
+    (3.9505, -6.3029, 2.6377),
+    (3.7418, -5.5913, 2.3037),
+    (2.8769, -3.1427, 1.2046),
+    (2.8366, -3.0525, 1.2012),
+)
+BF16, F16, F32, F64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
+
+# Wide, tall, the same turned over, square, and a second one of a shape.
+SHAPES = ((32, 96), (96, 32), (32, 96), (48, 48))
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def distance(x: Tensor, y: Tensor) -> float:
+    """Of x from y, relative to y, in the Frobenius norm."""
+    x, y = x.detach().double(), y.detach().double()
+    return float((x - y).norm() / y.norm())
+
+
+def factors(m: int, n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Random U (m m) and V^T (m n) with orthonormal rows, float64."""
+    U = torch.linalg.qr(draw(m, m, seed=seed).double())[0]
+    return U, torch.linalg.qr(draw(n, m, seed=seed + 1).double())[0].mT
+
+
+def step_by_step(table: Coefficients, steps: int) -> list[tuple[float, float, float]]:
+    return [table[min(i, len(table) - 1)] for i in range(steps)]
+
+
+def scalar(s: Tensor, table: Coefficients, steps: int) -> Tensor:
+    """What the iteration does to a singular value."""
+    for a, b, c in step_by_step(table, steps):
+        s = a * s + b * s**3 + c * s**5
+    return s
+
+
+def published(X: Tensor, table: Coefficients = JORDAN, steps: int = 5) -> Tensor:
+    """The iteration as Jordan et al. write it, on one matrix, in float64."""
+    X = X.double() / X.double().norm()
+    for a, b, c in step_by_step(table, steps):
+        A = X @ X.T
+        X = a * X + (b * A + c * A @ A) @ X
+    return X
+
+
+def polar(X: Tensor) -> Tensor:
+    U, S, Vh = torch.linalg.svd(X.double(), full_matrices=False)
+    rank = int((S / S[0] > 1e-5).sum())
+    return U[:, :rank] @ Vh[:rank]
+
+
+# ---------------------------------------------------------------------------------------------
+# The iteration.
+
+
+@pytest.mark.parametrize("columns", [2, 64])  # the published form, and the Gram matrix's
+@pytest.mark.parametrize(
+    ("name", "steps", "low", "smallest", "largest"),
+    [
+        ("jordan", 5, 1e-3, 0.4705, 1.2024),
+        ("jordan", 5, 1e-2, 0.6818, 1.1344),
+        ("stable", 12, 1e-3, 1.0, 1.0),
+    ],
+)
+def test_singular_values_land_where_the_coefficients_send_them(
+    name: str, steps: int, low: float, smallest: float, largest: float, columns: int
+) -> None:
+    s = torch.logspace(torch.tensor(low).log10().item(), 0, 4001, dtype=F64).clamp(max=1)
+    X = torch.zeros(len(s), 2, columns, dtype=F64)  # diagonal, of Frobenius norm 1
+    X[:, 0, 0], X[:, 1, 1] = s, (1 - s**2).sqrt()
+    out = newton_schulz(X, COEFFICIENTS[name], steps)
+    assert out.dtype == F64
+    values = out[:, 0, 0]
+    assert values.min().item() == pytest.approx(smallest, abs=1e-4)
+    assert values.max().item() == pytest.approx(largest, abs=1e-4)
+    table = {"jordan": JORDAN, "stable": STABLE}[name]
+    assert (values - scalar(s, table, steps)).abs().max() < 1e-7
+    assert (out[:, 0, 1:].abs().max(), out[:, 1, 0].abs().max()) == (0, 0)
+
+
+@pytest.mark.parametrize(("name", "steps", "slope"), [("jordan", 5, 484.9), ("stable", 12, 4096)])
+def test_small_singular_values_grow_by_the_slope_at_zero(
+    name: str, steps: int, slope: float
+) -> None:
+    X = torch.diag(torch.tensor([1e-7, 1.0], dtype=F64))[None]
+    grown = newton_schulz(X, COEFFICIENTS[name], steps)[0, 0, 0].item() / 1e-7
+    assert grown == pytest.approx(slope, abs=0.05)
+
+
+def test_a_gaussian_matrix_gives_the_reference_figures() -> None:
+    X = draw(768, 3072)
+    out = newton_schulz(X[None])[0]
+    eigenvalues, Q = torch.linalg.eigh(X @ X.mT)  # condition 9: float32 is enough
+    exact = Q @ (Q.mT @ X / eigenvalues.sqrt()[:, None])
+    gram = out @ out.mT
+    values = torch.linalg.eigvalsh(gram).sqrt()
+    assert values[0].item() == pytest.approx(0.682, abs=0.002)
+    assert values[-1].item() == pytest.approx(1.134, abs=0.002)
+    assert distance(out, exact) == pytest.approx(0.162, abs=0.003)
+    assert (gram - torch.eye(768)).abs().max().item() == pytest.approx(0.142, abs=0.02)
+
+
+@pytest.mark.parametrize("shape", [(64, 256), (64, 72), (256, 64), (1, 40), (40, 1)])
+@pytest.mark.parametrize("name", ["jordan", "stable"])
+def test_float32_keeps_the_singular_vectors(shape: tuple[int, int], name: str) -> None:
+    table, steps = {"jordan": (JORDAN, 5), "stable": (STABLE, 12)}[name]
+    U, Vh = factors(min(shape), max(shape))
+    S = torch.linspace(1, 2, min(shape), dtype=F64)
+    X = (U * S) @ Vh
+    expected = (U * scalar(S / S.norm(), table, steps)) @ Vh
+    if shape[0] > shape[1]:
+        X, expected = X.mT, expected.mT
+    out = newton_schulz(X.float()[None], COEFFICIENTS[name], steps)[0]
+    assert out.dtype == F32
+    assert distance(out, expected) < 1e-5
+    assert distance(out, polar(X)) < {"jordan": 0.32, "stable": 1e-3}[name]
+
+
+@pytest.mark.parametrize("shape", [(48, 192), (192, 48)])
+@pytest.mark.parametrize(
+    ("name", "steps", "low", "high", "cosine"),
+    [("jordan", 5, 0.6818, 1.1344, 0.985), ("stable", 12, 1.0, 1.0, 0.9995)],
+)
+def test_bfloat16_is_close_to_the_polar_factor(
+    shape: tuple[int, int], name: str, steps: int, low: float, high: float, cosine: float
+) -> None:
+    X = draw(*shape)
+    out = newton_schulz(X.bfloat16()[None], COEFFICIENTS[name], steps)[0]
+    assert out.dtype == BF16
+    values = torch.linalg.svdvals(out.double())
+    assert low - 0.02 < values.min() and values.max() < high + 0.02
+    exact = polar(X)
+    assert (out.double() * exact).sum() / out.double().norm() / exact.norm() >= cosine
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(F64, 1e-12), (F32, 1e-5), (BF16, 0.03)])
+def test_a_tall_matrix_is_a_wide_one_turned_over(dtype: torch.dtype, tolerance: float) -> None:
+    X = draw(1, 32, 80).to(dtype)
+    tall = newton_schulz(X.mT.contiguous())
+    assert tall.shape == (1, 80, 32)
+    assert distance(tall.mT, newton_schulz(X)) < tolerance
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (64, 256)])
+def test_float32_leaves_the_null_space_empty(shape: tuple[int, int]) -> None:
+    U, Vh = factors(*shape)
+    S = torch.zeros(64, dtype=F64)
+    S[:16] = torch.linspace(0.5, 1, 16, dtype=F64)
+    X = ((U * S) @ Vh).float()
+    out = newton_schulz(X[None])[0]
+    assert distance(out, polar(X)) < 0.25
+    assert distance(out, (U * scalar(S / S.norm(), JORDAN, 5)) @ Vh) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("spectrum", "tolerance"),
+    [
+        # A singular value s enters the Gram matrix as s^2, of which rounding leaves nothing
+        # below s = 2e-4; the tolerances of the others are still far below bfloat16's noise.
+        ("flat", 1e-5),
+        ("gaussian", 1e-5),
+        ("rank 16", 1e-4),
+        ("log", 1e-3),
+    ],
+)
+def test_the_gram_iteration_equals_the_published_one(spectrum: str, tolerance: float) -> None:
+    spectra = {
+        "flat": torch.linspace(0.5, 1, 64),
+        "rank 16": torch.linspace(0.5, 1, 64) * (torch.arange(64) < 16),
+        "log": torch.logspace(0, -4, 64),
+    }
+    U, Vh = factors(64, 256)
+    X = draw(64, 256) if spectrum == "gaussian" else ((U * spectra[spectrum]) @ Vh).float()
+    assert distance(newton_schulz(X[None])[0], published(X)) < tolerance
+
+
+@pytest.mark.parametrize("shape", [(32, 128), (40, 40)])  # Gram, published
+def test_every_step_has_its_coefficients_and_the_last_ones_repeat(shape: tuple[int, int]) -> None:
+    X = draw(*shape)
+    for table, steps in ((FIVE, 5), (FIVE, 3), (FIVE[2:], 5), (JORDAN, 1), (STABLE, 4)):
+        assert distance(newton_schulz(X[None], table, steps)[0], published(X, table, steps)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("m", "n", "dtype", "table", "steps", "gram"),
+    [
+        (32, 128, F32, JORDAN, 5, True),
+        (128, 32, F32, JORDAN, 5, True),
+        (32, 64, F32, JORDAN, 5, True),
+        (32, 40, F32, JORDAN, 5, False),  # not cheaper
+        (32, 32, F32, JORDAN, 5, False),
+        (32, 32, F64, JORDAN, 5, False),
+        (32, 128, F32, JORDAN, 8, False),  # slope 19819 at zero: too steep for float32 ...
+        (32, 128, F32, STABLE, 12, False),
+        (32, 128, F64, STABLE, 12, True),  # ... not for float64
+        (16, 64, BF16, JORDAN, 5, False),
+        (64, 16, BF16, JORDAN, 5, False),
+        (16, 64, BF16, STABLE, 3, False),
+        (16, 64, F16, JORDAN, 5, False),
+    ],
+)
+def test_the_gram_iteration_is_taken_where_cheaper_and_accurate(
+    m: int, n: int, dtype: torch.dtype, table: Coefficients, steps: int, gram: bool
+) -> None:
+    X = draw(1, m, n).to(dtype)
+    with FlopCounterMode(display=False) as counter:
+        newton_schulz(X, table, steps)
+    m, n = min(m, n), max(m, n)
+    expected = {
+        True: 4 * n * m**2 + (8 * steps - 6) * m**3,
+        False: steps * (4 * n * m**2 + 2 * m**3),
+    }
+    assert counter.get_total_flops() == expected[gram]
+
+
+@pytest.mark.parametrize("shape", [(4, 16, 48), (4, 48, 16), (4, 24, 24)])
+def test_a_batch_equals_its_matrices_one_by_one(shape: tuple[int, int, int]) -> None:
+    X = draw(*shape) * torch.tensor([1e-4, 1.0, 30.0, 1e5])[:, None, None]
+    out = newton_schulz(X)
+    for i in range(len(X)):
+        assert distance(out[i], newton_schulz(X[i : i + 1])[0]) < 1e-6
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16])
+def test_powers_of_two_change_nothing_at_all(dtype: torch.dtype) -> None:
+    X = draw(1, 16, 48).to(dtype)
+    for exponent in (-30, -20, 20, 30):
+        assert torch.equal(newton_schulz(X * 2.0**exponent), newton_schulz(X))
+
+
+@pytest.mark.parametrize("dtype", [F64, F32, BF16, F16])
+def test_zero_gives_zero_and_does_not_touch_its_neighbours(dtype: torch.dtype) -> None:
+    X = draw(3, 16, 32).to(dtype)
+    X[1] = 0
+    out = newton_schulz(X)
+    assert torch.equal(out[1], torch.zeros_like(X[1]))
+    assert torch.equal(out[[0, 2]], newton_schulz(X[[0, 2]]))
+    assert out.isfinite().all() and out[0].double().norm() > 3
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16])
+@pytest.mark.parametrize("shape", [(2, 8, 32), (2, 32, 8), (2, 8, 8)])
+def test_the_input_is_not_modified(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+    X = draw(*shape).to(dtype)
+    before = X.clone()
+    newton_schulz(X)
+    assert torch.equal(X, before)
+
+
+# ---------------------------------------------------------------------------------------------
+# The optimizer.
+
+Options = dict[str, Any]
+
+
+def weights(shapes: Sequence[tuple[int, int]] = SHAPES, scale: float = 0.1) -> list[nn.Parameter]:
+    return [nn.Parameter(scale * draw(*s, seed=100 + i)) for i, s in enumerate(shapes)]
+
+
+def gradient(p: Tensor, step: int, index: int = 0) -> Tensor:
+    return draw(*p.shape, seed=1000 * step + index).to(p.dtype)
+
+
+def train(
+    params: Sequence[nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    steps: int,
+    first: int = 0,
+    of: Callable[..., Tensor] = gradient,
+) -> None:
+    for step in range(first, first + steps):
+        for i, p in enumerate(params):
+            p.grad = of(p, step, i)
+        optimizer.step()
+
+
+def transcription(p: Tensor, grads: Sequence[Tensor], options: Options) -> tuple[Tensor, Tensor]:
+    """Weights and momentum after the docstring's equations in float64."""
+    W, M, mu = p.detach().double(), torch.zeros_like(p).double(), options.get("momentum", 0.95)
+    rows, cols = p.shape
+    scale = {
+        "original": max(1, rows / cols) ** 0.5,
+        "match_rms_adamw": 0.2 * max(rows, cols) ** 0.5,
+    }[options.get("adjust_lr_fn", "original")]
+    lr, decay = options["lr"], options.get("weight_decay", 0.0)
+    for G in (g.double() for g in grads):
+        M = mu * M + (1 - mu) * G
+        U = (1 - mu) * G + mu * M if options.get("nesterov", True) else M
+        O = published(  # noqa: E741
+            U, options.get("ns_coefficients", JORDAN), options.get("ns_steps", 5)
+        )
+        W = (1 - lr * decay) * W - lr * scale * O
+    return W, M
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"lr": 0.1},
+        {"lr": 0.1, "nesterov": False},
+        {"lr": 0.5, "weight_decay": 0.2, "momentum": 0.8},
+        {"lr": 0.5, "weight_decay": 0.2, "nesterov": False, "adjust_lr_fn": "match_rms_adamw"},
+        {"lr": 0.2, "momentum": 0.0},
+        {"lr": 0.1, "ns_coefficients": FIVE, "adjust_lr_fn": "match_rms_adamw"},
+        {"lr": 0.1, "ns_coefficients": STABLE, "ns_steps": 12, "weight_decay": 1.0},
+    ],
+)
+def test_float32_equals_the_equations_in_float64(options: Options) -> None:
+    params = weights(((32, 96), (96, 32), (32, 96), (48, 56)))
+    before = deepcopy(params)
+    optimizer = Muon(params, **options)
+    train(params, optimizer, 8)
+    for i, (p, start) in enumerate(zip(params, before, strict=True)):
+        W, M = transcription(start, [gradient(p, t, i) for t in range(8)], options)
+        assert distance(p - start, W - start) < 1e-5
+        assert distance(optimizer.state[p]["momentum_buffer"], M) < 1e-6
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+@pytest.mark.parametrize("adjust_lr_fn", ["original", "match_rms_adamw"])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.5])
+def test_every_step_equals_torch_muon(
+    nesterov: bool, adjust_lr_fn: str, weight_decay: float
+) -> None:
+    ours, theirs = weights(), weights()
+    options: Options = dict(lr=0.1, weight_decay=weight_decay, nesterov=nesterov)
+    options |= dict(adjust_lr_fn=adjust_lr_fn)
+    optimizer = Muon(ours, ns_dtype=BF16, **options)
+    reference = torch.optim.Muon(theirs, **options)
+    for step in range(20):
+        before, theirs_before = deepcopy(ours), deepcopy(theirs)
+        train(ours, optimizer, 1, first=step)
+        train(theirs, reference, 1, first=step)
+        decayed = 1 - 0.1 * weight_decay
+        for i, (p, q) in enumerate(zip(ours, theirs, strict=True)):
+            buffer = optimizer.state[p]["momentum_buffer"]
+            assert torch.equal(buffer, reference.state[q]["momentum_buffer"])
+            assert distance(p - decayed * before[i], q - decayed * theirs_before[i]) < 0.03
+    for p, q, start in zip(ours, theirs, weights(), strict=True):
+        assert distance(p - start, q - start) < 0.015  # rounding averages out, an error adds up
+
+
+@pytest.mark.parametrize(("scale", "tolerance"), [(1e-6, 1e-5), (1e6, 1e-5), (2.0**-40, 0)])
+def test_the_scale_of_the_gradients_does_not_matter(scale: float, tolerance: float) -> None:
+    plain, scaled, other = weights(), weights(), weights()
+    train(plain, Muon(plain, lr=0.1, weight_decay=0.1), 5)
+    train(scaled, Muon(scaled, lr=0.1, weight_decay=0.1), 5, of=lambda *a: scale * gradient(*a))
+    train(  # of one matrix alone
+        other,
+        Muon(other, lr=0.1, weight_decay=0.1),
+        5,
+        of=lambda p, t, i: gradient(p, t, i) * (scale if i == 0 else 1),
+    )
+    for p, q, r, start in zip(plain, scaled, other, weights(), strict=True):
+        assert distance(q - start, p - start) <= tolerance
+        assert distance(r - start, p - start) <= tolerance
+
+
+def test_one_optimizer_equals_one_for_each_parameter() -> None:
+    together, apart = weights(), weights()
+    rates = [0.1, 0.02, 0.3, 0.05]
+    groups = [{"params": [p], "lr": lr} for p, lr in zip(together, rates, strict=True)]
+    train(together, Muon(groups, weight_decay=0.1), 5)
+    for i, (p, lr) in enumerate(zip(apart, rates, strict=True)):
+        train([p], Muon([p], lr=lr, weight_decay=0.1), 5, of=lambda p, t, _, i=i: gradient(p, t, i))
+    for p, q, start in zip(together, apart, weights(), strict=True):
+        assert distance(p - start, q - start) < 1e-6
+
+
+def test_groups_of_one_shape_keep_their_own_iteration() -> None:
+    table = [
+        {"lr": 0.1},
+        {"lr": 0.1, "ns_steps": 3},
+        {"lr": 0.1, "ns_coefficients": FIVE},
+        {"lr": 0.1, "ns_dtype": BF16},
+    ]
+    params = weights(((16, 48),) * 4)
+    train(params, Muon([{"params": [p], **o} for p, o in zip(params, table, strict=True)]), 2)
+    for i, (start, options) in enumerate(zip(weights(((16, 48),) * 4), table, strict=True)):
+        alone = nn.Parameter(start.detach().clone())
+        train([alone], Muon([alone], **options), 2, of=lambda p, t, _, i=i: gradient(p, t, i))
+        assert distance(params[i] - start, alone - start) < 1e-6
+
+
+@pytest.mark.parametrize("splits", [(32, 32, 32), (64, 16, 16)])
+@pytest.mark.parametrize("adjust_lr_fn", ["original", "match_rms_adamw"])
+def test_a_fused_parameter_equals_its_blocks_apart(
+    splits: tuple[int, ...], adjust_lr_fn: str
+) -> None:
+    fused = nn.Parameter(draw(96, 32))
+    blocks = [nn.Parameter(block.clone()) for block in fused.detach().split(splits)]
+    whole = nn.Parameter(fused.detach().clone())
+    options: Options = dict(lr=0.1, weight_decay=0.1, adjust_lr_fn=adjust_lr_fn)
+    train([fused], Muon([fused], splits=splits, **options), 4)
+    block = lambda _, step, i: gradient(fused, step).split(splits)[i]  # noqa: E731
+    train(blocks, Muon(blocks, **options), 4, of=block)
+    train([whole], Muon([whole], **options), 4)
+    assert torch.equal(fused, torch.cat(blocks))
+    assert distance(whole, fused) > 0.01
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16, F16])
+def test_zero_gradients_give_a_finite_update_of_zero(dtype: torch.dtype) -> None:
+    params, start = weights(), weights()
+    optimizer = Muon(params, lr=0.1, ns_dtype=dtype)
+    train(params, optimizer, 2, of=lambda p, *_: torch.zeros_like(p))
+    for p, q in zip(params, start, strict=True):
+        assert torch.equal(p, q)
+        assert optimizer.state[p]["momentum_buffer"].count_nonzero() == 0
+
+
+def test_weight_decay_is_exact_and_takes_the_unscaled_lr() -> None:
+    params, start = weights(), weights()
+    optimizer = Muon(params, lr=0.1, weight_decay=0.5, adjust_lr_fn="match_rms_adamw")
+    train(params, optimizer, 1, of=lambda p, *_: torch.zeros_like(p))
+    for p, q in zip(params, start, strict=True):
+        assert torch.equal(p, q * (1 - 0.1 * 0.5))
+
+
+def test_a_parameter_without_a_gradient_is_left_alone() -> None:
+    params = weights()
+    optimizer = Muon(params, lr=0.1, weight_decay=0.5)
+    fresh, start = params[2], params[2].detach().clone()
+    for _ in range(2):
+        for i in (0, 1, 3):
+            params[i].grad = gradient(params[i], 0, i)
+        optimizer.step()
+    assert torch.equal(fresh, start) and fresh not in optimizer.state
+
+    p = params[0]  # with state from before
+    weight, buffer = p.detach().clone(), optimizer.state[p]["momentum_buffer"].clone()
+    p.grad, fresh.grad = None, gradient(fresh, 0)
+    optimizer.step()
+    assert torch.equal(p, weight) and torch.equal(optimizer.state[p]["momentum_buffer"], buffer)
+    assert not torch.equal(fresh, start)
+
+    for q in params:
+        q.grad = None
+    before = deepcopy(params)
+    optimizer.step()  # none at all
+    assert all(torch.equal(p, q) for p, q in zip(params, before, strict=True))
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+@pytest.mark.parametrize(("dtype", "ns_dtype"), [(BF16, BF16), (BF16, None), (F32, BF16)])
+def test_gradients_and_momentum_are_left_as_they_are(
+    nesterov: bool, dtype: torch.dtype, ns_dtype: torch.dtype | None
+) -> None:
+    params = [nn.Parameter(p.detach().to(dtype)) for p in weights(((16, 48), (48, 16), (24, 24)))]
+    start = deepcopy(params)
+    optimizer = Muon(params, lr=0.5, nesterov=nesterov, ns_dtype=ns_dtype)
+    buffers = [torch.zeros_like(p) for p in params]
+    for step in range(3):
+        grads = [gradient(p, step, i) for i, p in enumerate(params)]
+        for p, G, buffer in zip(params, grads, buffers, strict=True):
+            p.grad = G.clone()
+            buffer.lerp_(G, 0.05)
+        optimizer.step()
+        for p, G, buffer in zip(params, grads, buffers, strict=True):
+            assert p.grad is not None and torch.equal(p.grad, G)
+            assert torch.equal(optimizer.state[p]["momentum_buffer"], buffer)
+    for i, (p, q) in enumerate(zip(params, start, strict=True)):
+        assert p.dtype == dtype
+        grads = [gradient(p, t, i) for t in range(3)]
+        W, _ = transcription(q, grads, {"lr": 0.5, "nesterov": nesterov})
+        assert distance(p - q, W - q.double()) < 0.1
+
+
+def test_lr_zero_changes_nothing() -> None:
+    params, start = weights(), weights()
+    train(params, Muon(params, lr=0.0, weight_decay=0.5), 2)
+    assert all(torch.equal(p, q) for p, q in zip(params, start, strict=True))
+
+
+def test_a_scheduler_sets_the_size_of_the_steps() -> None:
+    (p,) = params = weights(((24, 48),))
+    optimizer = Muon(params, lr=0.4)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
+    moves = []
+    for _ in range(3):
+        start = p.detach().clone()
+        train(params, optimizer, 1, of=lambda p, *_: gradient(p, 0))  # always the same
+        scheduler.step()
+        moves.append(p.detach() - start)
+    assert distance(moves[1], 0.5 * moves[0]) < 1e-5
+    assert distance(moves[2], 0.25 * moves[0]) < 1e-5
+
+
+@pytest.mark.parametrize("options", [{}, {"nesterov": False, "ns_dtype": BF16}])
+def test_a_saved_state_goes_on_as_if_never_stopped(options: Options) -> None:
+    params = weights(((16, 48), (48, 16)))
+    optimizer = Muon(params, lr=0.1, weight_decay=0.1, **options)
+    train(params, optimizer, 3)
+    file = io.BytesIO()
+    torch.save(optimizer.state_dict(), file)
+    file.seek(0)
+    resumed = deepcopy(params)
+    other = Muon(resumed, lr=7.0)  # every hyperparameter comes from the file
+    other.load_state_dict(torch.load(file, weights_only=True))
+    train(params, optimizer, 3, first=3)
+    train(resumed, other, 3, first=3)
+    for p, q in zip(params, resumed, strict=True):
+        assert torch.equal(p, q)
+        assert torch.equal(optimizer.state[p]["momentum_buffer"], other.state[q]["momentum_buffer"])
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_without_the_iteration_it_is_sgd_with_momentum(
+    nesterov: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(muon, "newton_schulz", lambda X, *_: X.clone())
+    shapes = ((24, 24), (16, 40))  # whose scale is 1
+    params, reference = weights(shapes), weights(shapes)
+    train(params, Muon(params, lr=0.5, nesterov=nesterov), 10)
+    # From a zero buffer, the average of SGD's heavy-ball momentum is its (1 - momentum)-fold.
+    sgd = torch.optim.SGD(reference, lr=0.5 * 0.05, momentum=0.95, nesterov=nesterov)
+    train(reference, sgd, 10)
+    for p, q, start in zip(params, reference, weights(shapes), strict=True):
+        assert distance(p - start, q - start) < 1e-5
+
+
+def test_lr_scale_is_that_of_the_papers() -> None:
+    assert [lr_scale(r, c, "original") for r, c in ((8, 8), (8, 32), (32, 8))] == [1, 1, 2]
+    scales = [lr_scale(r, c, "match_rms_adamw") for r, c in ((100, 1), (1, 100), (25, 25))]
+    assert scales == pytest.approx([2, 2, 1])
+
+
+def test_a_closure_is_evaluated_with_gradients() -> None:
+    (p,) = params = weights(((8, 16),))
+    optimizer = Muon(params, lr=0.1)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = p.square().sum()
+        loss.backward()
+        return loss
+
+    first = optimizer.step(closure)
+    assert optimizer.step(closure) < first
+
+
+def regression(steps: int) -> tuple[float, float, Tensor]:
+    """Least squares with the inputs' spectrum over two decades: first and last loss, weights."""
+    X = draw(256, 32) * torch.logspace(0, -2, 32)
+    Y = X @ draw(32, 16, seed=1)
+    W = nn.Parameter(torch.zeros(16, 32))
+    optimizer, losses = Muon([W], lr=0.2), []
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = 0.2 * (1 - step / steps)
+        loss = (X @ W.T - Y).square().mean()
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return losses[0], losses[-1], W.detach()
+
+
+def test_a_regression_is_solved_the_same_way_every_time() -> None:
+    first, last, W = regression(150)
+    assert last < 1e-3 * first
+    assert torch.equal(W, regression(150)[2])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"ns_coefficients": "jordon"}, "jordon.*jordan"),
+        ({"adjust_lr_fn": "spectral"}, "spectral.*original"),
+        ({"splits": (32, 32)}, r"\(32, 32\)"),
+        ({"lr": -0.1}, "-0.1"),
+        ({"lr": float("nan")}, "nan"),
+        ({"weight_decay": -0.1}, "-0.1"),
+        ({"momentum": 1.0}, "1.0"),
+        ({"momentum": -0.1}, "-0.1"),
+        ({"ns_steps": 0}, "ns_steps=0"),
+        ({"ns_steps": 100}, "ns_steps=100"),
+    ],
+)
+@pytest.mark.parametrize("where", ["arguments", "group"])
+def test_impossible_options_are_refused(options: Options, message: str, where: str) -> None:
+    params = weights(((96, 32),))
+    with pytest.raises(ValueError, match=message):
+        if where == "arguments":
+            Muon(params, **options)
+        else:  # as an engine gives them
+            Muon([{"params": params, **options}])
+
+
+@pytest.mark.parametrize("shape", [(), (32,), (4, 8, 2), (8, 4, 3, 3)])
+def test_what_is_no_matrix_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="2-D"):
+        Muon([nn.Parameter(torch.zeros(shape))])
+    optimizer = Muon(weights())
+    with pytest.raises(ValueError, match="2-D"):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(shape))]})

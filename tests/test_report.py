@@ -1,0 +1,275 @@
+"""What a report says of a race, and what it makes of a README."""
+
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from errors import UserError
+from results import report, store
+from results.schema import Run
+from tests.rows import make_run
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+def entrant(label: str, to_target: list[float | None], step_seconds: float = 0.1) -> list[Run]:
+    """Runs of one entrant, by the step at which each reached the target; None is a miss."""
+    return [
+        make_run(
+            label=label,
+            entrant=label,
+            seed=seed,
+            run=f"{label}-{seed}",
+            status="missed" if step is None else "reached",
+            steps_to_target=step,
+            tokens_to_target=None if step is None else 4096 * step,
+            seconds_to_target=None if step is None else step_seconds * step,
+            train_seconds=100 * step_seconds,
+            optimizer_seconds=5 * step_seconds,
+        )
+        for seed, step in enumerate(to_target)
+    ]
+
+
+def test_summary_of_an_entrant():
+    runs = entrant("muon", [60.0, 70.0, None], step_seconds=0.2)
+    runs += [
+        make_run(
+            status="diverged",
+            steps=20,
+            tokens=81920,
+            final_loss=9.0,
+            train_seconds=4.0,
+            optimizer_seconds=0.2,
+            steps_to_target=None,
+            state_bytes=6_000_000,
+            mfu=0.3,
+        )
+    ]
+    (row,) = report.summarise(runs)
+    assert (row.label, row.n, row.reached, row.missed, row.diverged) == ("muon", 4, 2, 1, 1)
+    assert row.steps.expected.value == pytest.approx((60 + 70 + 100 + 20) / 2)
+    assert row.steps.sd == pytest.approx(50**0.5)
+    assert row.tokens.expected.value == pytest.approx((4096 * 130 + 409600 + 81920) / 2)
+    assert row.seconds.expected.value == pytest.approx((12 + 14 + 20 + 4) / 2)
+    assert row.step_ms == pytest.approx(1000 * 64 / 320)
+    assert row.optimizer_ms == pytest.approx(1000 * 3.2 / 320)
+    assert row.state_bytes == 6_000_000
+    assert row.final_loss == pytest.approx(3.0)  # that of the diverged run is left out
+    assert row.final_loss_sd == pytest.approx(0)
+    assert row.target == 3.5
+
+
+def test_entrants_keep_the_order_in_which_they_first_ran():
+    a, b = entrant("b", [50.0, 50.0]), entrant("a", [50.0, 50.0])
+    assert [row.label for row in report.summarise([a[0], b[0], b[1], a[1]])] == ["b", "a"]
+
+
+def test_the_table_is_the_same_in_every_form():
+    rows = report.summarise(entrant("muon", [60.0, 70.0]) + entrant("adamw", [None, None]))
+    lines = report.text(rows).splitlines()
+    assert len(lines) == 4 and len({len(line) for line in lines}) == 1
+    cells = [cell.strip() for cell in report.markdown(rows).splitlines()[2].strip("|").split("|")]
+    assert cells == [
+        *["muon", "2", "2/0/0", "65 ± 7", "0.27 ± 0.03", "6.5 ± 0.7", "100.0", "5.00"],
+        *["800 MB", "5.00 MB", "50.0%", "3.0000 ± 0.0000"],
+    ]
+    assert lines[2].split("  ")[0] == "muon" and "65 ± 7" in lines[2]
+    assert lines[3].split()[:6] == ["adamw", "2", "0/2/0", "-", "-", "-"]
+    table = report.rich_table(rows, title="race")
+    assert [next(iter(column.cells)) for column in table.columns] == cells
+
+
+def test_a_race_without_a_finished_run_has_a_table():
+    assert len(report.text(report.summarise([])).splitlines()) == 2
+    assert report.sentences([]) == []
+
+
+def test_a_run_without_a_step_has_a_row():
+    run = make_run(
+        status="diverged", steps=0, tokens=0, train_seconds=0.0, final_loss=None, mfu=0.0
+    )
+    (row,) = report.summarise([run])
+    assert (row.steps, row.step_ms, row.optimizer_ms, row.final_loss) == (None, None, None, None)
+    assert "0/0/1" in report.text([row])
+
+
+def test_the_sentence_of_a_win():
+    runs = entrant("adamw", [70.0, 70.0], 0.1) + entrant("muon", [50.0, 50.0], 0.1 * 1.4 / 1.3)
+    assert report.sentence(runs) == (
+        "Muon reached a validation loss of 3.5 in 28.6% fewer steps than AdamW (AdamW takes 1.40x "
+        "as many; 95% interval 1.40 to 1.40) and in 23.1% less time (1.30x as fast; 95% interval "
+        "1.30 to 1.30), so one Muon step costs 1.08x one AdamW step; 2 of 2 Muon runs and 2 of 2 "
+        "AdamW runs reached the target."
+    )
+
+
+def test_the_sentence_of_a_win_in_steps_that_is_a_loss_in_time():
+    runs = entrant("adamw", [70.0, 70.0], 0.1) + entrant("soap", [50.0, 50.0], 0.2)
+    (sentence,) = report.sentences(runs)
+    assert "in 28.6% fewer steps than AdamW (AdamW takes 1.40x as many;" in sentence
+    assert "and in 42.9% more time (slower: 0.70x as fast;" in sentence
+    assert "so one SOAP step costs 2.00x one AdamW step" in sentence
+
+
+def test_the_sentence_of_a_loss():
+    (sentence,) = report.sentences(entrant("adamw", [50.0, 50.0]) + entrant("lion", [70.0, 70.0]))
+    assert "in 40.0% more steps than AdamW (AdamW takes 0.71x as many;" in sentence
+    assert "in 40.0% more time (slower: 0.71x as fast;" in sentence
+
+
+def test_the_sentence_of_a_difference_that_may_be_chance():
+    (sentence,) = report.sentences(entrant("adamw", [40.0, 72.0]) + entrant("muon", [40.0, 70.0]))
+    assert len(re.findall(r"95% interval 0\.\d\d to \d+\.\d\d, so it may be chance", sentence)) == 2
+
+
+def test_the_sentence_of_single_runs():
+    (sentence,) = report.sentences(entrant("adamw", [70.0]) + entrant("muon", [50.0]))
+    assert sentence.count("no interval from a single run") == 2
+    assert "95%" not in sentence and "1.40x" in sentence
+
+
+def test_the_sentence_counts_runs_that_missed():
+    runs = entrant("adamw", [80.0, None]) + entrant("muon", [50.0, 50.0])
+    (sentence,) = report.sentences(runs)
+    assert "AdamW takes 3.60x as many" in sentence  # (80 + 100) / 1 over 50
+    assert sentence.endswith(
+        "2 of 2 Muon runs and 1 of 2 AdamW runs reached the target, "
+        "and what the others spent is counted."
+    )
+
+
+@pytest.mark.parametrize(
+    ("adamw", "muon", "tallies"),
+    [
+        ([None, None], [50.0, 50.0], ("2 of 2", "0 of 2")),
+        ([50.0, 50.0], [None, None], ("0 of 2", "2 of 2")),
+        ([None], [None], ("0 of 1", "0 of 1")),
+    ],
+)
+def test_the_sentence_without_a_ratio(adamw, muon, tallies):
+    (sentence,) = report.sentences(entrant("adamw", adamw) + entrant("muon", muon))
+    assert sentence == (
+        f"Muon reached a validation loss of 3.5 in {tallies[0]} runs and AdamW in {tallies[1]}, "
+        "so there is no ratio between them."
+    )
+
+
+def test_a_sentence_for_every_challenger():
+    runs = entrant("adamw", [70.0, 70.0]) + entrant("muon:lr=0.1", [50.0, 50.0])
+    runs += entrant("muon", [60.0, 60.0]) + entrant("mine", [55.0, 55.0])
+    starts = [sentence.split(" reached")[0] for sentence in report.sentences(runs)]
+    assert starts == ["Muon (lr=0.1)", "Muon", "mine"]
+    assert report.sentence(runs, challenger="mine").startswith("mine reached")
+    assert report.sentence(runs).startswith("Muon reached")  # the exact label comes first
+
+
+def test_no_sentence_without_a_baseline():
+    runs = entrant("muon", [50.0, 50.0]) + entrant("lion", [60.0, 60.0])
+    assert report.sentences(runs) == [] and report.sentence(runs) == ""
+    assert report.sentences(entrant("adamw", [50.0])) == []
+    assert report.sentences(entrant("adamw:lr=0.1", [50.0]) + runs) != []
+
+
+README = """# Race
+<!-- begin:headline -->
+old words
+<!-- end:headline -->
+text <!-- a comment -->
+<!-- begin:race -->
+<!-- end:race -->
+<!-- begin:machine tiny-0 -->
+<!-- end:machine -->
+<!-- begin:tuned -->
+<!-- end:tuned -->
+"""
+
+
+def three_races() -> list[Run]:
+    race = entrant("adamw", [70.0, 70.0]) + entrant("muon", [50.0, 50.0])
+    older = [replace(run, race="tiny-0", started="2026-07-01T12:00:00+00:00") for run in race]
+    newer = [
+        replace(run, race="c", track="custom", started="2026-09-01T12:00:00+00:00") for run in race
+    ]
+    older = [replace(run, compiled=False, compile_note="no g++") for run in older]
+    return older + newer + race
+
+
+def test_the_readme_is_made_from_the_csvs():
+    tuned = [store.Tuned("tiny", "muon", {"lr": 0.02}, 220, (3, 8))]
+    result = report.rewrite(README, three_races(), tuned, race=None)
+    assert "old words" not in result and "text <!-- a comment -->" in result
+    lines = result.splitlines()
+    assert lines[2].startswith("Muon reached a validation loss of 3.5 in 28.6% fewer steps")
+    assert "| adamw | 2 | 2/0/0 |" in result and "race c " not in result
+    assert (
+        "4 runs of race tiny-0 on track tiny: A processor, 2 cores, processes: 1, threads: 2, "
+        "bfloat16, not compiled (no g++), torch 2.9.0, commit 0123456789ab." in lines
+    )
+    assert "| tiny | muon | lr=0.02 | 220 | 3, 8 |" in lines
+    assert report.rewrite(result, three_races(), tuned, race=None) == result
+
+
+def test_the_readme_before_anything_is_tuned():
+    assert "Nothing is tuned yet." in report.rewrite(README, three_races(), [], race=None)
+
+
+@pytest.mark.parametrize(
+    ("readme", "message"),
+    [
+        ("<!-- begin:winner -->\n<!-- end:winner -->", "marker 'winner' must be headline, race"),
+        ("<!-- begin:race -->\n", "needs pairs"),
+        (README + "<!-- end:race -->\n", "needs pairs"),
+        ("no markers", "needs pairs"),
+        (
+            "<!-- begin:race tiny-9 -->\n<!-- end:race -->",
+            "no race 'tiny-9' in runs.csv; its races",
+        ),
+    ],
+)
+def test_a_readme_that_cannot_be_made(readme, message):
+    with pytest.raises(UserError, match=message):
+        report.rewrite(readme, three_races(), [], race=None)
+
+
+def test_only_custom_races_are_no_headline():
+    custom = [replace(run, track="custom") for run in three_races()]
+    with pytest.raises(UserError, match="no race to report; run: make speedrun"):
+        report.select(custom, None, official=True)
+    assert {run.race for run in report.select(custom, None)} == {"c"}
+
+
+def test_the_report_command(tmp_path, capsys):
+    root, readme = tmp_path / "results", tmp_path / "README.md"
+    readme.write_text(README)
+    options = ["--root", str(root)]
+    assert report.main(options) == 2
+    assert capsys.readouterr().err == "runs.csv has no race to report; run: make speedrun\n"
+    for run in three_races():
+        store.append(root / "runs.csv", run)
+    assert report.main(options) == 0
+    assert "4 runs of race c on track custom" in capsys.readouterr().out  # the newest
+    assert report.main([*options, "--race", "tiny-1"]) == 0
+    printed = capsys.readouterr().out
+    assert "adamw" in printed and "Muon reached" in printed and "race tiny-1" in printed
+    assert report.main([*options, "--race", "tiny-9"]) == 2
+    options += ["--readme", str(readme)]
+    assert report.main([*options, "--check"]) == 1 and readme.read_text() == README
+    assert "run: python -m results.report --readme" in capsys.readouterr().out
+    assert report.main(options) == 0 and "28.6% fewer steps" in readme.read_text()
+    assert report.main([*options, "--check"]) == 0
+    readme.write_text(readme.read_text().replace("28.6%", "35.0%"))
+    assert report.main([*options, "--check"]) == 1
+
+
+def test_the_tools_need_neither_torch_nor_rich():
+    code = (
+        "import sys, results.report, results.verify; "
+        "print({'torch', 'rich', 'pandas'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True)
+    assert done.stdout == b"set()\n"

@@ -1,0 +1,261 @@
+"""The trainer: schedule, clock, warm-up, determinism, divergence, and what a mistake answers."""
+
+import itertools
+import math
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import machine
+import speedrun
+from errors import UserError
+from optim.entrants import parse
+from results import store
+from results.schema import DIVERGED, MISSED, REACHED
+from speedrun import Clock, Options, Schedule, Track, Trainer
+
+
+def test_the_schedule_rises_from_nothing_stays_and_falls_to_nothing() -> None:
+    schedule = Schedule(steps=10, warmup=0.2, cooldown=0.5)
+    factors = [schedule.factor(step) for step in range(10)]
+    assert factors == pytest.approx([0.5, 1, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2])
+    assert [Schedule(steps=3, warmup=0, cooldown=0).factor(step) for step in range(3)] == [1, 1, 1]
+    assert Schedule(steps=4, cooldown=1.0).factor(0) == 1
+
+
+@pytest.mark.parametrize(
+    "options", [{"steps": 0}, {"steps": 9, "warmup": -0.1}, {"steps": 9, "cooldown": 1.3}]
+)
+def test_a_schedule_that_makes_no_sense_is_refused(options: dict[str, float]) -> None:
+    with pytest.raises(UserError):
+        Schedule(**options)  # type: ignore[arg-type]
+
+
+def test_validation_is_denser_in_the_last_tenth_and_the_same_for_all_horizons() -> None:
+    track = speedrun.TRACKS["tiny"]
+    for steps in (60, 85, 100):
+        due = [step for step in range(1, steps + 1) if track.validates(step, steps)]
+        early = [step for step in due if step <= 0.9 * steps]
+        assert early == list(range(track.val_every, int(0.9 * steps) + 1, track.val_every))
+        assert due[-1] == steps
+        late = [step for step in due if step > 0.9 * steps]
+        assert max(b - a for a, b in itertools.pairwise(late)) <= track.val_every_late
+
+
+class FakeTime:
+    """A clock that moves only when told to."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+def test_the_clock_counts_what_lies_between_start_and_stop() -> None:
+    now = FakeTime()
+    clock = Clock(now)
+    now.seconds += 100
+    clock.start()
+    with clock.part("data"):
+        now.seconds += 1
+    with clock.part("optimizer"):
+        now.seconds += 2
+    now.seconds += 4  # on the clock, in no part
+    clock.stop()
+    now.seconds += 100
+    assert clock.seconds == 7
+    assert clock.parts == {
+        "data": 1, "forward_backward": 0, "optimizer": 2, "communication": 0
+    }  # fmt: skip
+    assert clock.lap()["all"] == 7
+    clock.start()
+    now.seconds += 3
+    assert clock.seconds == 10
+    clock.stop()
+    assert clock.lap() == {
+        "all": 3, "data": 0, "forward_backward": 0, "optimizer": 0, "communication": 0
+    }  # fmt: skip
+
+
+def entrant(text: str, steps: int = 10) -> speedrun.Entrant:
+    return speedrun.enter(text, "tiny", steps)
+
+
+def test_training_is_on_the_clock_and_validation_and_warm_up_are_not(
+    micro_track: Track, micro_options: Options
+) -> None:
+    now = FakeTime()
+    trainer = Trainer(micro_track, micro_options, now)
+    model = trainer.model
+
+    def slow_model(inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        now.seconds += 1 if torch.is_grad_enabled() else 1000
+        return model(inputs, targets)
+
+    trainer.model = slow_model
+    out = trainer.run(entrant("muon"), seed=0)
+    steps = [point.step for point in out.points]
+    assert steps == [4, 8, 10]
+    assert out.clock.seconds == out.clock.parts["forward_backward"] == 10
+    assert [point.train_seconds for point in out.points] == [4, 8, 10]
+    assert [point.step_ms for point in out.points] == [1000, 1000, 1000]
+    assert out.val_seconds == 1000 * len(trainer.val) * len(out.points)
+    assert out.compile_seconds == 1001  # one step and one validation batch
+
+
+def test_warm_up_restores_weights_and_optimizer_state(
+    micro_track: Track, micro_options: Options
+) -> None:
+    trainer = Trainer(micro_track, micro_options)
+    trainer.gpt.init_weights(7)
+    before = {name: p.clone() for name, p in trainer.gpt.named_parameters()}
+    for name in ("muon", "adamw"):
+        trainer.optimizers = trainer.engine.optimizers(trainer.plan(entrant(name)))
+        trainer.warm_up()
+        for key, p in trainer.gpt.named_parameters():
+            assert torch.equal(p, before[key]) and p.grad is None
+        assert not any(optimizer.state for optimizer in trainer.optimizers)
+
+
+@pytest.mark.parametrize("name", ["muon", "adamw"])
+def test_the_same_seed_gives_the_same_curve_bit_for_bit(
+    name: str, micro_track: Track, micro_options: Options
+) -> None:
+    def losses(trainer: Trainer, seed: int) -> list[tuple[float | None, float, float | None]]:
+        points = trainer.run(entrant(name), seed).points
+        return [(point.train_loss, point.val_loss, point.grad_norm) for point in points]
+
+    trainer = Trainer(micro_track, micro_options)
+    first = losses(trainer, 3)
+    assert losses(trainer, 4) != first
+    assert losses(trainer, 3) == first
+    assert losses(Trainer(micro_track, micro_options), 3) == first
+
+
+def test_training_lowers_the_loss_and_the_target_decides_the_status(
+    micro_track: Track, micro_options: Options
+) -> None:
+    out = Trainer(micro_track, micro_options).run(entrant("muon", 30), seed=0)
+    assert out.points[-1].val_loss < out.points[0].val_loss < math.log(1024) + 0.5
+    assert out.status == REACHED
+    hard = replace(micro_track, target=0.5)
+    assert Trainer(hard, micro_options).run(entrant("muon"), seed=0).status == MISSED
+
+
+def test_a_run_that_explodes_ends_as_diverged_and_the_race_goes_on(
+    micro_flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wild = "adamw:lr=1e30,embed_lr=1e30"
+    assert speedrun.main([wild, "muon", "--seeds=2", "--steps=10", *micro_flags]) == 0
+    runs = store.read_runs(tmp_path / "results")
+    assert [(run.label, run.seed) for run in runs] == [
+        (wild, 0), ("muon", 0), ("muon", 1), (wild, 1)
+    ]  # fmt: skip
+    assert [run.status for run in runs] == [DIVERGED, REACHED, REACHED, DIVERGED]
+    assert all(run.steps < 10 for run in runs if run.label == wild)
+    assert runs[0].track == "custom"
+    assert "0 of 2" in capsys.readouterr().out
+
+
+def test_a_validation_loss_that_is_not_a_number_ends_the_run(
+    micro_track: Track, micro_options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = Trainer(micro_track, micro_options)
+    monkeypatch.setattr(trainer, "validate", lambda out: math.nan)
+    out = trainer.run(entrant("adamw"), seed=0)
+    assert (out.status, out.steps, out.points) == (DIVERGED, 4, [])
+
+
+def test_without_a_compiler_it_runs_eagerly_and_says_so(
+    micro_track: Track, micro_options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    trainer = Trainer(micro_track, replace(micro_options, compile=True))
+    assert trainer.eager == "no C++ compiler found"
+    assert trainer.run(entrant("adamw", 2), seed=0).steps == 2
+
+
+def test_a_compilation_that_fails_is_noted_and_the_run_goes_on(
+    micro_track: Track, micro_options: Options
+) -> None:
+    trainer = Trainer(micro_track, micro_options)
+    trainer.eager = ""
+
+    def broken(inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("no such instruction\nat line 3")
+
+    trainer.model = broken
+    assert trainer.run(entrant("adamw", 2), seed=0).steps == 2
+    assert trainer.eager == "compilation failed: no such instruction"
+
+
+def test_auto_takes_bfloat16_only_where_the_machine_is_fast_at_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    speed = {torch.float32: 1.0, torch.bfloat16: 1.0}
+    monkeypatch.setattr(machine, "matmul_flops", lambda device, dtype, n, repeats: speed[dtype])
+    cpu = torch.device("cpu")
+    assert speedrun.choose_dtype("auto", cpu) == torch.float32
+    speed[torch.bfloat16] = 5.0
+    assert speedrun.choose_dtype("auto", cpu) == torch.bfloat16
+    assert speedrun.choose_dtype("float32", cpu) == torch.float32
+
+
+def test_the_track_hash_follows_every_value_but_the_target() -> None:
+    track = speedrun.TRACKS["tiny"]
+    assert replace(track, target=1.0).hash() == track.hash()
+    assert replace(track, val_every=7).hash() != track.hash()
+    assert replace(track, width=64).hash() != track.hash()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--track=huge"], "unknown track 'huge'.*tiny"),
+        (["moun"], "unknown entrant 'moun': did you mean muon"),
+        (["muon:lrr=1"], "unknown option 'lrr': did you mean lr"),
+        (["muon:lr=fast"], "lr=fast: must be float"),
+        (["muon:lr"], "lr has no value"),
+        (["muon:momentum=2"], "momentum"),
+        (["muon:ns_coefficients=x"], "ns_coefficients='x'.*jordan"),
+        (["muon", "muon"], "named twice"),
+        (["--batch-tokens=1000"], "multiple of 128.*--batch-tokens"),
+        (["--val-tokens=99999999"], "--val-tokens"),
+        (["--width=100"], "width 100.*multiple of the head size 32.*--width 96"),
+        (["--seeds=0"], "--seeds 0"),
+        (["--steps=0"], "steps=0"),
+        (["--engine=magic"], "engine 'magic'.*single"),
+        (["--dtype=float8"], "dtype 'float8'.*bfloat16"),
+        (["--resume=nope"], "--resume nope.*make speedrun"),
+        (["tune", "moun"], "unknown entrant 'moun'"),
+        (["tune", "muon", "--shard=3/2"], "--shard 3/2"),
+        (["tune", "muon", "--trials=0"], "--trials 0"),
+        (["tune", "muon", "--stage=last"], "--stage last.*search"),
+    ],
+)
+def test_a_mistake_gets_one_line_and_exit_code_2(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--dtype=float32"] if not any("dtype" in word for word in arguments) else []
+    results = tmp_path / "results"
+    assert speedrun.main([*arguments, *flags, "--no-compile", f"--results={results}"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert re.search(message, error), error
+    assert not results.exists()
+
+
+def test_tuned_settings_are_used_unless_replaced(tmp_path: Path) -> None:
+    tuned = tmp_path / "tuned.toml"
+    tuned.write_text("[tiny.muon]\nlr = 0.5\nsteps = 77\ntrials = [3]\n")
+    plain = parse("muon", "tiny", Schedule, {"steps": 100}, {}, tuned)
+    assert (plain.settings["lr"], plain.settings["steps"]) == (0.5, 77)
+    assert plain.origin == "tuned for tiny"
+    changed = parse("muon:lr=0.1", "tiny", Schedule, {"steps": 100}, {"steps": 5}, tuned)
+    assert (changed.settings["lr"], changed.settings["steps"]) == (0.1, 5)
+    assert "lr=0.1" in changed.origin

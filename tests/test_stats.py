@@ -1,0 +1,224 @@
+"""The statistics, against values worked out by hand, tables, and simulation with fixed seeds."""
+
+import math
+
+import numpy as np
+import pytest
+
+from errors import UserError
+from results.schema import Point
+from results.stats import (
+    Costs,
+    Crossing,
+    Estimate,
+    costs,
+    crossing,
+    deviation,
+    expected_cost,
+    mean,
+    one_sample,
+    speedup,
+    t_cdf,
+    t_quantile,
+    welch,
+)
+from tests.rows import make_run
+
+
+def curve(*losses: float) -> list[Point]:
+    """Validations every 10 steps of 4 tokens and a second and a half each."""
+    return [
+        Point(10 * i, 40 * i, 15.0 * i, None, loss, 0.1, None, None, None, 0)
+        for i, loss in enumerate(losses)
+    ]
+
+
+def test_crossing_is_interpolated_in_the_loss():
+    # A quarter of the way from 4.0 down to 3.0, between steps 20 and 30.
+    assert crossing(curve(6.0, 5.0, 4.0, 3.0), 3.75) == Crossing(22.5, 90.0, 33.75)
+
+
+@pytest.mark.parametrize(
+    ("losses", "target", "expected"),
+    [
+        ((5.0, 4.0), 3.9, None),
+        ((), 3.9, None),
+        ((3.0, 2.0), 3.5, Crossing(0, 0, 0)),  # met before the first step
+        ((5.0, 4.0), 4.0, Crossing(10, 40, 15)),  # exactly at a validation
+        ((5.0, 3.0, 5.0, 3.0), 4.0, Crossing(5, 20, 7.5)),  # the first time counts
+    ],
+)
+def test_crossing_at_the_edges(losses, target, expected):
+    assert crossing(curve(*losses), target) == expected
+
+
+def test_crossing_uses_the_clock_of_its_own_interval():
+    points = curve(5.0, 4.0, 3.0)
+    points[2] = Point(20, 80, 115.0, None, 3.0, 0.1, None, None, None, 0)  # a slow stretch
+    assert crossing(points, 3.5) == Crossing(15, 60, 65)
+
+
+@pytest.mark.parametrize(
+    ("df", "t975", "t95"),  # printed tables of Student's t
+    [
+        (1, 12.706205, 6.313752),
+        (2, 4.302653, 2.919986),
+        (4, 2.776445, 2.131847),
+        (10, 2.228139, 1.812461),
+        (30, 2.042272, 1.697261),
+        (1e7, 1.959964, 1.644854),  # the normal distribution
+    ],
+)
+def test_t_quantile_agrees_with_tables(df, t975, t95):
+    assert t_quantile(0.975, df) == pytest.approx(t975, abs=1e-6)
+    assert t_quantile(0.95, df) == pytest.approx(t95, abs=1e-6)
+    assert t_quantile(0.025, df) == pytest.approx(-t975, abs=1e-6)
+
+
+@pytest.mark.parametrize("df", [1, 1.3, 2.5, 4.77, 17.2])
+@pytest.mark.parametrize("t", [0.01, 0.6, 1.9, 4.0])
+def test_t_cdf_is_the_integral_of_the_density(df, t):
+    x = np.linspace(0, t, 20_001)
+    log_scale = math.lgamma((df + 1) / 2) - math.lgamma(df / 2) - math.log(df * math.pi) / 2
+    density = np.exp(log_scale - (df + 1) / 2 * np.log1p(x**2 / df))
+    area = float(np.trapezoid(density, x))
+    assert t_cdf(t, df) == pytest.approx(0.5 + area, abs=1e-8)
+    assert t_cdf(-t, df) == pytest.approx(0.5 - area, abs=1e-8)
+
+
+@pytest.mark.parametrize("df", [1, 3.7, 250])
+def test_t_quantile_inverts_t_cdf(df):
+    for p in (0.001, 0.3, 0.5, 0.8, 0.9999):
+        assert t_cdf(t_quantile(p, df), df) == pytest.approx(p, abs=1e-12)
+    assert (t_cdf(-math.inf, df), t_cdf(0, df), t_cdf(math.inf, df)) == (0, 0.5, 1)
+
+
+def test_expected_cost_is_the_mean_when_all_reached():
+    estimate = expected_cost(Costs([90, 100, 110], [True] * 3))
+    assert estimate is not None and estimate.value == pytest.approx(100)
+    half = 4.302653 * 0.1 / math.sqrt(3)  # sd of cost / mean is 0.1
+    assert estimate.low == pytest.approx(100 * math.exp(-half), rel=1e-6)
+    assert estimate.high == pytest.approx(100 * math.exp(half), rel=1e-6)
+    assert estimate.n == 3
+
+
+def test_expected_cost_charges_what_missed_runs_spent():
+    estimate = expected_cost(Costs([100, 120, 200], [True, True, False]))
+    assert estimate is not None and estimate.value == pytest.approx((100 + 120 + 200) / 2)
+    # z = (5/7 - 3/2, 6/7 - 3/2, 10/7 - 0), whose sum is 0 and whose variance is 43/28
+    half = 4.302653 * math.sqrt(43 / 28 / 3)
+    assert estimate.low == pytest.approx(210 * math.exp(-half), rel=1e-6)
+    assert estimate.high == pytest.approx(210 * math.exp(half), rel=1e-6)
+
+
+def test_expected_cost_without_an_answer():
+    assert expected_cost(Costs([100, 120], [False, False])) is None
+    assert expected_cost(Costs([0, 0], [True, True])) is None  # met before the first step
+    assert expected_cost(Costs([100], [True])) == Estimate(pytest.approx(100), None, None, 1)
+
+
+def test_speedup_is_a_ratio_with_welch_satterthwaite_freedom():
+    ratio = speedup(Costs([90, 100, 110], [True] * 3), Costs([48, 50, 52], [True] * 3))
+    a, b = 0.1**2 / 3, 0.04**2 / 3  # squared standard errors of the two logarithms
+    df = (a + b) ** 2 / (a**2 / 2 + b**2 / 2)
+    half = t_quantile(0.975, df) * math.sqrt(a + b)
+    assert ratio is not None and ratio.value == pytest.approx(2)
+    assert ratio.low == pytest.approx(2 * math.exp(-half))
+    assert ratio.high == pytest.approx(2 * math.exp(half))
+    assert ratio.n == 6
+
+
+def test_speedup_without_an_answer():
+    many, one = Costs([90, 100], [True] * 2), Costs([50], [True])
+    assert speedup(many, Costs([50, 50], [False] * 2)) is None
+    assert speedup(Costs([50, 50], [False] * 2), many) is None
+    assert speedup(many, one) == Estimate(pytest.approx(1.9), None, None, 3)
+    same = speedup(Costs([100, 100], [True] * 2), Costs([50, 50], [True] * 2))
+    assert same == Estimate(*[pytest.approx(2)] * 3, 4)  # seeds that never differ
+
+
+def coverage(trials: int, interval, truth: float) -> float:
+    hits = 0
+    for _ in range(trials):
+        estimate = interval()
+        hits += estimate.low <= truth <= estimate.high
+    return hits / trials
+
+
+def test_the_interval_of_a_cost_covers_its_truth():
+    random = np.random.default_rng(1)
+
+    def interval():
+        return expected_cost(Costs(list(random.normal(100, 8, 5)), [True] * 5))
+
+    assert 0.92 <= coverage(2000, interval, 100) <= 0.98
+
+
+def test_the_interval_of_a_speedup_covers_its_truth():
+    random = np.random.default_rng(2)
+
+    def interval():
+        slow, fast = random.normal(140, 10, 5), random.normal(100, 4, 5)
+        return speedup(Costs(list(slow), [True] * 5), Costs(list(fast), [True] * 5))
+
+    assert 0.92 <= coverage(2000, interval, 1.4) <= 0.98
+
+
+def test_the_interval_covers_its_truth_when_runs_miss():
+    random = np.random.default_rng(3)
+
+    def interval():
+        reached = random.random(30) < 0.8
+        return expected_cost(Costs(list(np.where(reached, 100, 150.0)), list(reached)))
+
+    assert 0.92 <= coverage(1000, interval, (0.8 * 100 + 0.2 * 150) / 0.8) <= 0.98
+
+
+def test_costs_are_what_was_spent():
+    runs = [
+        make_run(),
+        make_run(status="missed", steps_to_target=None, seconds_to_target=None),
+        make_run(status="diverged", steps=30, train_seconds=3.0, steps_to_target=None),
+    ]
+    assert costs(runs, "steps") == Costs([runs[0].steps_to_target, 100, 30], [True, False, False])
+    assert costs(runs, "seconds").spent[1:] == [runs[1].train_seconds, 3.0]
+    with pytest.raises(UserError, match="run muon-0 reached .* no tokens_to_target; run:"):
+        costs([make_run(tokens_to_target=None)], "tokens")
+
+
+def test_mean_and_deviation():
+    estimate = mean([1.0, 2.0, 3.0])
+    assert estimate == Estimate(
+        2.0,
+        pytest.approx(2 - 4.302653 / math.sqrt(3), abs=1e-6),
+        pytest.approx(2 + 4.302653 / math.sqrt(3), abs=1e-6),
+        3,
+    )
+    assert mean([7.0]) == Estimate(7.0, None, None, 1)
+    assert deviation([1.0, 2.0, 3.0]) == 1.0
+    assert deviation([7.0]) is None
+
+
+def test_welch():
+    # Means 2 and 6, variances 1 and 4: t = -4 / sqrt(1/3 + 4/3), df = (5/3)^2 / (17/18) = 50/17
+    result = welch([1.0, 2.0, 3.0], [4.0, 6.0, 8.0])
+    t, df = -4 / math.sqrt(5 / 3), 50 / 17
+    assert result.p == pytest.approx(2 * t_cdf(t, df))
+    half = t_quantile(0.975, df) * math.sqrt(5 / 3)
+    assert result.difference == Estimate(
+        -4.0, pytest.approx(-4 - half), pytest.approx(-4 + half), 6
+    )
+    assert welch([4.0, 6.0, 8.0], [1.0, 2.0, 3.0]).p == pytest.approx(result.p)
+    assert welch([1.0, 2.0], [3.0]).p is None
+    assert welch([1.0, 1.0], [2.0, 2.0]).p == 0
+    assert welch([1.0, 1.0], [1.0, 1.0]).p == 1
+
+
+def test_one_sample():
+    # t = (2 - 3) / (1 / sqrt(3)); the cdf for df = 2 is 1/2 + t / (2 sqrt(2 + t^2))
+    t = -math.sqrt(3)
+    assert one_sample([1.0, 2.0, 3.0], 3.0) == pytest.approx(0.5 + t / (2 * math.sqrt(2 + t * t)))
+    assert one_sample([1.0, 2.0, 3.0], 1.0) == pytest.approx(
+        1 - one_sample([1.0, 2.0, 3.0], 3.0)  # as far above as below
+    )
+    assert one_sample([1.0], 3.0) is None

@@ -1,0 +1,192 @@
+"""The tuner: its points, its stages, interruption, shards, and the committed search."""
+
+import itertools
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import speedrun
+import tune
+from optim import Linear, Log, Option
+from optim.entrants import TUNED, entrant_options, tuned_settings
+from results import store
+from results.schema import DIVERGED, REACHED, Trial
+from tests.rows import make_trial
+
+OPTIONS = {
+    "lr": Option(float, 0.1, Log(0.01, 1.0)),
+    "beta": Option(float, 0.9, None),
+    "cooldown": Option(float, 0.5, Linear(0.0, 1.0)),
+}
+ROOT = Path(__file__).parents[1]
+
+
+def test_points_fill_the_ranges_and_do_not_depend_on_their_number() -> None:
+    points = tune.points(OPTIONS, 32)
+    assert points[:8] == tune.points(OPTIONS, 8)
+    assert all(set(point) == {"lr", "cooldown"} for point in points)
+    for name, bounds in (("lr", Log(0.01, 1.0)), ("cooldown", Linear(0.0, 1.0))):
+        values = sorted(point[name] for point in points)
+        quarters = [bounds.at(q / 4) for q in range(5)]
+        for low, high in itertools.pairwise(quarters):
+            assert sum(low <= value < high for value in values) == pytest.approx(8, abs=1)
+
+
+class FakeStudy(tune.Study):
+    """A study whose runs are a formula: final loss = base[trial] + slope / steps."""
+
+    def __init__(self, base: list[float], target: float, shard: str = "1/1") -> None:
+        self.recipe, self.options = "muon", OPTIONS
+        self.plan = tune.Plan(len(base), tune.read_shard(shard), "horizon")
+        self.points = tune.points(OPTIONS, len(base))
+        self.base, self.target = base, target
+        self.rows: dict[tuple[Any, ...], Trial] = {}
+        self.ran: list[tuple[Any, ...]] = []
+
+    @property
+    def steps(self) -> int:
+        return 100
+
+    @staticmethod
+    def key(job: tune.Job) -> tuple[Any, ...]:
+        return (job.stage, job.trial, job.settings["steps"], job.seed)
+
+    def _find(self, job: tune.Job) -> Trial | None:
+        return self.rows.get(self.key(job))
+
+    def _once(self, job: tune.Job) -> Trial:
+        if self.key(job) not in self.rows:
+            steps = job.settings["steps"]
+            loss = self.base[job.trial] + 100 / steps + 0.001 * (job.seed % 3)
+            status = "missed" if loss > self.target else REACHED
+            if self.base[job.trial] > 100:
+                loss, status = None, DIVERGED  # type: ignore[assignment]
+            self.ran.append(self.key(job))
+            self.rows[self.key(job)] = make_trial(
+                stage=job.stage, trial=job.trial, steps=steps, seed=job.seed, status=status,
+                final_loss=loss,
+            )  # fmt: skip
+        return self.rows[self.key(job)]
+
+
+def test_the_best_few_are_confirmed_and_the_shortest_horizon_found() -> None:
+    study = FakeStudy([3.0, 2.0, 999.0, 2.1, 2.2, 5.0], target=3.5)
+    assert study.search() == [1, 3, 4]
+    confirmed = study.confirm([1, 3, 4])
+    assert [index for _, index in confirmed] == [1, 3, 4]
+    assert confirmed[0][0] == pytest.approx(3.001)
+    # 2.0 + 100 / steps + at most .002 <= 3.5 from 66.8 steps on
+    assert study.shorten([1, 3, 4]) == (70, 1)
+    assert study.shorten([4, 3, 1]) == (70, 1)
+
+
+@pytest.mark.parametrize("steps", range(5, 155, 5))
+def test_bisection_finds_any_horizon_on_the_grid(steps: int) -> None:
+    study = FakeStudy([0.0], target=100 / steps + 0.0021)
+    assert study.shorten([0]) == (steps, 0)
+
+
+def test_a_target_that_nobody_meets_has_no_horizon() -> None:
+    assert FakeStudy([2.0, 3.0], target=2.1).shorten([0, 1]) is None
+
+
+def test_a_trial_that_has_its_row_is_not_run_again() -> None:
+    study = FakeStudy([3.0, 2.0, 2.5, 2.1], target=3.5)
+    study.search()
+    study.confirm([1, 3])
+    ran = list(study.ran)
+    study.search()
+    study.confirm([1, 3])
+    assert study.ran == ran
+
+
+def test_shards_share_the_work_and_wait_for_each_other() -> None:
+    first = FakeStudy([3.0, 2.0, 2.5, 2.1, 2.2], target=3.5, shard="1/2")
+    second = FakeStudy([3.0, 2.0, 2.5, 2.1, 2.2], target=3.5, shard="2/2")
+    second.rows = first.rows
+    with pytest.raises(tune.Incomplete, match="2 search trials"):
+        first.search()
+    assert second.search() == [1, 3, 4]
+    assert len(first.ran) == 3 and len(second.ran) == 2
+
+
+def test_a_best_value_at_an_end_of_its_range_draws_a_warning() -> None:
+    study = FakeStudy([1.0], target=1.0)
+    study.points = [{"lr": 0.0101, "cooldown": 0.5}]
+    assert study.at_edge(0) == ["lr=0.0101 is at the edge of its range 0.01 to 1.0"]
+    study.points = [{"lr": 0.1, "cooldown": 0.99}]
+    assert ["cooldown" in warning for warning in study.at_edge(0)] == [True]
+    study.points = [{"lr": 0.1, "cooldown": 0.5}]
+    assert study.at_edge(0) == []
+
+
+def test_the_outcome_is_a_section_that_entrants_read(tmp_path: Path) -> None:
+    path = tmp_path / "tuned.toml"
+    tune.write_settings(path, "tiny", "muon", {"lr": 0.03, "steps": 70}, 5)
+    tune.write_settings(path, "tiny", "adamw", {"lr": 1e-05, "nesterov": True, "steps": 100}, 9)
+    tune.write_settings(path, "tiny", "muon", {"lr": 0.04, "steps": 65}, 6)
+    assert tuned_settings("tiny", "muon", path) == {"lr": 0.04, "steps": 65}
+    assert tuned_settings("tiny", "adamw", path) == {"lr": 1e-05, "nesterov": True, "steps": 100}
+    assert tomllib.loads(path.read_text())["tiny"]["muon"]["trials"] == [6]
+
+
+def test_tuning_writes_rows_and_goes_on_where_it_stopped(
+    micro_flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tuned = tmp_path / "tuned.toml"
+    monkeypatch.setattr(speedrun, "TUNED", tuned)
+    monkeypatch.setattr(tune, "FRESH_SEEDS", (1001,))
+    monkeypatch.setitem(speedrun.TRACKS, "tiny", replace(speedrun.TRACKS["tiny"], search_steps=10))
+    command = ["tune", "muon", "--trials=4", *micro_flags]
+    assert speedrun.main([*command, "--stage=search"]) == 0
+    trials = store.read_trials(tmp_path / "results")
+    assert [(row.stage, row.trial, row.steps) for row in trials] == [
+        ("search", index, 10) for index in range(4)
+    ]
+    assert speedrun.main(command) == 0
+    after = store.read_trials(tmp_path / "results")
+    assert after[:4] == trials
+    assert {row.stage for row in after[4:]} == {"confirm", "horizon"}
+    chosen = tuned_settings("custom", "muon", tuned)
+    met = [row for row in after if row.stage == "horizon" and row.status == REACHED]
+    assert chosen["steps"] == min(row.steps for row in met)
+
+
+# The committed search.
+
+
+def test_the_target_of_tiny_is_what_the_tuned_adamw_reaches() -> None:
+    track = speedrun.TRACKS["tiny"]
+    losses: dict[int, list[float]] = {}
+    for row in store.read_trials(ROOT / "results"):
+        if (row.track_hash, row.recipe, row.stage) == (track.hash(), "adamw", "confirm"):
+            losses.setdefault(row.trial, []).append(tune.loss_of(row))
+    best = min(sum(values) / len(values) for values in losses.values())
+    assert track.target == tune.target_from(best)
+
+
+def test_the_target_was_fixed_before_muon_was_looked_at() -> None:
+    track = speedrun.TRACKS["tiny"]
+    rows = [row for row in store.read_trials(ROOT / "results") if row.track_hash == track.hash()]
+    adamw = [row.started for row in rows if row.recipe == "adamw" and row.stage == "confirm"]
+    others = [row.started for row in rows if row.recipe != "adamw"]
+    assert max(adamw) <= min(others)
+
+
+def test_every_tuned_recipe_of_tiny_had_the_same_number_of_trials() -> None:
+    track = speedrun.TRACKS["tiny"]
+    counts: dict[str, int] = {}
+    for row in store.read_trials(ROOT / "results"):
+        if row.track_hash == track.hash() and row.stage == "search":
+            counts[row.recipe] = counts.get(row.recipe, 0) + 1
+    assert set(counts) == set(tomllib.loads(TUNED.read_text())["tiny"]) >= {"adamw", "muon"}
+    assert len(set(counts.values())) == 1 and min(counts.values()) >= 32
+
+
+def test_committed_settings_are_options_of_their_recipes() -> None:
+    for recipe, section in tomllib.loads(TUNED.read_text())["tiny"].items():
+        known = entrant_options(recipe, speedrun.Schedule)
+        assert set(section) - {"trials"} <= set(known)

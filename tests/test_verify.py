@@ -1,0 +1,238 @@
+"""The verifier finds every kind of tampering, and nothing in what the trainer writes."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from results import report, store, verify
+from results.schema import Run, Trial
+from tests.rows import SOURCE, make_points, make_run, make_trial
+
+SOURCE_NAME = f"sources/{store.source_hash(SOURCE)}.txt"
+TUNED = "../optim/tuned.toml"  # as seen from the results
+CHOSEN = "steps = 150\ntrials = [1]\n"
+NO_CROSSING = dict(steps_to_target=None, tokens_to_target=None, seconds_to_target=None)
+
+
+def fill(root: Path) -> None:
+    """A race of two entrants and two seeds, a run that diverged and one that missed; a tuning."""
+    for seed in range(2):
+        for label, floor in (("adamw", 3.2), ("muon", 3.0)):
+            points = make_points(floor=floor + 0.01 * seed)
+            run = make_run(points, label=label, entrant=label, seed=seed, run=f"{label}-{seed}")
+            store.record(root, run, points, SOURCE)
+    points = make_points(steps=40)
+    lost = make_run(points, label="lion", entrant="lion", run="lion-0", status="diverged")
+    lost = replace(lost, steps=50, tokens=4096 * 50, train_seconds=5.0)
+    lost = replace(lost, mfu=lost.flops_per_step * 50 / 5.0 / lost.matmul_peak_flops)
+    store.record(root, lost, points, SOURCE)
+    points = make_points(floor=4.0)
+    store.record(root, make_run(points, entrant="sgd", label="sgd", run="sgd-0"), points, SOURCE)
+    for recipe in ("adamw", "muon"):
+        for trial in range(2):
+            row = make_trial(recipe=recipe, trial=trial, entrant=f"{recipe}:lr={trial + 1}e-3,b=x")
+            store.record_trial(root, row, SOURCE)
+            row = replace(row, stage="horizon", steps=150, target=3.5, status="reached", seed=9)
+            store.record_trial(root, row, SOURCE)
+    (root.parent / "optim").mkdir()
+    (root / TUNED).write_text('[tiny.muon]\nlr = 0.002\nb = "x"\n' + CHOSEN)
+
+
+def test_verify_accepts_what_the_trainer_writes(tmp_path, capsys):
+    root = tmp_path / "results"
+    fill(root)
+    assert verify.problems(root) == []
+    assert verify.main(["--root", str(root)]) == 0
+    assert capsys.readouterr().out == "6 runs and 8 tuning trials verified\n"
+
+
+def change_run(name: str, **changes):
+    """Changes cells of one row of runs.csv."""
+    return change_rows("runs.csv", Run, lambda row: row.run == name, changes)
+
+
+def change_trial(of: str, index: int, at: str = "search", **changes):
+    """Changes cells of one row of tuning.csv."""
+    wanted = (of, index, at)
+    return change_rows(
+        "tuning.csv", Trial, lambda row: (row.recipe, row.trial, row.stage) == wanted, changes
+    )
+
+
+def change_rows(name: str, cls: type, chosen, changes: dict):
+    def tamper(root: Path) -> None:
+        rows = store.read(root / name, cls)
+        (root / name).unlink()
+        assert any(map(chosen, rows))
+        for row in rows:
+            store.append(root / name, replace(row, **changes) if chosen(row) else row)
+
+    return tamper
+
+
+def drop_run(name: str):
+    def tamper(root: Path) -> None:
+        path = root / "runs.csv"
+        lines = path.read_text().splitlines(keepends=True)
+        path.write_text("".join(line for line in lines if f",{name}," not in line))
+
+    return tamper
+
+
+def change_point(name: str, index: int, **changes):
+    """Changes cells of one row of a curve; a negative index counts from the end."""
+
+    def tamper(root: Path) -> None:
+        points = store.read_curve(root, name)
+        points[index] = replace(points[index], **changes)
+        store.curve_path(root, name).unlink()
+        for point in points:
+            store.append(store.curve_path(root, name), point)
+
+    return tamper
+
+
+def drop_point(name: str, index: int):
+    def tamper(root: Path) -> None:
+        path = store.curve_path(root, name)
+        lines = path.read_text().splitlines(keepends=True)
+        del lines[index]
+        path.write_text("".join(lines))
+
+    return tamper
+
+
+def write(name: str, text: str):
+    return lambda root: (root / name).write_text(text)
+
+
+def remove(name: str):
+    return lambda root: (root / name).unlink()
+
+
+def repeat_line(name: str):
+    """Writes the last row of a file twice."""
+
+    def tamper(root: Path) -> None:
+        lines = (root / name).read_text().splitlines(keepends=True)
+        (root / name).write_text("".join([*lines, lines[-1]]))
+
+    return tamper
+
+
+@pytest.mark.parametrize(
+    ("tamper", "message"),
+    [
+        (remove("curves/muon-1.csv"), "run muon-1: .*muon-1.csv is missing"),
+        (write("curves/muon-1.csv", "a,b\n"), "run muon-1: .*line 1: unknown column 'a'"),
+        (drop_run("adamw-1"), "curves/adamw-1.csv: no row in runs.csv"),
+        (
+            change_run("muon-0", steps_to_target=70.0),
+            "muon-0: steps_to_target 70, .*curve gives 75",
+        ),
+        (change_run("muon-0", tokens_to_target=1.0), "muon-0: tokens_to_target 1, .* gives 307200"),
+        (change_run("muon-0", seconds_to_target=7.0), "muon-0: seconds_to_target 7, .* gives 7.5"),
+        (change_run("muon-0", target=3.4), "muon-0: steps_to_target 75, but its curve gives 80"),
+        (change_run("muon-0", target=3.4), "race tiny-1: its runs differ in target: 3.5, 3.4"),
+        (change_run("sgd-0", status="reached"), "sgd-0: status reached, but its curve missed"),
+        (
+            change_run("muon-0", status="missed", **NO_CROSSING),
+            "muon-0: status missed, but .*reached",
+        ),
+        (
+            change_run("muon-0", status="diverged", **NO_CROSSING),
+            "status diverged, but its curve ends",
+        ),
+        (change_run("lion-0", steps_to_target=30.0), "lion-0: steps_to_target 30, .* gives empty"),
+        (change_run("muon-0", final_loss=2.9), "muon-0: final_loss 2.9, but its curve gives 3"),
+        (change_run("muon-0", final_loss=None), "muon-0: final_loss empty, but its curve gives 3"),
+        (change_run("muon-0", steps_planned=120), "muon-0: reached after 100 of 120 steps"),
+        (change_run("muon-0", steps=90, steps_planned=90), "no validation at its last step 90"),
+        (change_run("muon-0", tokens=4000), "muon-0: 81920 tokens at step 20, but 4000 at 100"),
+        (change_run("lion-0", steps=0), "lion-0: 204800 tokens in no step"),
+        (change_run("lion-0", steps=51), "track 1f2e: its runs differ in tokens per step"),
+        (
+            change_run("lion-0", steps=30),
+            "lion-0: its curve goes on to step 40, 4 s, after its end",
+        ),
+        (change_run("muon-0", train_seconds=9.0), "train_seconds 9, but its curve 10"),
+        (change_run("muon-0", optimizer_seconds=2.0), "muon-0: its parts take 11.1 s, more than"),
+        (change_run("muon-0", mfu=0.6), "muon-0: mfu 0.6, but its FLOPs, time and peak give 0.5"),
+        (change_run("muon-0", seed=1), "race tiny-1: 2 runs of muon with seed 1"),
+        (change_run("muon-0", run="muon-1"), "run muon-1: 2 rows have this id"),
+        (repeat_line("runs.csv"), "run sgd-0: 2 rows have this id"),
+        (change_run("muon-0", entrant="muon:lr=1"), "label muon stands for muon:lr=1 and muon"),
+        (change_run("muon-0", track_hash="ffff"), "differ in track_hash: 1f2e, ffff"),
+        (change_run("muon-0", data_hash="ffff"), "differ in data_hash: abcd, ffff"),
+        (change_run("muon-0", device="faster"), "differ in device: A processor, 2 cores, faster"),
+        (change_run("muon-0", dtype="float32"), "differ in dtype: bfloat16, float32"),
+        (change_run("muon-0", threads=4), "differ in threads: 2, 4"),
+        (change_run("muon-0", source_hash="ffff"), "differ in source_hash: "),
+        (change_run("muon-0", source_hash="ffff"), "sources/ffff.txt: missing, although"),
+        (write(SOURCE_NAME, SOURCE + " "), f"{SOURCE_NAME}: not the text that it is named after"),
+        (change_point("muon-0", 2, step=20), "muon-0: its curve goes from step 20 to 20"),
+        (
+            change_point("muon-0", 2, train_seconds=1.0),
+            "muon-0: its clock runs backwards at step 40",
+        ),
+        (change_point("muon-0", 2, tokens=5), "muon-0: 5 tokens at step 40, but 409600 at 100"),
+        (
+            change_point("muon-0", 3, val_loss=3.4),
+            "muon-0: steps_to_target 75, but its curve gives 5",
+        ),
+        (change_point("muon-0", -1, val_loss=2.9), "muon-0: final_loss 3, but its curve gives 2.9"),
+        (drop_point("muon-0", -1), "muon-0: its curve has no validation at its last step 100"),
+        (
+            change_trial("muon", 1, stage="look"),
+            "stage 'look' is not one of search, confirm, horizon",
+        ),
+        (
+            change_trial("muon", 1, status="missed"),
+            "status 'missed' is not one of finished, diverged",
+        ),
+        (change_trial("muon", 1, status="diverged"), "muon 1 .*: diverged with final_loss 3.4"),
+        (change_trial("muon", 1, final_loss=None), "muon 1 .*: finished with final_loss empty"),
+        (change_trial("muon", 1, target=3.0), "target 3, which only the horizon stage has"),
+        (change_trial("muon", 1, "horizon", status="missed"), "muon 1 .*: missed 3.5 with 3.4"),
+        (change_trial("muon", 1, "horizon", final_loss=3.6), "muon 1 .*: reached 3.5 with 3.6"),
+        (repeat_line("tuning.csv"), "trial muon:lr=2e-3,b=x .horizon.: 2 rows with seed 9"),
+        (change_trial("muon", 1, recipe="adamw"), "number of search trials: adamw 3, muon 1"),
+        (write(TUNED, "[tiny.muon]\nlr = 0.003\n" + CHOSEN), "settings are not those of trial 1"),
+        (write(TUNED, "[tiny.muon]\nc = 1\n" + CHOSEN), "settings are not those of trial 1"),
+        (write(TUNED, "[tiny.muon]\nb = 1\n" + CHOSEN), "settings are not those of trial 1"),
+        (write(TUNED, "[tiny.muon]\nsteps = 150\ntrials = []\n"), "tiny.muon.: names no trial"),
+        (write(TUNED, "[tiny.muon]\nsteps = 150\ntrials = [7]\n"), "tuning.csv has no trial 7"),
+        (
+            change_trial("muon", 1, "horizon", steps=140),
+            "tiny.muon.: trial 1 did not reach the target in 150 steps",
+        ),
+        (
+            change_trial("muon", 1, "horizon", status="missed", final_loss=3.6),
+            "tiny.muon.: trial 1 did not reach the target in 150 steps",
+        ),
+    ],
+)
+def test_verify_finds(tmp_path, capsys, tamper, message):
+    root = tmp_path / "results"
+    fill(root)
+    tamper(root)
+    assert verify.main(["--root", str(root)]) == 1
+    assert re.search(message, capsys.readouterr().out)
+
+
+def test_a_file_that_cannot_be_read_is_one_line_on_stderr(tmp_path, capsys):
+    root = tmp_path / "results"
+    fill(root)
+    (root / "runs.csv").write_text("a,b\n1,2\n")
+    for main in (verify.main, report.main):
+        assert main(["--root", str(root)]) == 2
+        printed = capsys.readouterr()
+        assert re.fullmatch(r".*runs.csv line 1: unknown column 'a'; .*\n", printed.err)
+        assert printed.out == ""
+
+
+def test_verify_refuses_an_empty_folder(tmp_path, capsys):
+    assert verify.main(["--root", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"nothing to verify in {tmp_path}; run: make speedrun\n"
