@@ -1,8 +1,28 @@
-"""Command-line flags made from dataclasses: one declaration per knob."""
+"""The command line of speedrun.py, its flags made from dataclasses: one declaration per knob."""
 
 import argparse
+from collections.abc import Iterable
 from dataclasses import fields
 from typing import Any, get_type_hints
+
+
+def command_line(
+    description: str | None, tracks: Iterable[str], options: type, track: type
+) -> argparse.ArgumentParser:
+    """The parser; `options` and `track` are the dataclasses whose fields are flags."""
+    parser = argparse.ArgumentParser(
+        prog="speedrun.py",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("words", nargs="*", metavar="[tune] ENTRANT", help="default: adamw muon")
+    parser.add_argument("--track", default="tiny", help=f"one of {', '.join(tracks)}")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each entrant (default 3)")
+    parser.add_argument("--resume", nargs="?", const="", metavar="RACE", help="default: the newest")
+    parser.add_argument("--steps", type=int, help="horizon of every entrant; a custom track")
+    add(parser, options, "how it runs")
+    add(parser, track, "overrides of the track, for a quick look; they make it custom")
+    return parser
 
 
 def add(parser: argparse.ArgumentParser, declared: type, note: str) -> None:

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from errors import UserError
+
 Role = Literal["embed", "head", "matrix", "vector"]
 
 
@@ -53,11 +55,19 @@ class GPTConfig:
             )
 
 
+PRESETS = {  # n_layer, n_head, n_embd
+    "tiny": (4, 4, 128),
+}
+
+
 def preset(name: str, vocab_size: int, block_size: int) -> GPTConfig:
-    """The sizes of a named model; the data set gives the vocabulary, the track the context."""
-    n_layer, n_head, n_embd = {
-        "tiny": (4, 4, 128),
-    }[name]
+    """The sizes of a named model; the data set gives the vocabulary, the track the context.
+
+    Raises UserError on an unknown name.
+    """
+    if name not in PRESETS:
+        raise UserError(f"unknown model {name!r}: must be one of {', '.join(PRESETS)}")
+    n_layer, n_head, n_embd = PRESETS[name]
     return GPTConfig(vocab_size, block_size, n_layer, n_head, n_embd)
 
 

@@ -316,5 +316,10 @@ def conduct(study: Study, tuned: Path) -> None:
         return
     steps, index = shortest
     settings = study.points[index] | {"steps": steps}
-    write_settings(tuned, study.trainer.track.name, recipe, settings, index)
+    track = study.trainer.track.name
+    if track == "custom":
+        values = ",".join(f"{key}={value}" for key, value in settings.items())
+        print(f"{recipe}: best on this custom track: {recipe}:{values}")
+        return
+    write_settings(tuned, track, recipe, settings, index)
     print(f"{recipe}: {steps} steps with trial {index}, written to {tuned.name}")

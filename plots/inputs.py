@@ -55,7 +55,7 @@ class Inputs:
     """All that the charts show."""
 
     entrants: Sequence[Entrant]  # in the order in which they first ran; none without a race
-    trials: Sequence[Trial]  # the search stage at its newest horizon, on the race's track
+    trials: Sequence[Trial]  # searched and refined, at the newest horizon, on the race's track
     recipe_looks: dict[str, Look]  # of the recipes in `trials`, in the order of their first trial
 
     @property
@@ -152,5 +152,7 @@ def _entrants(root: Path, runs: Iterable[Run], history: Sequence[str]) -> list[E
 
 def _search(trials: Sequence[Trial], track: str) -> list[Trial]:
     """The trials that can be compared: one track, one horizon, the newest."""
-    search = [trial for trial in trials if trial.track == track and trial.stage == "search"]
+    search = [
+        trial for trial in trials if trial.track == track and trial.stage in ("search", "refine")
+    ]
     return [trial for trial in search if trial.steps == search[-1].steps]

@@ -94,7 +94,7 @@ def _footer(by_recipe: dict[str, list[Trial]]) -> str:
     devices = " / ".join(dict.fromkeys(trial.device for trial in trials))
     return (
         f"Track {trials[0].track} · {each} trials each of {trials[0].steps} steps, "
-        f"{seeds} {'seed' if seeds == 1 else 'seeds'} · {devices} · search stage of tuning.csv"
+        f"{seeds} {'seed' if seeds == 1 else 'seeds'} · {devices} · search, refinement"
     )
 
 

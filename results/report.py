@@ -8,7 +8,7 @@
 A marked part of the README is `<!-- begin:NAME -->` to `<!-- end:NAME -->` with NAME one of
 `headline`, `race`, `machine` and `tuned`. `<!-- begin:NAME RACE -->` shows that race; without
 RACE it is --race, or else the newest race that was run on an unchanged track. `<!-- begin:csv
-FILE -->` shows any CSV file as a table.
+FILE -->` shows any CSV file as a table, `<!-- begin:file FILE -->` a program as it is.
 """
 
 import argparse
@@ -318,12 +318,16 @@ def tuned_table(tuned: Sequence[Tuned]) -> str:
 
 def csv_table(path: Path) -> str:
     """A CSV file as Markdown. Raises UserError if there is none."""
+    rows = list(csv.reader(read_file(path).splitlines()))
+    return _markdown(rows[0], rows[1:])
+
+
+def read_file(path: Path) -> str:
+    """A text file that the README shows. Raises UserError if there is none."""
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            headings, *rows = csv.reader(file)
-    except (OSError, ValueError) as error:
-        raise UserError(f"README marker csv {path}: {error}; make it with: make bench") from error
-    return _markdown(headings, rows)
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"README: cannot show {path}: {error.strerror}; run: make bench") from error
 
 
 def rewrite(readme: str, runs: Sequence[Run], tuned: Sequence[Tuned], race: str | None) -> str:
@@ -339,8 +343,12 @@ def rewrite(readme: str, runs: Sequence[Run], tuned: Sequence[Tuned], race: str 
             return f"{begin}{tuned_table(tuned)}\n{end}"
         if name == "csv":
             return f"{begin}{csv_table(Path(argument or ''))}\n{end}"
+        if name == "file":
+            return f"{begin}```python\n{read_file(Path(argument or ''))}```\n{end}"
         if name not in ("headline", "race", "machine"):
-            raise UserError(f"README marker {name!r} must be headline, race, machine, tuned or csv")
+            raise UserError(
+                f"README marker {name!r} must be headline, race, machine, tuned, csv or file"
+            )
         chosen = select(runs, argument or race, official=True)
         if name == "headline":
             content = "\n\n".join(sentences(chosen))

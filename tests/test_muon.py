@@ -10,6 +10,7 @@ the order of the operations alone, so what must be equal is compared in float32.
 """
 
 import io
+import math
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from typing import Any
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import muon
-from muon import COEFFICIENTS, Coefficients, Muon, lr_scale, newton_schulz
+from muon import COEFFICIENTS, Coefficients, Muon, newton_schulz
 
 # Typed from Jordan et al. 2024 and from the optimization track's script, not taken from muon.py.
 JORDAN = ((3.4445, -4.7750, 2.0315),)
@@ -85,38 +86,31 @@ def polar(X: Tensor) -> Tensor:
 # The iteration.
 
 
-@pytest.mark.parametrize("columns", [2, 64])  # the published form, and the Gram matrix's
 @pytest.mark.parametrize(
-    ("name", "steps", "low", "smallest", "largest"),
+    ("name", "steps", "slope", "low", "smallest", "largest"),
     [
-        ("jordan", 5, 1e-3, 0.4705, 1.2024),
-        ("jordan", 5, 1e-2, 0.6818, 1.1344),
-        ("stable", 12, 1e-3, 1.0, 1.0),
+        ("jordan", 5, 484.9, 1e-3, 0.4705, 1.2024),
+        ("jordan", 5, 484.9, 1e-2, 0.6818, 1.1344),
+        ("stable", 12, 4096, 1e-3, 1.0, 1.0),
     ],
 )
 def test_singular_values_land_where_the_coefficients_send_them(
-    name: str, steps: int, low: float, smallest: float, largest: float, columns: int
+    name: str, steps: int, slope: float, low: float, smallest: float, largest: float
 ) -> None:
-    s = torch.logspace(torch.tensor(low).log10().item(), 0, 4001, dtype=F64).clamp(max=1)
-    X = torch.zeros(len(s), 2, columns, dtype=F64)  # diagonal, of Frobenius norm 1
-    X[:, 0, 0], X[:, 1, 1] = s, (1 - s**2).sqrt()
-    out = newton_schulz(X, COEFFICIENTS[name], steps)
-    assert out.dtype == F64
-    values = out[:, 0, 0]
-    assert values.min().item() == pytest.approx(smallest, abs=1e-4)
-    assert values.max().item() == pytest.approx(largest, abs=1e-4)
+    s = torch.logspace(math.log10(low), 0, 4001, dtype=F64).clamp(max=1)
+    s = torch.cat([s, torch.tensor([1e-7], dtype=F64)])
     table = {"jordan": JORDAN, "stable": STABLE}[name]
-    assert (values - scalar(s, table, steps)).abs().max() < 1e-7
-    assert (out[:, 0, 1:].abs().max(), out[:, 1, 0].abs().max()) == (0, 0)
-
-
-@pytest.mark.parametrize(("name", "steps", "slope"), [("jordan", 5, 484.9), ("stable", 12, 4096)])
-def test_small_singular_values_grow_by_the_slope_at_zero(
-    name: str, steps: int, slope: float
-) -> None:
-    X = torch.diag(torch.tensor([1e-7, 1.0], dtype=F64))[None]
-    grown = newton_schulz(X, COEFFICIENTS[name], steps)[0, 0, 0].item() / 1e-7
-    assert grown == pytest.approx(slope, abs=0.05)
+    for columns in (2, 64):  # the published form, and the Gram matrix's
+        X = torch.zeros(len(s), 2, columns, dtype=F64)  # diagonal, of Frobenius norm 1
+        X[:, 0, 0], X[:, 1, 1] = s, (1 - s**2).sqrt()
+        out = newton_schulz(X, COEFFICIENTS[name], steps)
+        assert out.dtype == F64
+        values = out[:, 0, 0]
+        assert values[:-1].min().item() == pytest.approx(smallest, abs=1e-4)
+        assert values[:-1].max().item() == pytest.approx(largest, abs=1e-4)
+        assert values[-1].item() / 1e-7 == pytest.approx(slope, abs=0.05)
+        assert (values - scalar(s, table, steps)).abs().max() < 1e-7
+        assert (out[:, 0, 1:].abs().max(), out[:, 1, 0].abs().max()) == (0, 0)
 
 
 def test_a_gaussian_matrix_gives_the_reference_figures() -> None:
@@ -173,37 +167,27 @@ def test_a_tall_matrix_is_a_wide_one_turned_over(dtype: torch.dtype, tolerance: 
     assert distance(tall.mT, newton_schulz(X)) < tolerance
 
 
-@pytest.mark.parametrize("shape", [(64, 64), (64, 256)])
-def test_float32_leaves_the_null_space_empty(shape: tuple[int, int]) -> None:
-    U, Vh = factors(*shape)
-    S = torch.zeros(64, dtype=F64)
-    S[:16] = torch.linspace(0.5, 1, 16, dtype=F64)
-    X = ((U * S) @ Vh).float()
-    out = newton_schulz(X[None])[0]
-    assert distance(out, polar(X)) < 0.25
-    assert distance(out, (U * scalar(S / S.norm(), JORDAN, 5)) @ Vh) < 1e-4
-
-
+@pytest.mark.parametrize("columns", [64, 256])  # published, Gram
 @pytest.mark.parametrize(
     ("spectrum", "tolerance"),
-    [
-        # A singular value s enters the Gram matrix as s^2, of which rounding leaves nothing
-        # below s = 2e-4; the tolerances of the others are still far below bfloat16's noise.
-        ("flat", 1e-5),
-        ("gaussian", 1e-5),
-        ("rank 16", 1e-4),
-        ("log", 1e-3),
-    ],
+    # A singular value s enters the Gram matrix as s^2, of which rounding leaves nothing below
+    # s = 2e-4; the tolerances for small ones are still far below bfloat16's noise.
+    [("flat", 1e-5), ("gaussian", 1e-5), ("rank 16", 1e-4), ("log", 1e-3)],
 )
-def test_the_gram_iteration_equals_the_published_one(spectrum: str, tolerance: float) -> None:
+def test_any_spectrum_gives_what_the_published_iteration_does(
+    spectrum: str, tolerance: float, columns: int
+) -> None:
     spectra = {
         "flat": torch.linspace(0.5, 1, 64),
         "rank 16": torch.linspace(0.5, 1, 64) * (torch.arange(64) < 16),
         "log": torch.logspace(0, -4, 64),
     }
-    U, Vh = factors(64, 256)
-    X = draw(64, 256) if spectrum == "gaussian" else ((U * spectra[spectrum]) @ Vh).float()
-    assert distance(newton_schulz(X[None])[0], published(X)) < tolerance
+    U, Vh = factors(64, columns)
+    X = draw(64, columns) if spectrum == "gaussian" else ((U * spectra[spectrum]) @ Vh).float()
+    out = newton_schulz(X[None])[0]
+    assert distance(out, published(X)) < tolerance
+    if spectrum == "rank 16":  # nothing grows in the null space
+        assert distance(out, polar(X)) < 0.25
 
 
 @pytest.mark.parametrize("shape", [(32, 128), (40, 40)])  # Gram, published
@@ -221,7 +205,6 @@ def test_every_step_has_its_coefficients_and_the_last_ones_repeat(shape: tuple[i
         (32, 64, F32, JORDAN, 5, True),
         (32, 40, F32, JORDAN, 5, False),  # not cheaper
         (32, 32, F32, JORDAN, 5, False),
-        (32, 32, F64, JORDAN, 5, False),
         (32, 128, F32, JORDAN, 8, False),  # slope 19819 at zero: too steep for float32 ...
         (32, 128, F32, STABLE, 12, False),
         (32, 128, F64, STABLE, 12, True),  # ... not for float64
@@ -238,11 +221,9 @@ def test_the_gram_iteration_is_taken_where_cheaper_and_accurate(
     with FlopCounterMode(display=False) as counter:
         newton_schulz(X, table, steps)
     m, n = min(m, n), max(m, n)
-    expected = {
-        True: 4 * n * m**2 + (8 * steps - 6) * m**3,
-        False: steps * (4 * n * m**2 + 2 * m**3),
-    }
-    assert counter.get_total_flops() == expected[gram]
+    gram_flops = 4 * n * m**2 + (8 * steps - 6) * m**3
+    published_flops = steps * (4 * n * m**2 + 2 * m**3)
+    assert counter.get_total_flops() == (gram_flops if gram else published_flops)
 
 
 @pytest.mark.parametrize("shape", [(4, 16, 48), (4, 48, 16), (4, 24, 24)])
@@ -253,30 +234,16 @@ def test_a_batch_equals_its_matrices_one_by_one(shape: tuple[int, int, int]) -> 
         assert distance(out[i], newton_schulz(X[i : i + 1])[0]) < 1e-6
 
 
-@pytest.mark.parametrize("dtype", [F32, BF16])
-def test_powers_of_two_change_nothing_at_all(dtype: torch.dtype) -> None:
-    X = draw(1, 16, 48).to(dtype)
-    for exponent in (-30, -20, 20, 30):
-        assert torch.equal(newton_schulz(X * 2.0**exponent), newton_schulz(X))
-
-
 @pytest.mark.parametrize("dtype", [F64, F32, BF16, F16])
-def test_zero_gives_zero_and_does_not_touch_its_neighbours(dtype: torch.dtype) -> None:
+def test_zero_gives_zero_and_nothing_else_is_touched(dtype: torch.dtype) -> None:
     X = draw(3, 16, 32).to(dtype)
     X[1] = 0
+    before = X.clone()
     out = newton_schulz(X)
+    assert torch.equal(X, before)
     assert torch.equal(out[1], torch.zeros_like(X[1]))
     assert torch.equal(out[[0, 2]], newton_schulz(X[[0, 2]]))
     assert out.isfinite().all() and out[0].double().norm() > 3
-
-
-@pytest.mark.parametrize("dtype", [F32, BF16])
-@pytest.mark.parametrize("shape", [(2, 8, 32), (2, 32, 8), (2, 8, 8)])
-def test_the_input_is_not_modified(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
-    X = draw(*shape).to(dtype)
-    before = X.clone()
-    newton_schulz(X)
-    assert torch.equal(X, before)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -309,19 +276,15 @@ def train(
 def transcription(p: Tensor, grads: Sequence[Tensor], options: Options) -> tuple[Tensor, Tensor]:
     """Weights and momentum after the docstring's equations in float64."""
     W, M, mu = p.detach().double(), torch.zeros_like(p).double(), options.get("momentum", 0.95)
-    rows, cols = p.shape
-    scale = {
-        "original": max(1, rows / cols) ** 0.5,
-        "match_rms_adamw": 0.2 * max(rows, cols) ** 0.5,
-    }[options.get("adjust_lr_fn", "original")]
+    scale = max(1, p.size(0) / p.size(1)) ** 0.5
+    if options.get("adjust_lr_fn") == "match_rms_adamw":
+        scale = 0.2 * max(p.shape) ** 0.5
     lr, decay = options["lr"], options.get("weight_decay", 0.0)
     for G in (g.double() for g in grads):
         M = mu * M + (1 - mu) * G
         U = (1 - mu) * G + mu * M if options.get("nesterov", True) else M
-        O = published(  # noqa: E741
-            U, options.get("ns_coefficients", JORDAN), options.get("ns_steps", 5)
-        )
-        W = (1 - lr * decay) * W - lr * scale * O
+        X = published(U, options.get("ns_coefficients", JORDAN), options.get("ns_steps", 5))
+        W = (1 - lr * decay) * W - lr * scale * X
     return W, M
 
 
@@ -374,44 +337,37 @@ def test_every_step_equals_torch_muon(
 
 @pytest.mark.parametrize(("scale", "tolerance"), [(1e-6, 1e-5), (1e6, 1e-5), (2.0**-40, 0)])
 def test_the_scale_of_the_gradients_does_not_matter(scale: float, tolerance: float) -> None:
-    plain, scaled, other = weights(), weights(), weights()
-    train(plain, Muon(plain, lr=0.1, weight_decay=0.1), 5)
-    train(scaled, Muon(scaled, lr=0.1, weight_decay=0.1), 5, of=lambda *a: scale * gradient(*a))
-    train(  # of one matrix alone
-        other,
-        Muon(other, lr=0.1, weight_decay=0.1),
-        5,
-        of=lambda p, t, i: gradient(p, t, i) * (scale if i == 0 else 1),
-    )
+    def moved(of: Callable[..., Tensor]) -> list[nn.Parameter]:
+        params = weights()
+        train(params, Muon(params, lr=0.1, weight_decay=0.1), 5, of=of)
+        return params
+
+    plain, scaled = moved(gradient), moved(lambda *a: scale * gradient(*a))
+    other = moved(lambda p, t, i: gradient(p, t, i) * (1 if i else scale))  # the first alone
     for p, q, r, start in zip(plain, scaled, other, weights(), strict=True):
         assert distance(q - start, p - start) <= tolerance
         assert distance(r - start, p - start) <= tolerance
 
 
-def test_one_optimizer_equals_one_for_each_parameter() -> None:
-    together, apart = weights(), weights()
-    rates = [0.1, 0.02, 0.3, 0.05]
-    groups = [{"params": [p], "lr": lr} for p, lr in zip(together, rates, strict=True)]
-    train(together, Muon(groups, weight_decay=0.1), 5)
-    for i, (p, lr) in enumerate(zip(apart, rates, strict=True)):
-        train([p], Muon([p], lr=lr, weight_decay=0.1), 5, of=lambda p, t, _, i=i: gradient(p, t, i))
-    for p, q, start in zip(together, apart, weights(), strict=True):
-        assert distance(p - start, q - start) < 1e-6
-
-
-def test_groups_of_one_shape_keep_their_own_iteration() -> None:
-    table = [
+def test_a_batch_keeps_what_is_a_groups_own() -> None:
+    table: list[Options] = [
         {"lr": 0.1},
+        {"lr": 0.02},
+        {"lr": 0.1, "weight_decay": 0.5},
+        {"lr": 0.1, "momentum": 0.5},
         {"lr": 0.1, "ns_steps": 3},
         {"lr": 0.1, "ns_coefficients": FIVE},
         {"lr": 0.1, "ns_dtype": BF16},
     ]
-    params = weights(((16, 48),) * 4)
-    train(params, Muon([{"params": [p], **o} for p, o in zip(params, table, strict=True)]), 2)
-    for i, (start, options) in enumerate(zip(weights(((16, 48),) * 4), table, strict=True)):
-        alone = nn.Parameter(start.detach().clone())
-        train([alone], Muon([alone], **options), 2, of=lambda p, t, _, i=i: gradient(p, t, i))
-        assert distance(params[i] - start, alone - start) < 1e-6
+    start = 0.1 * draw(16, 48)
+    params = [nn.Parameter(start.clone()) for _ in table]
+    groups = [{"params": [p], **o} for p, o in zip(params, table, strict=True)]
+    train(params, Muon(groups), 2, of=lambda p, t, _: gradient(p, t))
+    for p, options in zip(params, table, strict=True):
+        alone = nn.Parameter(start.clone())
+        train([alone], Muon([alone], **options), 2)
+        assert distance(p - start, alone - start) < 1e-6
+        assert p is params[0] or distance(p - start, params[0] - start) > 0.005
 
 
 @pytest.mark.parametrize("splits", [(32, 32, 32), (64, 16, 16)])
@@ -432,21 +388,16 @@ def test_a_fused_parameter_equals_its_blocks_apart(
 
 
 @pytest.mark.parametrize("dtype", [F32, BF16, F16])
-def test_zero_gradients_give_a_finite_update_of_zero(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("lr", "decay", "size"), [(0.1, 0, 0), (0.1, 0.5, 0), (0, 0.5, 1)])
+def test_zero_gradients_leave_only_weight_decay_and_lr_zero_nothing(
+    lr: float, decay: float, size: float, dtype: torch.dtype
+) -> None:
     params, start = weights(), weights()
-    optimizer = Muon(params, lr=0.1, ns_dtype=dtype)
-    train(params, optimizer, 2, of=lambda p, *_: torch.zeros_like(p))
+    options: Options = dict(adjust_lr_fn="match_rms_adamw", ns_dtype=dtype)
+    optimizer = Muon(params, lr=lr, weight_decay=decay, **options)
+    train(params, optimizer, 1, of=lambda *a: size * gradient(*a))
     for p, q in zip(params, start, strict=True):
-        assert torch.equal(p, q)
-        assert optimizer.state[p]["momentum_buffer"].count_nonzero() == 0
-
-
-def test_weight_decay_is_exact_and_takes_the_unscaled_lr() -> None:
-    params, start = weights(), weights()
-    optimizer = Muon(params, lr=0.1, weight_decay=0.5, adjust_lr_fn="match_rms_adamw")
-    train(params, optimizer, 1, of=lambda p, *_: torch.zeros_like(p))
-    for p, q in zip(params, start, strict=True):
-        assert torch.equal(p, q * (1 - 0.1 * 0.5))
+        assert torch.equal(p, q * (1 - lr * decay))  # by the lr that is not scaled
 
 
 def test_a_parameter_without_a_gradient_is_left_alone() -> None:
@@ -498,12 +449,6 @@ def test_gradients_and_momentum_are_left_as_they_are(
         assert distance(p - q, W - q.double()) < 0.1
 
 
-def test_lr_zero_changes_nothing() -> None:
-    params, start = weights(), weights()
-    train(params, Muon(params, lr=0.0, weight_decay=0.5), 2)
-    assert all(torch.equal(p, q) for p, q in zip(params, start, strict=True))
-
-
 def test_a_scheduler_sets_the_size_of_the_steps() -> None:
     (p,) = params = weights(((24, 48),))
     optimizer = Muon(params, lr=0.4)
@@ -551,46 +496,35 @@ def test_without_the_iteration_it_is_sgd_with_momentum(
         assert distance(p - start, q - start) < 1e-5
 
 
-def test_lr_scale_is_that_of_the_papers() -> None:
-    assert [lr_scale(r, c, "original") for r, c in ((8, 8), (8, 32), (32, 8))] == [1, 1, 2]
-    scales = [lr_scale(r, c, "match_rms_adamw") for r, c in ((100, 1), (1, 100), (25, 25))]
-    assert scales == pytest.approx([2, 2, 1])
-
-
 def test_a_closure_is_evaluated_with_gradients() -> None:
     (p,) = params = weights(((8, 16),))
     optimizer = Muon(params, lr=0.1)
 
     def closure() -> Tensor:
-        optimizer.zero_grad()
         loss = p.square().sum()
         loss.backward()
         return loss
 
-    first = optimizer.step(closure)
-    assert optimizer.step(closure) < first
-
-
-def regression(steps: int) -> tuple[float, float, Tensor]:
-    """Least squares with the inputs' spectrum over two decades: first and last loss, weights."""
-    X = draw(256, 32) * torch.logspace(0, -2, 32)
-    Y = X @ draw(32, 16, seed=1)
-    W = nn.Parameter(torch.zeros(16, 32))
-    optimizer, losses = Muon([W], lr=0.2), []
-    for step in range(steps):
-        optimizer.param_groups[0]["lr"] = 0.2 * (1 - step / steps)
-        loss = (X @ W.T - Y).square().mean()
-        losses.append(loss.item())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return losses[0], losses[-1], W.detach()
+    assert optimizer.step(closure) > optimizer.step(closure)
 
 
 def test_a_regression_is_solved_the_same_way_every_time() -> None:
-    first, last, W = regression(150)
-    assert last < 1e-3 * first
-    assert torch.equal(W, regression(150)[2])
+    X = draw(256, 32) * torch.logspace(0, -2, 32)  # the inputs' spectrum spans two decades
+    Y = X @ draw(32, 16, seed=1)
+    solutions, losses = [], []
+    for _ in range(2):
+        W = nn.Parameter(torch.zeros(16, 32))
+        optimizer = Muon([W])
+        for step in range(150):
+            optimizer.param_groups[0]["lr"] = 0.2 * (1 - step / 150)
+            optimizer.zero_grad()
+            loss = (X @ W.T - Y).square().mean()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        solutions.append(W.detach())
+    assert losses[149] < 1e-3 * losses[0]
+    assert torch.equal(*solutions)
 
 
 @pytest.mark.parametrize(
@@ -603,7 +537,6 @@ def test_a_regression_is_solved_the_same_way_every_time() -> None:
         ({"lr": float("nan")}, "nan"),
         ({"weight_decay": -0.1}, "-0.1"),
         ({"momentum": 1.0}, "1.0"),
-        ({"momentum": -0.1}, "-0.1"),
         ({"ns_steps": 0}, "ns_steps=0"),
         ({"ns_steps": 100}, "ns_steps=100"),
     ],

@@ -186,6 +186,11 @@ def test_the_tuner_may_search_the_same_knobs_of_every_recipe(name: str) -> None:
 def test_a_range_is_sampled_evenly_or_evenly_in_the_logarithm() -> None:
     assert [Linear(2, 6).at(u) for u in (0, 0.25, 1)] == [2, 3, 6]
     assert [Log(0.01, 100).at(u) for u in (0, 0.25, 0.5, 1)] == pytest.approx([0.01, 0.1, 1, 100])
+    for bounds in (Linear(2, 6), Log(0.01, 100)):
+        assert bounds.where(bounds.at(0.3)) == pytest.approx(0.3)
+    # A fraction cannot leave its range; a scale can.
+    assert (Linear(2, 6).at(-0.5), Linear(2, 6).at(1.5)) == (2, 6)
+    assert (Log(0.01, 100).at(-0.5), Log(0.01, 100).at(1.5)) == pytest.approx((1e-4, 1e4))
 
 
 # ---------------------------------------------------------------------------------------------

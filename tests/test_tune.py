@@ -2,6 +2,7 @@
 
 import itertools
 import tomllib
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,11 +39,13 @@ def test_points_fill_the_ranges_and_do_not_depend_on_their_number() -> None:
 class FakeStudy(tune.Study):
     """A study whose runs are a formula: final loss = base[trial] + slope / steps."""
 
-    def __init__(self, base: list[float], target: float, shard: str = "1/1") -> None:
+    def __init__(
+        self, base: list[float], target: float, shard: str = "1/1", refined: Sequence[float] = ()
+    ) -> None:
         self.recipe, self.options = "muon", OPTIONS
         self.plan = tune.Plan(len(base), tune.read_shard(shard), "horizon")
         self.points = tune.points(OPTIONS, len(base))
-        self.base, self.target = base, target
+        self.base, self.target = [*base, *refined], target
         self.rows: dict[tuple[Any, ...], Trial] = {}
         self.ran: list[tuple[Any, ...]] = []
 
@@ -72,15 +75,31 @@ class FakeStudy(tune.Study):
         return self.rows[self.key(job)]
 
 
-def test_the_best_few_are_confirmed_and_the_shortest_horizon_found() -> None:
-    study = FakeStudy([3.0, 2.0, 999.0, 2.1, 2.2, 5.0], target=3.5)
-    assert study.search() == [1, 3, 4]
-    confirmed = study.confirm([1, 3, 4])
-    assert [index for _, index in confirmed] == [1, 3, 4]
+def indices(trials: list[Trial]) -> list[int]:
+    return [trial.trial for trial in trials]
+
+
+def test_the_best_few_are_refined_and_confirmed_and_the_shortest_horizon_found() -> None:
+    base = [3.0, 2.0, 999.0, 2.1, 2.2, 5.0, 6.0, 7.0]
+    study = FakeStudy(base, target=3.5, refined=[2.05, 2.15])
+    searched = study.search()
+    assert indices(searched)[:3] == [1, 3, 4] and indices(searched)[-1] == 2
+    assert study.refine(searched) == [1, 8]
+    assert len(study.points) == 10
+    confirmed = study.confirm([8, 1])
+    assert [index for _, index in confirmed] == [1, 8]
     assert confirmed[0][0] == pytest.approx(3.001)
     # 2.0 + 100 / steps + at most .002 <= 3.5 from 66.8 steps on
-    assert study.shorten([1, 3, 4]) == (70, 1)
-    assert study.shorten([4, 3, 1]) == (70, 1)
+    assert study.shorten([1, 8, 4]) == (70, 1)
+    assert study.shorten([4, 8, 1]) == (70, 8)  # 2.05 meets it there too
+
+
+def test_refined_points_are_close_to_the_best_and_only_scales_leave_their_range() -> None:
+    best = {"lr": 1.0, "cooldown": 1.0}
+    close = tune.points(OPTIONS, 64, around=best)
+    exponents = [Log(0.01, 1.0).where(point["lr"]) for point in close]
+    assert min(exponents) >= 1 - 0.13 and 1.1 < max(exponents) <= 1 + 0.13
+    assert all(0.87 <= point["cooldown"] <= 1.0 for point in close)
 
 
 @pytest.mark.parametrize("steps", range(5, 155, 5))
@@ -94,12 +113,10 @@ def test_a_target_that_nobody_meets_has_no_horizon() -> None:
 
 
 def test_a_trial_that_has_its_row_is_not_run_again() -> None:
-    study = FakeStudy([3.0, 2.0, 2.5, 2.1], target=3.5)
-    study.search()
-    study.confirm([1, 3])
+    study = FakeStudy([3.0, 2.0, 2.5, 2.1], target=3.5, refined=[2.3])
+    first = study.confirm(study.refine(study.search()))
     ran = list(study.ran)
-    study.search()
-    study.confirm([1, 3])
+    assert study.confirm(study.refine(study.search())) == first
     assert study.ran == ran
 
 
@@ -109,7 +126,7 @@ def test_shards_share_the_work_and_wait_for_each_other() -> None:
     second.rows = first.rows
     with pytest.raises(tune.Incomplete, match="2 search trials"):
         first.search()
-    assert second.search() == [1, 3, 4]
+    assert indices(second.search())[:3] == [1, 3, 4]
     assert len(first.ran) == 3 and len(second.ran) == 2
 
 
@@ -134,7 +151,10 @@ def test_the_outcome_is_a_section_that_entrants_read(tmp_path: Path) -> None:
 
 
 def test_tuning_writes_rows_and_goes_on_where_it_stopped(
-    micro_flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    micro_flags: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     tuned = tmp_path / "tuned.toml"
     monkeypatch.setattr(speedrun, "TUNED", tuned)
@@ -149,10 +169,11 @@ def test_tuning_writes_rows_and_goes_on_where_it_stopped(
     assert speedrun.main(command) == 0
     after = store.read_trials(tmp_path / "results")
     assert after[:4] == trials
-    assert {row.stage for row in after[4:]} == {"confirm", "horizon"}
-    chosen = tuned_settings("custom", "muon", tuned)
-    met = [row for row in after if row.stage == "horizon" and row.status == REACHED]
-    assert chosen["steps"] == min(row.steps for row in met)
+    assert [row.stage for row in after[4:7]] == ["refine", "confirm", "confirm"]
+    assert {row.stage for row in after[7:]} == {"horizon"}
+    met = [row.steps for row in after if row.stage == "horizon" and row.status == REACHED]
+    assert f"steps={min(met)}" in capsys.readouterr().out
+    assert not tuned.exists()  # a custom track has no settings
 
 
 # The committed search.
@@ -180,10 +201,10 @@ def test_every_tuned_recipe_of_tiny_had_the_same_number_of_trials() -> None:
     track = speedrun.TRACKS["tiny"]
     counts: dict[str, int] = {}
     for row in store.read_trials(ROOT / "results"):
-        if row.track_hash == track.hash() and row.stage == "search":
+        if row.track_hash == track.hash() and row.stage in ("search", "refine"):
             counts[row.recipe] = counts.get(row.recipe, 0) + 1
     assert set(counts) == set(tomllib.loads(TUNED.read_text())["tiny"]) >= {"adamw", "muon"}
-    assert len(set(counts.values())) == 1 and min(counts.values()) >= 32
+    assert len(set(counts.values())) == 1 and min(counts.values()) == 32 + 8
 
 
 def test_committed_settings_are_options_of_their_recipes() -> None:

@@ -1,0 +1,38 @@
+"""Signum: the sign of the momentum (Bernstein et al. 1802.04434), AdamW on the rest."""
+
+from typing import Annotated
+
+import torch
+
+from optim import Group, Log, Roles, pick, recipe
+from optim.adamw import EmbedLR, HeadLR, VectorLR, auxiliary
+
+
+class Signum(torch.optim.Optimizer):
+    def __init__(self, params, lr=0.001, momentum=0.9, weight_decay=0.0):  # type: ignore
+        super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for p in group["params"]:
+                buffer = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
+                buffer.lerp_(p.grad, 1 - group["momentum"])
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                p.sub_(buffer.sign(), alpha=group["lr"])
+
+
+@recipe
+def signum(
+    roles: Roles,
+    lr: Annotated[float, Log(1e-4, 1e-2)] = 0.001,
+    weight_decay: Annotated[float, Log(0.01, 1.0)] = 0.1,
+    momentum: float = 0.9,
+    embed_lr: EmbedLR = 0.3,
+    head_lr: HeadLR = 0.01,
+    vector_lr: VectorLR = 0.01,
+) -> list[Group]:
+    matrices = Group(
+        Signum, pick(roles, "matrix"), lr=lr, momentum=momentum, weight_decay=weight_decay
+    )
+    return [matrices, *auxiliary(roles, embed_lr, head_lr, vector_lr)]
