@@ -106,6 +106,29 @@ def lr_scale(rows: int, cols: int, adjust_lr_fn: str) -> float:
     raise ValueError(f"adjust_lr_fn={adjust_lr_fn!r}: must be original or match_rms_adamw")
 
 
+def _check(group: dict[str, Any]) -> None:
+    """Raise ValueError for options or parameters that Muon cannot take."""
+    name = group["ns_coefficients"]
+    if isinstance(name, str) and name not in COEFFICIENTS:
+        raise ValueError(f"ns_coefficients={name!r}: must be one of {', '.join(COEFFICIENTS)}")
+    for key, low, high in (
+        ("lr", 0.0, float("inf")),
+        ("weight_decay", 0.0, float("inf")),
+        ("momentum", 0.0, 1.0),
+        ("ns_steps", 1, 100),
+    ):
+        if not low <= group[key] < high:
+            raise ValueError(f"{key}={group[key]}: must be at least {low} and below {high}")
+    lr_scale(1, 1, group["adjust_lr_fn"])
+    for p in group["params"]:
+        rows = sum(group["splits"] or p.shape[:1])
+        if p.ndim != 2 or rows != p.size(0):
+            raise ValueError(
+                f"shape {tuple(p.shape)}, splits {group['splits']}: Muon takes 2-D parameters "
+                "whose splits add up to their rows"
+            )
+
+
 class Muon(torch.optim.Optimizer):
     """Muon for 2-D parameters.
 
@@ -138,16 +161,6 @@ class Muon(torch.optim.Optimizer):
         splits: Sequence[int] | None = None,
         ns_dtype: torch.dtype | None = None,
     ) -> None:
-        if isinstance(ns_coefficients, str) and ns_coefficients not in COEFFICIENTS:
-            raise ValueError(
-                f"ns_coefficients={ns_coefficients!r}: one of {', '.join(COEFFICIENTS)}"
-            )
-        if not (lr >= 0 and weight_decay >= 0 and 0 <= momentum < 1 and 0 < ns_steps < 100):
-            raise ValueError(
-                f"{lr=}, {weight_decay=}, {momentum=}, {ns_steps=}: lr and weight_decay must not "
-                "be negative, momentum in [0, 1), ns_steps in 1..99"
-            )
-        lr_scale(1, 1, adjust_lr_fn)
         defaults = dict(
             lr=lr,
             weight_decay=weight_decay,
@@ -162,13 +175,7 @@ class Muon(torch.optim.Optimizer):
         )
         super().__init__(params, defaults)
         for group in self.param_groups:
-            for p in group["params"]:
-                rows = sum(group["splits"] or p.shape[:1])
-                if p.ndim != 2 or rows != p.size(0):
-                    raise ValueError(
-                        f"shape {tuple(p.shape)}, splits {group['splits']}: Muon takes 2-D "
-                        "parameters whose splits add up to their rows"
-                    )
+            _check(group)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

@@ -19,7 +19,7 @@ from errors import UserError
 class Plan(Protocol):
     """A group of parameters that share a rule; see `optim.Group`."""
 
-    rule: type[torch.optim.Optimizer]
+    rule: Any  # a subclass of torch.optim.Optimizer
     params: tuple[Any, ...]
     options: dict[str, Any]
 

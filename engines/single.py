@@ -28,15 +28,19 @@ class Engine:
         return rows
 
     def optimizers(self, plan: Sequence[Plan]) -> list[torch.optim.Optimizer]:
-        """One optimizer per rule, so that a rule may batch over all its groups."""
-        by_rule: dict[Callable[..., torch.optim.Optimizer], list[dict[str, Any]]] = {}
+        """One optimizer per rule, so that a rule may batch over all its groups.
+
+        Each group's options go through the rule's constructor, which refuses what makes no sense.
+        """
+        by_rule: dict[Callable[..., torch.optim.Optimizer], torch.optim.Optimizer] = {}
         for group in plan:
-            params = [row.param for row in group.params]
-            base_lr = group.options["lr"]
-            by_rule.setdefault(group.rule, []).append(
-                {"params": params, **group.options, "base_lr": base_lr}
-            )
-        self._optimizers = [rule(groups) for rule, groups in by_rule.items()]
+            built = group.rule([row.param for row in group.params], **group.options)
+            built.param_groups[0]["base_lr"] = group.options["lr"]
+            if group.rule in by_rule:
+                by_rule[group.rule].add_param_group(built.param_groups[0])
+            else:
+                by_rule[group.rule] = built
+        self._optimizers = list(by_rule.values())
         return self._optimizers
 
     def backward(self, loss: Tensor, last: bool) -> None:

@@ -247,9 +247,9 @@ def test_the_track_hash_follows_every_value_but_the_target() -> None:
 def test_a_mistake_gets_one_line_and_exit_code_2(
     arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = ["--dtype=float32"] if not any("dtype" in word for word in arguments) else []
     results = tmp_path / "results"
-    assert speedrun.main([*arguments, *flags, "--no-compile", f"--results={results}"]) == 2
+    flags = ["--dtype=float32", "--threads=1", "--no-compile", f"--results={results}"]
+    assert speedrun.main([*flags, *arguments]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert re.search(message, error), error
