@@ -533,7 +533,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = tune_main if arguments.words[:1] == ["tune"] else race_main
     try:
         options = Options(**flags.given(arguments, Options))
-        command(settle_track(arguments), options, arguments)
+        track = settle_track(arguments)
+        store.ready(Path(options.results))
+        command(track, options, arguments)
     except UserError as error:
         print(f"speedrun.py: {error}", file=sys.stderr)
         return 2

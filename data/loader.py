@@ -95,7 +95,7 @@ class Batches:
         """
         _check_divides("batch", batch_tokens, seq_len, world_size, "--batch-tokens")
         if shuffle_seed is not None and shuffle_seed < 0:
-            raise UserError(f"seed {shuffle_seed}: it must be 0 or more; run with --seed 0")
+            raise UserError(f"seed {shuffle_seed}: it must be 0 or more, as those of races are")
         assert 0 <= rank < world_size
         self.stream = Stream(paths, seq_len, vocab_size)
         self.batch_tokens = batch_tokens

@@ -18,6 +18,7 @@ import io
 import math
 import os
 import re
+import shutil
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -29,12 +30,33 @@ from errors import UserError
 from results.schema import STATUSES, Point, Run, Trial
 
 T = TypeVar("T")
+ROOM = 16 << 20  # bytes: what a long race writes, several times over
 
 # int() and float() alone would also take "nan", "1_000" and " 1".
 INT = re.compile(r"-?\d+", re.ASCII)
 FLOAT = re.compile(r"-?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 
 # ---- What one training run leaves --------------------------------------------------------------
+
+
+def ready(root: Path) -> None:
+    """Raises UserError now where results could not be written later. Creates the folder.
+
+    Reads what is there too: a file that this version cannot extend is refused before training.
+    """
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(root).free
+    except OSError as error:
+        raise UserError(
+            f"cannot use {root} for results: {error.strerror}; choose --results"
+        ) from error
+    if not os.access(root, os.W_OK):
+        raise UserError(f"cannot write to {root}; choose a folder of yours with --results")
+    if free < ROOM:
+        raise UserError(f"{root}: {free} bytes are free, a race needs {ROOM}; make room first")
+    read_runs(root)
+    read_trials(root)
 
 
 def record(root: Path, run: Run, points: Sequence[Point], source: str) -> None:

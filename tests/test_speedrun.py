@@ -253,7 +253,7 @@ def test_a_mistake_gets_one_line_and_exit_code_2(
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert re.search(message, error), error
-    assert not results.exists()
+    assert not list(results.glob("*"))
 
 
 def test_tuned_settings_are_used_unless_replaced(tmp_path: Path) -> None:
@@ -265,3 +265,24 @@ def test_tuned_settings_are_used_unless_replaced(tmp_path: Path) -> None:
     changed = parse("muon:lr=0.1", "tiny", Schedule, {"steps": 100}, {"steps": 5}, tuned)
     assert (changed.settings["lr"], changed.settings["steps"]) == (0.1, 5)
     assert "lr=0.1" in changed.origin
+
+
+def test_a_full_disk_and_a_foreign_file_are_known_before_training(
+    micro_flags: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(Trainer, "run", lambda *anything: pytest.fail("it trained"))
+    runs = tmp_path / "results" / "runs.csv"
+    runs.parent.mkdir()
+    runs.write_text("name,loss\nmine,3\n")
+    assert speedrun.main(["adamw", *micro_flags]) == 2
+    assert "runs.csv line 1" in capsys.readouterr().err
+    assert runs.read_text() == "name,loss\nmine,3\n"
+    runs.unlink()
+    monkeypatch.setattr(store, "ROOM", 1 << 62)
+    assert speedrun.main(["adamw", *micro_flags]) == 2
+    assert "bytes are free" in capsys.readouterr().err
+    assert speedrun.main(["adamw", *micro_flags[:-1], "--results=/dev/null/here"]) == 2
+    assert "/dev/null/here" in capsys.readouterr().err
