@@ -48,8 +48,9 @@ def newton_schulz(
     transposed = X.size(-2) > X.size(-1)
     if transposed:
         X = X.mT
-    norm = torch.linalg.vector_norm(X, dim=(-2, -1), keepdim=True, dtype=torch.float32)
-    X = X / norm.clamp(min=eps).to(X.dtype)
+    wide = torch.promote_types(X.dtype, torch.float32)  # eps underflows in half precision
+    norm = torch.linalg.vector_norm(X, dim=(-2, -1), keepdim=True, dtype=wide)
+    X = (X / norm.clamp(min=eps)).to(X.dtype)
     X = (_gram_iteration if _gram_pays(X, abc) else _iteration)(X, abc)
     return X.mT if transposed else X
 
@@ -174,8 +175,11 @@ class Muon(torch.optim.Optimizer):
             ns_dtype=ns_dtype,
         )
         super().__init__(params, defaults)
-        for group in self.param_groups:
-            _check(group)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Raises ValueError for options or parameters that Muon cannot take."""
+        super().add_param_group(param_group)
+        _check(self.param_groups[-1])
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

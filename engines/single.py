@@ -85,5 +85,5 @@ class Engine:
     def load(self, saved: dict[str, Any]) -> None:
         self.model.load_state_dict(saved["model"])
         for optimizer, state in zip(self._optimizers, saved["optimizers"], strict=True):
-            optimizer.load_state_dict(state)
+            optimizer.load_state_dict(deepcopy(state))  # it keeps what it is given
         self.model.zero_grad(set_to_none=True)

@@ -63,7 +63,7 @@ def parse(
     for key, value in from_file.items():
         if key not in known:
             raise UserError(f"{tuned}: [{track}.{name}]: {_unknown('option', key, known)}")
-        settings[key] = value
+        settings[key] = _convert(f"{tuned}: [{track}.{name}]", key, str(value), known[key].type)
     origin = f"tuned for {track}" if from_file else f"defaults (nobody has tuned it for {track})"
     typed = [assignment for assignment in assignments.split(",") if assignment]
     for assignment in typed:

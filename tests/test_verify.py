@@ -186,7 +186,7 @@ def repeat_line(name: str):
         (drop_point("muon-0", -1), "muon-0: its curve has no validation at its last step 100"),
         (
             change_trial("muon", 1, stage="look"),
-            "stage 'look' is not one of search, confirm, horizon",
+            "stage 'look' is not one of search, refine, confirm, horizon",
         ),
         (
             change_trial("muon", 1, status="missed"),
