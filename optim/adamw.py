@@ -13,8 +13,8 @@ from optim import Group, Log, Roles, pick, recipe
 
 # The embedding, the head and the vectors are tuned on their own, in every recipe alike: their
 # best learning rates lie a hundredfold apart and matter as much as that of the matrices.
-EmbedLR = Annotated[float, Log(0.02, 1.0)]
-HeadLR = Annotated[float, Log(0.001, 0.05)]
+EmbedLR = Annotated[float, Log(0.1, 5.0)]
+HeadLR = Annotated[float, Log(0.003, 0.15)]
 VectorLR = Annotated[float, Log(0.001, 0.05)]
 
 

@@ -14,6 +14,7 @@ from errors import UserError
 from results.schema import REACHED, Point, Run
 
 CONFIDENCE = 0.95
+ALPHA = 0.01  # a mean meets a target when chance explains it less often than this
 
 # ---- One run -----------------------------------------------------------------------------------
 
@@ -146,6 +147,12 @@ def one_sample(values: Sequence[float], target: float) -> float | None:
     if sample.variance is None:
         return None
     return t_cdf(_t(replace(sample, value=sample.value - target)), sample.df)
+
+
+def meets(losses: Sequence[float], target: float) -> bool:
+    """Whether the mean of the losses is at or below the target by more than chance."""
+    p = one_sample(losses, target)
+    return p is not None and p < ALPHA
 
 
 @dataclass(frozen=True)
