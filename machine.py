@@ -19,6 +19,13 @@ import torch
 _STATUS = Path("/proc/self/status")
 
 
+def local_device() -> torch.device:
+    """The GPU of this process, one for each of torchrun's on a machine; else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    return torch.device("cpu")
+
+
 def device_name(device: torch.device) -> str:
     """The GPU's name, or the processor's with the cores that this process may use."""
     if device.type == "cuda":
@@ -32,6 +39,11 @@ def device_name(device: torch.device) -> str:
 def cores() -> int:
     """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def threads() -> int:
+    """CPU threads that leave each of torchrun's processes on this machine its share of cores."""
+    return max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 def matmul_flops(device: torch.device, dtype: torch.dtype, n: int, repeats: int) -> float:

@@ -52,7 +52,7 @@ def provenance(trainer: Any, entrant: Entrant, seed: int, source: str) -> dict[s
         label=entrant.label,
         entrant=entrant.spelled,
         seed=seed,
-        engine=trainer.options.engine,
+        engine=trainer.engine.name,
         world_size=trainer.engine.world_size,
         device=machine.device_name(trainer.device),
         threads=torch.get_num_threads(),
@@ -75,6 +75,7 @@ def run_row(trainer: Any, facts: dict[str, Any], race: str, steps_planned: int, 
     loss = out.points[-1].val_loss if out.points else None
     bits = None if loss is None else loss / math.log(2) / trainer.data.bytes_per_token
     flops = trainer.gpt.flops_per_token(track.seq_len) * track.batch_tokens
+    peak = machine.peak_memory(trainer.device)
     recipe, _, options = facts["entrant"].partition(":")
     digest = hashlib.sha256(options.encode()).hexdigest()[:6]
     return Run(
@@ -102,7 +103,7 @@ def run_row(trainer: Any, facts: dict[str, Any], race: str, steps_planned: int, 
         param_bytes=memory.get("params", 0),
         grad_bytes=memory.get("grads", 0),
         state_bytes=memory.get("state", 0),
-        peak_memory_bytes=machine.peak_memory(trainer.device),
+        peak_memory_bytes=int(trainer.engine.max(torch.tensor(peak, dtype=torch.float64))),
         flops_per_step=flops,
         matmul_peak_flops=trainer.matmul_peak,
         mfu=flops * out.steps / clock.seconds / trainer.matmul_peak / trainer.engine.world_size,

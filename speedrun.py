@@ -15,12 +15,12 @@ import argparse
 import hashlib
 import json
 import math
+import os
 import secrets
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from functools import cached_property, partial
@@ -36,6 +36,7 @@ import machine
 import optim
 import record
 import tune
+from clock import Clock
 from data import open_dataset
 from data.loader import Batches, val_batches
 from errors import UserError
@@ -46,6 +47,11 @@ from results import report, store
 from results.live import Live
 from results.schema import DIVERGED, MISSED, REACHED, Point, Run
 from results.stats import crossing
+
+# Reading a loss waits for the device, so on a GPU several steps are read together.
+READ_EVERY = {"cpu": 1, "cuda": 25}  # steps
+
+NO_COMPILER, NO_MEMORY = 1.0, 2.0  # what can go wrong in a rehearsal, the worst last
 
 RULES = 1  # version of the protocol; results of different versions are not comparable
 
@@ -175,11 +181,19 @@ def enter(text: str, track: str, steps: int | None = None) -> Entrant:
 class Options:
     """How the runs are run. Nothing here may change what is learned, but for rounding."""
 
-    engine: str = "single"
+    engine: str = "auto"
     dtype: str = "auto"  # auto, float32 or bfloat16
-    threads: int = 0  # CPU threads; 0: one for each core that this process may use
+    threads: int = 0  # CPU threads; 0: this process's share of the cores
     compile: bool = True
+    microbatch: int = 0  # sequences of a forward and backward pass; 0: as many as fit
+    timeout: int = 300  # seconds without progress after which several processes give up
     results: str = "results"  # folder
+
+    def __post_init__(self) -> None:
+        for name, least in (("threads", 0), ("microbatch", 0), ("timeout", 1)):
+            if getattr(self, name) < least:
+                value = getattr(self, name)
+                raise UserError(f"--{name} {value}: must be {least} or more; or leave it out")
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -196,47 +210,6 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     if name not in names:
         raise UserError(f"dtype {name!r}: must be auto, float32 or bfloat16")
     return names[name]
-
-
-# ---------------------------------------------------------------------------------------------
-# The clock.
-
-
-class Clock:
-    """Training time. It runs between `start` and `stop`; `part` says what it was spent on."""
-
-    def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
-        self._now = now
-        self._started: float | None = None
-        self._before = 0.0
-        self._lap: dict[str, float] = {}
-        self.parts = {"data": 0.0, "forward_backward": 0.0, "optimizer": 0.0, "communication": 0.0}
-
-    @property
-    def seconds(self) -> float:
-        running = 0.0 if self._started is None else self._now() - self._started
-        return self._before + running
-
-    def start(self) -> None:
-        assert self._started is None
-        self._started = self._now()
-
-    def stop(self) -> None:
-        self._before = self.seconds
-        self._started = None
-
-    @contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        begun = self._now()
-        yield
-        self.parts[name] += self._now() - begun
-
-    def lap(self) -> dict[str, float]:
-        """Seconds since the lap before, of each part and of "all"."""
-        total = self.parts | {"all": self.seconds}
-        lap = {name: seconds - self._lap.get(name, 0.0) for name, seconds in total.items()}
-        self._lap = total
-        return lap
 
 
 # ---------------------------------------------------------------------------------------------
@@ -271,12 +244,10 @@ class Trainer:
         self, track: Track, options: Options, now: Callable[[], float] = time.perf_counter
     ) -> None:
         self.track, self.options, self.now = track, options, now
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        if options.threads < 0:
-            raise UserError(f"--threads {options.threads}: must be 0 (all cores) or more")
-        torch.set_num_threads(options.threads or machine.cores())
+        self.device = machine.local_device()
+        torch.set_num_threads(options.threads or machine.threads())
         self.data = open_dataset(track.dataset, val_tokens=track.val_tokens)
-        self.engine = engines.make(options.engine, self.device)
+        self.engine = engines.make(options.engine, self.device, options.timeout)
         self.gpt = GPT(track.config(self.data.vocab_size))
         self.share: dict[str, int] = dict(  # of the data, for this process
             seq_len=track.seq_len,
@@ -284,15 +255,28 @@ class Trainer:
             rank=self.engine.rank,
             world_size=self.engine.world_size,
         )
-        self.batch_seqs = len(self.batches(seed=0).batch(0)[0])
-        self.val = val_batches(
-            self.data.val, val_tokens=track.val_tokens, batch_seqs=self.batch_seqs, **self.share
-        )
-        self.dtype = choose_dtype(options.dtype, self.device)
-        self.model: Callable[..., Tensor] = self.engine.wrap(self.gpt)
+        self.batch_seqs = len(self.batches(seed=0).batch(0)[0])  # of this process
+        self.microbatch = self.divide_batch(options.microbatch or self.batch_seqs)
+        self.dtype = self.engine.share(choose_dtype(options.dtype, self.device))
+        self.wrapped = self.engine.wrap(self.gpt)
+        self.model: Callable[..., Tensor] = self.wrapped
         self.eager = machine.compiler_missing(self.device) if options.compile else "as asked"
         if not self.eager:
-            self.model = torch.compile(self.model, dynamic=False)
+            self.model = torch.compile(self.wrapped, dynamic=False)
+
+    def divide_batch(self, microbatch: int) -> int:
+        """Go through this process's batch in parts of `microbatch` sequences, validation too."""
+        if self.batch_seqs % microbatch:
+            fits = max(n for n in range(1, microbatch) if self.batch_seqs % n == 0)
+            raise UserError(
+                f"--microbatch {microbatch}: must divide the {self.batch_seqs} sequences of a "
+                f"process; run with --microbatch {fits}"
+            )
+        tokens = self.track.val_tokens
+        self.val = val_batches(
+            self.data.val, val_tokens=tokens, batch_seqs=microbatch, **self.share
+        )
+        return microbatch
 
     @cached_property
     def matmul_peak(self) -> float:
@@ -338,34 +322,41 @@ class Trainer:
         self.optimizers = self.engine.optimizers(plan)
         matrix_lr = next(g.options["lr"] for g in plan if g.params[0].role == "matrix")
         exploded = 2 * math.log(self.data.vocab_size)  # twice the loss of a uniform guess
-        out = Outcome(Clock(self.now), compile_seconds=self.warm_up())
-        batches = self.batches(seed)
+        out = Outcome(Clock(self.now, self.device), compile_seconds=self.warm_up())
+        batches, self.engine.mark = self.batches(seed), out.clock.mark
         machine.reset_peak_memory(self.device)
+        unread: list[Tensor] = []  # losses that are still on the device
         losses: list[float] = []  # since the last validation
         for step in range(schedule.steps):
             factor, out.steps = schedule.factor(step), step + 1
             due = out.steps == schedule.steps or (
                 track.validates(out.steps, schedule.steps) and not only_last
             )
-            losses.append(self.step(batches, factor, out, measure=due))
+            unread.append(self.step(batches, factor, out, measure=due))
+            if not due and len(unread) < READ_EVERY[self.device.type]:
+                continue
+            out.clock.stop()
+            losses += [self.engine.mean(torch.stack(unread).mean())] * len(unread)
+            unread = []
             val_loss = self.validate(out) if due else None
             if not (losses[-1] < exploded and (val_loss is None or val_loss < exploded)):  # or NaN
                 out.status = DIVERGED
                 break
+            if watch:
+                watch(out.steps, schedule.steps, losses[-1], val_loss)
             if val_loss is not None:
                 train_loss = statistics.fmean(losses)
                 out.points.append(self.point(out, train_loss, val_loss, matrix_lr * factor))
                 losses = []
-            if watch:
-                watch(out.steps, schedule.steps, (losses or [train_loss])[-1], val_loss)
         if out.status != DIVERGED and crossing(out.points, track.target):
             out.status = REACHED
         return out
 
-    def step(self, batches: Batches, factor: float, out: Outcome, measure: bool = False) -> float:
-        """Step number out.steps, on the clock; its training loss, nats per token.
+    def step(self, batches: Batches, factor: float, out: Outcome, measure: bool = False) -> Tensor:
+        """Step number out.steps; its training loss in this process, nats per token, unread.
 
-        `measure`: note gradient norm and memory too, off the clock, while there are gradients.
+        It starts the clock and leaves it running. `measure`: note gradient norm and memory too,
+        off the clock, while there are gradients.
         """
         clock = out.clock
         for group in (g for optimizer in self.optimizers for g in optimizer.param_groups):
@@ -374,16 +365,30 @@ class Trainer:
         with clock.part("data"):
             inputs, targets = self.to_device(*batches.batch(out.steps - 1))
         with clock.part("forward_backward"):
-            loss = self.loss(inputs, targets) / targets.numel()
-            self.engine.backward(loss, last=True)
+            loss = self.forward_backward(inputs, targets)
+        for begin, end in self.engine.waits:
+            clock.spend("communication", begin, end, instead_of="forward_backward")
+        self.engine.waits.clear()
         if measure:
             clock.stop()
             out.grad_norm, out.memory = self.engine.grad_norm(), self.engine.state_bytes()
             clock.start()
         with clock.part("optimizer"):
             self.engine.step()
-        clock.stop()
-        return self.engine.mean(loss.detach())
+        return loss
+
+    def forward_backward(self, inputs: Tensor, targets: Tensor, last: bool = True) -> Tensor:
+        """Gradients of the mean loss over these tokens, microbatch by microbatch; that loss.
+
+        `last`: no more gradients are added before the step.
+        """
+        parts = list(zip(*(x.split(self.microbatch) for x in (inputs, targets)), strict=True))
+        total = torch.zeros((), device=self.device)
+        for number, part in enumerate(parts, start=1):
+            loss = self.loss(*part) / targets.numel()
+            self.engine.backward(loss, last=last and number == len(parts))
+            total += loss.detach()
+        return total
 
     def loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """Summed over tokens, nats; matrix products in the run's precision."""
@@ -392,7 +397,8 @@ class Trainer:
             return self.model(inputs, targets)
 
     def to_device(self, inputs: Any, targets: Any) -> tuple[Tensor, Tensor]:
-        return tuple(torch.from_numpy(x).to(self.device) for x in (inputs, targets))  # type: ignore
+        """Arrays of tokens, (sequences, tokens), as tensors where the model is."""
+        return torch.as_tensor(inputs).to(self.device), torch.as_tensor(targets).to(self.device)
 
     @torch.no_grad()
     def validate(self, out: Outcome) -> float:
@@ -426,26 +432,55 @@ class Trainer:
     def warm_up(self) -> float:
         """Compile, and touch all that a run touches, on dummy tokens; then restore all state.
 
-        Returns the seconds it took. Falls back to eager execution if compilation fails.
+        Returns the seconds it took. Falls back to eager execution if compilation fails, and to
+        smaller microbatches where memory runs out: on all processes alike.
         """
-        begun = self.now()
+        begun, self.engine.mark = self.now(), None
         saved = self.engine.save()
-        tokens = torch.zeros(self.batch_seqs, self.track.seq_len, dtype=torch.int64)
-        inputs, targets = tokens.to(self.device), tokens.to(self.device)
+        while fault := self.engine.max(torch.tensor(self.rehearse())):
+            self.engine.load(saved)
+            if fault == NO_MEMORY:
+                self.shrink()
+            else:
+                self.eager, self.model = self.eager or "compilation failed", self.wrapped
+        if self.engine.world_size > 1:
+            dummy = torch.zeros(self.microbatch, self.track.seq_len, dtype=torch.int64)
+            self.forward_backward(*self.to_device(dummy, dummy))
+        self.engine.load(saved)
+        machine.synchronize(self.device)
+        return self.now() - begun
+
+    def rehearse(self) -> float:
+        """A step on dummy tokens without communication: 0, or what went wrong in this process."""
+        dummy = torch.zeros(self.microbatch, self.track.seq_len, dtype=torch.int64)
+        inputs, targets = self.to_device(dummy, dummy)
         try:
-            self.engine.backward(self.loss(inputs, targets) / targets.numel(), last=True)
-            with torch.no_grad():
-                self.loss(inputs, targets)
+            # A GPU's second step has the memory that is left beside the optimizers' state.
+            for _ in range(2 if self.device.type == "cuda" else 1):
+                self.forward_backward(inputs, targets, last=False)
+                with torch.no_grad():
+                    self.loss(inputs, targets)
+                self.engine.step()
+        except torch.OutOfMemoryError:
+            return NO_MEMORY
         except RuntimeError as error:
             if self.eager:
                 raise
             self.eager = f"compilation failed: {str(error).strip().splitlines()[0][:200]}"
-            self.model = self.engine.wrap(self.gpt)
-            self.engine.load(saved)
-            return self.warm_up()
-        self.engine.step()
-        self.engine.load(saved)
-        return self.now() - begun
+            return NO_COMPILER
+        return 0.0
+
+    def shrink(self) -> None:
+        """Halve the microbatch, or say that it cannot be. The result stays the same."""
+        if self.options.microbatch or self.microbatch == 1:
+            smaller = max(1, self.microbatch // 2)
+            raise UserError(
+                f"{self.microbatch} sequences of {self.track.seq_len} tokens do not fit the "
+                f"memory of {machine.device_name(self.device)}; run with --microbatch {smaller}"
+            )
+        torch.cuda.empty_cache()
+        half = range(1, self.microbatch // 2 + 1)
+        self.microbatch = self.divide_batch(max(n for n in half if self.batch_seqs % n == 0))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -462,7 +497,8 @@ def race(
     """
     source, root = record.program(), Path(trainer.options.results)
     runs, finished = list(done), {(run.entrant, run.seed) for run in done}
-    with Live(total=seeds * len(entrants), done=done) as live:
+    first = trainer.engine.rank == 0  # the others say and write nothing
+    with Live(total=seeds * len(entrants), done=done, silent=not first) as live:
         for seed in range(seeds):
             for entrant in entrants if seed % 2 == 0 else reversed(entrants):
                 if (entrant.spelled, seed) in finished:
@@ -472,7 +508,8 @@ def race(
                 facts = record.provenance(trainer, entrant, seed, source)
                 out = trainer.run(entrant, seed, live.watch)
                 run = record.run_row(trainer, facts, race_id, steps, out)
-                store.record(root, run, out.points, source)
+                if first:
+                    store.record(root, run, out.points, source)
                 runs.append(run)
                 live.finish(run)
     return runs
@@ -497,21 +534,40 @@ def race_main(track: Track, options: Options, arguments: argparse.Namespace) -> 
     if arguments.seeds < 1:
         raise UserError(f"--seeds {arguments.seeds}: must be at least 1; run with --seeds 3")
     trainer = Trainer(track, options)
+    first = trainer.engine.rank == 0
     for entrant in entrants:
         trainer.check(entrant)
-        print(f"{entrant.label}: {entrant.origin}\n    {entrant.spelled}")
-    done: list[Run] = []
-    race_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{track.name}-{secrets.token_hex(2)}"
-    if arguments.resume is not None:
-        facts = record.provenance(trainer, entrants[0], 0, record.program())
-        root, target = Path(options.results), track.target
-        done = record.find_race(root, arguments.resume, facts, target, entrants)
-        race_id = done[0].race
+        if first:
+            print(f"{entrant.label}: {entrant.origin}\n    {entrant.spelled}")
+    race_id, done = trainer.engine.share(
+        open_race(trainer, entrants, arguments.resume) if first else None
+    )
     try:
         race(trainer, entrants, arguments.seeds, race_id, done)
     finally:
-        runs = [run for run in store.read_runs(Path(options.results)) if run.race == race_id]
-        print("", report.text(report.summarise(runs)), *report.sentences(runs), sep="\n")
+        if first:
+            runs = [run for run in store.read_runs(Path(options.results)) if run.race == race_id]
+            print("", report.text(report.summarise(runs)), *report.sentences(runs), sep="\n")
+    trainer.engine.close()
+
+
+def open_race(
+    trainer: Trainer, entrants: Sequence[Entrant], resume: str | None
+) -> tuple[str, list[Run]]:
+    """The race's id, and its finished runs where it is one to go on with."""
+    root, token = Path(trainer.options.results), secrets.token_hex(2)
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        # The same in every attempt of one torchrun, whose restarts go on with the race.
+        launch = f"{os.environ['TORCHELASTIC_RUN_ID']} {os.getppid()}"
+        token = hashlib.sha256(launch.encode()).hexdigest()[:8]
+        if resume is None and int(os.environ["TORCHELASTIC_RESTART_COUNT"]):
+            races = (run.race for run in store.read_runs(root) if run.race.endswith(token))
+            resume = next(races, None)
+    if resume is None:
+        return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{trainer.track.name}-{token}", []
+    facts = record.provenance(trainer, entrants[0], 0, record.program())
+    done = record.find_race(root, resume, facts, trainer.track.target, entrants)
+    return done[0].race, done
 
 
 def tune_main(track: Track, options: Options, arguments: argparse.Namespace) -> None:
@@ -520,6 +576,8 @@ def tune_main(track: Track, options: Options, arguments: argparse.Namespace) -> 
     plan = tune.Plan(arguments.trials, tune.read_shard(arguments.shard), arguments.stage)
     knobs = {recipe: entrant_options(recipe, Schedule) for recipe in recipes}
     trainer = Trainer(track, options)
+    if trainer.engine.world_size > 1:
+        raise UserError("tune: runs in one process; share the trials with --shard instead")
     for recipe in recipes:
         settle = partial(enter, track=arguments.track)
         tune.conduct(tune.Study(trainer, recipe, knobs[recipe], settle, plan), TUNED)
@@ -537,8 +595,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         store.ready(Path(options.results))
         command(track, options, arguments)
     except UserError as error:
+        if os.environ.get("RANK", "0") != "0":
+            time.sleep(2)  # torchrun ends this process once the first has said the same
         print(f"speedrun.py: {error}", file=sys.stderr)
         return 2
+    except RuntimeError as error:
+        if not engines.lost_contact(error):
+            raise
+        print(
+            f"speedrun.py: rank {os.environ['RANK']} lost the others; torchrun names the rank "
+            f"that failed; what is finished is recorded: go on with --resume\n    {error}",
+            file=sys.stderr,
+        )
+        return 1
     except tune.Incomplete as left:
         print(f"speedrun.py: {left}; run the command again without --shard when they are done")
     except KeyboardInterrupt:

@@ -5,8 +5,9 @@ those that this process owns. `single`, one process and one device, is the refer
 other engine must agree with.
 """
 
+import os
 import pkgutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any, Protocol
 
@@ -27,9 +28,14 @@ class Plan(Protocol):
 class Engine(Protocol):
     """What the trainer may ask of a layout. Losses and norms are those of the global batch."""
 
+    name: str
     device: torch.device
     rank: int
     world_size: int
+    mark: Callable[[], Any] | None
+    """Notes a moment on the trainer's clock; None: nobody wants to know."""
+    waits: list[tuple[Any, Any]]
+    """Begin and end of communication that no computation hid; the trainer empties it."""
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """Place the model; the returned module is called with inputs and targets."""
@@ -52,6 +58,9 @@ class Engine(Protocol):
     def max(self, value: Tensor) -> float:
         """The largest of a scalar over processes."""
 
+    def share(self, value: Any) -> Any:
+        """The value that the first process has, on all of them."""
+
     def grad_norm(self) -> float:
         """L2 norm of the whole gradient."""
 
@@ -64,10 +73,24 @@ class Engine(Protocol):
     def load(self, saved: dict[str, Any]) -> None:
         """Restore what `save` returned, and clear the gradients."""
 
+    def close(self) -> None:
+        """Let go of the other processes."""
 
-def make(name: str, device: torch.device) -> Engine:
-    """The engine called `name`: the class `Engine` of the file of that name in this folder."""
-    names = [module.name for module in pkgutil.iter_modules(__path__)]
+
+def make(name: str, device: torch.device, timeout: float = 300) -> Engine:
+    """The engine called `name`: the class `Engine` of the file of that name in this folder.
+
+    "auto" is ddp where torchrun started several processes, single elsewhere. timeout: seconds
+    without progress after which a run of several processes is given up. Raises UserError.
+    """
+    names = [m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_")]
+    if name == "auto":
+        name = "ddp" if int(os.environ.get("WORLD_SIZE", 1)) > 1 else "single"
     if name not in names:
-        raise UserError(f"engine {name!r}: must be one of {', '.join(names)}; see --help")
-    return import_module(f"{__name__}.{name}").Engine(device)
+        raise UserError(f"engine {name!r}: must be one of auto, {', '.join(names)}; see --help")
+    return import_module(f"{__name__}.{name}").Engine(device, timeout)
+
+
+def lost_contact(error: RuntimeError) -> bool:
+    """Whether a collective failed because another process is gone."""
+    return isinstance(error, torch.distributed.DistError) or "gloo" in str(error)

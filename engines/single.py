@@ -1,5 +1,6 @@
 """The single-process engine: one device, nothing to communicate. The reference for all others."""
 
+import os
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from typing import Any
@@ -8,16 +9,22 @@ import torch
 from torch import Tensor, nn
 
 from engines import Plan
+from errors import UserError
 
 
 class Engine:
     """See `engines.Engine`."""
 
+    name = "single"
     rank = 0
     world_size = 1
+    mark: Callable[[], Any] | None = None
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, timeout: float) -> None:
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            raise UserError("engine single: is for one process; leave --engine out, or take ddp")
         self.device = device
+        self.waits: list[tuple[Any, Any]] = []
 
     def wrap(self, model: nn.Module) -> nn.Module:
         self.model = model.to(self.device)
@@ -56,6 +63,12 @@ class Engine:
 
     def max(self, value: Tensor) -> float:
         return value.item()
+
+    def share(self, value: Any) -> Any:
+        return value
+
+    def close(self) -> None:
+        pass
 
     def grad_norm(self) -> float:
         grads = [p.grad for p in self.model.parameters() if p.grad is not None]

@@ -13,15 +13,18 @@ from results.schema import Run
 
 
 class Live:
-    """The display of a race of `total` runs, some of which may be there already (`done`)."""
+    """The display of a race of `total` runs, some of which may be there already (`done`).
 
-    def __init__(self, total: int, done: Sequence[Run] = ()) -> None:
-        self.total, self.runs = total, list(done)
+    A silent one shows nothing.
+    """
+
+    def __init__(self, total: int, done: Sequence[Run] = (), silent: bool = False) -> None:
+        self.total, self.runs, self.silent = total, list(done), silent
         self._drawn: Any = None
         self._label, self._begun, self._steps_left = "", 0.0, 0
 
     def __enter__(self) -> "Live":
-        if sys.stdout.isatty():
+        if sys.stdout.isatty() and not self.silent:
             from rich.live import Live as Drawn
             from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -53,7 +56,7 @@ class Live:
             self._progress.reset(
                 self._task, total=steps, description=self._label, loss="warming up"
             )
-        else:
+        elif not self.silent:
             print(f"{self._label}: {steps} steps", flush=True)
 
     def watch(self, step: int, steps: int, train_loss: float, val_loss: float | None) -> None:
@@ -62,7 +65,7 @@ class Live:
         if self._drawn:
             loss = f"train {train_loss:.3f}" if val_loss is None else f"val {val_loss:.4f}"
             self._progress.update(self._task, completed=step, loss=loss)
-        elif val_loss is not None:
+        elif val_loss is not None and not self.silent:
             pace = (time.monotonic() - self._begun) / max(1, step - 1)
             print(
                 f"  step {step:4d}/{steps}  train {train_loss:.4f}  val {val_loss:.4f}  "
@@ -73,7 +76,7 @@ class Live:
     def finish(self, run: Run) -> None:
         """A run is done and recorded."""
         self.runs.append(run)
-        if not self._drawn:
+        if not self._drawn and not self.silent:
             print(
                 "  {2}: final loss {3}; to target: {4}; {5} ms/step".format(*_cells(run)),
                 flush=True,

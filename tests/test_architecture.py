@@ -15,6 +15,7 @@ ALLOWED = {
     "muon": {"torch"},
     "model": {"torch"},
     "machine": {"torch"},
+    "clock": {"torch", "machine"},
     "flags": set(),
     "optim": {"torch", "muon"},
     "engines": {"torch"},

@@ -11,11 +11,12 @@ import torch
 
 import machine
 import speedrun
+from clock import Clock
 from errors import UserError
 from optim.entrants import parse
 from results import store
 from results.schema import DIVERGED, MISSED, REACHED
-from speedrun import Clock, Options, Schedule, Track, Trainer
+from speedrun import Options, Schedule, Track, Trainer
 
 
 def test_the_schedule_rises_from_nothing_stays_and_falls_to_nothing() -> None:

@@ -1,0 +1,73 @@
+"""A watch over the processes of a run: when nothing moves any more, it says which rank is to blame.
+
+A collective waits for ever for a rank that hangs, and reports only that it waited. Here every rank
+counts what it begins and publishes the count; when its own has stood still for too long, it looks
+who is behind, says so and ends the process, and torchrun ends or restarts the others.
+"""
+
+import os
+import sys
+import threading
+import time
+from datetime import timedelta
+
+import torch.distributed as dist
+
+
+class Watch:
+    """The counts of all ranks, in the store of the process group's rendezvous."""
+
+    def __init__(self, rank: int, world_size: int, timeout: float) -> None:
+        """timeout: seconds without progress after which the run is given up."""
+        self.rank, self.world_size, self.timeout = rank, world_size, timeout
+        self.count = 0
+        self._moved = time.monotonic()
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        # torchrun's store outlives a restart of the ranks: each attempt has its own keys.
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        client = dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=30))
+        self._store = dist.PrefixStore(f"watch/{attempt}", client)
+        self._done = threading.Event()
+        threading.Thread(target=self._run, name="watch", daemon=True).start()
+
+    def beat(self) -> None:
+        """Something begins."""
+        self.count += 1
+        self._moved = time.monotonic()
+
+    def close(self) -> None:
+        """Watch no longer."""
+        self._done.set()
+
+    def behind(self) -> list[int]:
+        """The ranks that have begun least; empty if all are equally far."""
+        counts = {}
+        for rank in range(self.world_size):
+            key = str(rank)
+            counts[rank] = int(self._store.get(key)) if self._store.check([key]) else -1
+        counts[self.rank] = self.count
+        least = min(counts.values())
+        return [r for r, n in counts.items() if n == least] if least < self.count else []
+
+    def _run(self) -> None:
+        while not self._done.wait(min(2.0, self.timeout / 4)):
+            try:
+                self._store.set(str(self.rank), str(self.count))
+                still = time.monotonic() - self._moved
+                # Who is behind itself waits for nobody: it leaves the message to those that do.
+                patience = self.timeout if self.behind() else 2 * self.timeout
+            except RuntimeError:  # the rendezvous is gone, and with it the run
+                return
+            if still > patience:
+                self._give_up(still)
+
+    def _give_up(self, still: float) -> None:
+        names = ", ".join(map(str, self.behind()))
+        blame = f"rank {names} is behind the others" if names else f"rank {self.rank} stands still"
+        print(
+            f"speedrun.py: rank {self.rank}: nothing has moved for {still:.0f} s: {blame}; "
+            "what is finished is recorded: go on with --resume, wait longer with --timeout",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(1)

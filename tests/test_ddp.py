@@ -1,0 +1,127 @@
+"""Several processes: the same training as one, and ranks that die or hang.
+
+    python -m pytest tests/test_ddp.py
+
+The processes are real, started by torchrun, and talk over gloo.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import engines
+import speedrun
+from results import store, verify
+from results.schema import Run
+from tests.world import ROOT, train
+
+SCRIPT = ROOT / "tests" / "world.py"
+
+
+def torchrun(
+    scenario: str, *arguments: str, restarts: int = 0
+) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += [f"--max-restarts={restarts}", str(SCRIPT), scenario, *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=240
+    )
+
+
+def race_flags(micro_flags: list[str], results: Path) -> list[str]:
+    return ["adamw", "muon", "--seeds=1", "--steps=6", *micro_flags[:-1], f"--results={results}"]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes leave behind: the engine's training, then a race in microbatches of 2."""
+    return tmp_path_factory.mktemp("world")
+
+
+@pytest.fixture
+def two(world: Path, micro_flags: list[str]) -> Path:
+    """The world, started once."""
+    if not (world / "engine0.pt").exists():
+        flags = race_flags(micro_flags, world / "two")
+        done = torchrun("engine", str(world), *flags, "--microbatch=2")
+        assert done.returncode == 0, done.stdout + done.stderr
+        (world / "out.txt").write_text(done.stdout)
+    return world
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_two_processes_train_as_one_does(two: Path, rank: int) -> None:
+    ours, one = (
+        torch.load(two / f"engine{rank}.pt"),
+        train(engines.make("single", torch.device("cpu")), micro=8),
+    )
+    assert ours["loss"] == pytest.approx(one["loss"], rel=1e-5)
+    assert ours["norm"] == pytest.approx(one["norm"], rel=1e-4)
+    for a, b in zip(ours["weights"], one["weights"], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+    assert ours["max"] == 1.0 and ours["shared"] == {"from": 0}
+
+
+def test_processes_hold_the_same_weights_to_the_bit(two: Path) -> None:
+    first, second = (torch.load(two / f"engine{rank}.pt")["weights"] for rank in (0, 1))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_a_race_of_two_processes_has_the_losses_of_one(
+    two: Path, micro_flags: list[str], tmp_path: Path
+) -> None:
+    assert speedrun.main(race_flags(micro_flags, tmp_path / "one")) == 0
+    ours, theirs = store.read_runs(two / "two"), store.read_runs(tmp_path / "one")
+    assert [(run.world_size, run.engine) for run in ours] == [(2, "ddp")] * 2
+    assert [(run.world_size, run.engine) for run in theirs] == [(1, "single")] * 2
+    for a, b in zip(ours, theirs, strict=True):
+        assert (a.entrant, a.tokens, a.track_hash) == (b.entrant, b.tokens, b.track_hash)
+        left, right = (
+            store.read_curve(two / "two", a.run),
+            store.read_curve(tmp_path / "one", b.run),
+        )
+        for x, y in zip(left, right, strict=True):
+            assert x.val_loss == pytest.approx(y.val_loss, abs=2e-4)
+            assert x.train_loss == pytest.approx(y.train_loss, abs=2e-4)
+            assert x.grad_norm == pytest.approx(y.grad_norm, rel=1e-3)
+        assert a.communication_seconds > 0 == b.communication_seconds
+    assert verify.problems(two / "two") == []
+
+
+def test_only_the_first_process_speaks(two: Path) -> None:
+    out = (two / "out.txt").read_text()
+    assert out.count("Muon reached") + out.count("No ") <= 1
+    assert out.count("entrant ") == 1
+
+
+def test_a_rank_that_dies_is_named_and_a_restart_goes_on_with_the_race(
+    micro_flags: list[str], tmp_path: Path
+) -> None:
+    done = torchrun("die", *race_flags(micro_flags, tmp_path / "r"), restarts=1)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "exitcode: 7" in done.stderr and "local_rank: 1" in done.stderr
+    runs: list[Run] = store.read_runs(tmp_path / "r")
+    assert [run.label for run in runs] == ["adamw", "muon"]
+    assert len({run.race for run in runs}) == 1
+    assert done.stdout.count("run 1/2") == 1  # what was finished is not repeated
+
+
+def test_a_rank_that_hangs_is_named_and_what_is_finished_is_kept(
+    micro_flags: list[str], tmp_path: Path
+) -> None:
+    done = torchrun("hang", *race_flags(micro_flags, tmp_path / "r"), "--timeout=4")
+    assert done.returncode != 0
+    assert "rank 1 is behind the others" in done.stderr and "--resume" in done.stderr
+    assert [run.label for run in store.read_runs(tmp_path / "r")] == ["adamw"]
+
+
+def test_one_process_refuses_to_be_ddp(
+    micro_flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert speedrun.main(["adamw", "--engine=ddp", *micro_flags]) == 2
+    assert "torchrun --standalone" in capsys.readouterr().err

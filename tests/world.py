@@ -1,0 +1,83 @@
+"""What the processes of test_ddp do: races of the micro track, with a rank that fails if asked.
+
+    torchrun --standalone --nproc_per_node=2 tests/world.py SCENARIO ARGUMENTS...
+
+`race` only races. `die`: rank 1 ends without a word in its second run, in the first attempt alone.
+`hang`: rank 1 sleeps in its second run. `engine` compares gradients with those of one process.
+"""
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+import engines  # noqa: E402
+import optim  # noqa: E402
+import speedrun  # noqa: E402
+from model import GPT, GPTConfig  # noqa: E402
+
+CONFIG = GPTConfig(vocab_size=37, block_size=16, n_layer=2, n_head=2, n_embd=32)
+
+
+def fail_in_second_run(how: str) -> None:
+    """Make rank 1 fail after the first run is over."""
+    step_of, runs = speedrun.Trainer.step, [0]
+
+    def step(self: Any, batches: Any, factor: float, out: Any, measure: bool = False) -> Any:
+        runs[0] += out.steps == 1
+        if runs[0] == 2 and out.steps == 3 and os.environ["RANK"] == "1":
+            if how == "hang":
+                time.sleep(600)
+            if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+                os._exit(7)
+        return step_of(self, batches, factor, out, measure)
+
+    speedrun.Trainer.step = step  # type: ignore[method-assign]
+
+
+def train(engine: engines.Engine, micro: int) -> dict[str, Any]:
+    """Three steps of Muon on this process's share of 8 sequences, in microbatches."""
+    torch.manual_seed(0)
+    tokens = torch.randint(37, (3, 8, 17))
+    gpt = GPT(CONFIG)
+    model = engine.wrap(gpt)
+    gpt.init_weights(0)
+    engine.optimizers(optim.plan(engine.roles(), "muon", {}, torch.float32))
+    seen: dict[str, Any] = {"loss": [], "norm": []}
+    for batch in tokens:
+        mine = batch.chunk(engine.world_size)[engine.rank]
+        parts, total = mine.split(micro), torch.zeros(())
+        for number, part in enumerate(parts, start=1):
+            loss = model(part[:, :-1], part[:, 1:]) / mine[:, 1:].numel()
+            engine.backward(loss, last=number == len(parts))
+            total += loss.detach()
+        seen["norm"].append(engine.grad_norm())
+        seen["loss"].append(engine.mean(total))
+        engine.step()
+    seen["weights"] = [p.detach().clone() for p in gpt.parameters()]
+    seen["max"] = engine.max(torch.tensor(float(engine.rank)))
+    seen["shared"] = engine.share({"from": engine.rank})
+    return seen
+
+
+def main(scenario: str, *arguments: str) -> int:
+    torch.set_num_threads(1)
+    if scenario == "engine":
+        rank, out = int(os.environ["RANK"]), Path(arguments[0])
+        engine = engines.make("ddp", torch.device("cpu"), timeout=60)
+        torch.save(train(engine, micro=2), out / f"engine{rank}.pt")
+        engine._watch.close()  # type: ignore[attr-defined]  # the race that follows has its own
+        return speedrun.main(arguments[1:])
+    if scenario != "race":
+        fail_in_second_run(scenario)
+    return speedrun.main(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
