@@ -125,13 +125,13 @@ TRACKS = {
         model="tiny",
         width=None,
         seq_len=128,
-        batch_tokens=48 * 128,
-        val_tokens=816 * 128,
-        val_every=20,
-        val_every_late=4,
+        batch_tokens=40 * 128,
+        val_tokens=800 * 128,
+        val_every=25,
+        val_every_late=5,
         target=3.57,  # a tuned AdamW; see tune.target_from
         shuffle=True,
-        search_steps=70,
+        search_steps=100,
     ),
 }
 

@@ -132,7 +132,7 @@ def load(root: Path, race: str | None = None) -> Inputs:
     if not runs and not trials:
         raise UserError(f"no runs in {root / 'runs.csv'}; run: make speedrun")
     chosen = select(runs, race) if runs or race else []
-    search = _search(trials, chosen[0].track if chosen else trials[-1].track)
+    search = _search(trials, chosen[0].track_hash if chosen else trials[-1].track_hash)
     named = [(run.started, run.label) for run in runs] + [(t.started, t.recipe) for t in trials]
     history = [name for _, name in sorted(named, key=lambda pair: pair[0])]
     recipes = list(dict.fromkeys(trial.recipe for trial in search))
@@ -150,9 +150,7 @@ def _entrants(root: Path, runs: Iterable[Run], history: Sequence[str]) -> list[E
     return entrants
 
 
-def _search(trials: Sequence[Trial], track: str) -> list[Trial]:
-    """The trials that can be compared: one track, one horizon, the newest."""
-    search = [
-        trial for trial in trials if trial.track == track and trial.stage in ("search", "refine")
-    ]
+def _search(trials: Sequence[Trial], track_hash: str) -> list[Trial]:
+    """The trials that can be compared: one track, to the last frozen value; one horizon."""
+    search = [t for t in trials if t.track_hash == track_hash and t.stage in ("search", "refine")]
     return [trial for trial in search if trial.steps == search[-1].steps]

@@ -392,8 +392,8 @@ def test_lr_sensitivity_rings_the_best_and_crosses_the_diverged(
 
 def test_only_trials_that_can_be_compared_are_drawn(duel: Path, tmp_path: Path) -> None:
     write_race(tmp_path, [replace(ADAMW, seeds=1)])
-    trial = read_trials(duel)[0]
-    others: list[dict[str, Any]] = [{"track": "gpt2"}, {"stage": "confirm"}, {"steps": 90}]
+    trial = replace(read_trials(duel)[0], track_hash=read_runs(tmp_path)[0].track_hash)
+    others: list[dict[str, Any]] = [{"track_hash": "77"}, {"stage": "confirm"}, {"steps": 90}]
     for change in [*others, {}]:
         append(tmp_path / "tuning.csv", replace(trial, **change))
     assert load(tmp_path).trials == [trial]
