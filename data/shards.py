@@ -46,7 +46,7 @@ def write_atomic(path: Path, parts: Iterable[bytes]) -> None:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         remedy = "free some space" if full else "make the place writable"
         raise UserError(
-            f"cannot write {path}: {error.strerror or error}; {remedy}, then run: make data"
+            f"cannot write {path}: {error.strerror or error}; {remedy} and run the command again"
         ) from error
     finally:
         with contextlib.suppress(OSError):
@@ -78,29 +78,31 @@ def open_shard(path: Path, vocab_size: int, *, scan: bool = True) -> Tokens:
             raw = file.read(HEADER_BYTES)
             size = os.fstat(file.fileno()).st_size
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; run: make data") from error
+        raise UserError(
+            f"cannot read {path}: {error.strerror}; run: make data TRACK=<track>"
+        ) from error
     if len(raw) < HEADER_BYTES:
         raise UserError(
             f"{path} is truncated: {len(raw)} bytes, a header alone is {HEADER_BYTES}; "
-            f"delete it and run: make data"
+            f"delete it and run: make data TRACK=<track>"
         )
     magic, version, count = (int(n) for n in np.frombuffer(raw, "<i4", count=3))
     if magic != MAGIC:
         raise UserError(
             f"{path} is not a token shard: it begins with {magic}, a shard with {MAGIC}; "
-            f"delete it and run: make data"
+            f"delete it and run: make data TRACK=<track>"
         )
     if version != VERSION:
         raise UserError(
             f"{path} is of version {version}, only version {VERSION} can be read; "
-            f"delete it and run: make data"
+            f"delete it and run: make data TRACK=<track>"
         )
     expected = HEADER_BYTES + 2 * count
     if count < 1 or size != expected:
         fault = "empty" if count < 1 else "truncated" if size < expected else "too long"
         raise UserError(
             f"{path} is {fault}: {size} bytes, but its header says {count} tokens, "
-            f"which take {expected} bytes; delete it and run: make data"
+            f"which take {expected} bytes; delete it and run: make data TRACK=<track>"
         )
     # A plain view of the map: slicing an np.memmap itself is several times slower.
     tokens: Tokens = np.asarray(np.memmap(path, "<u2", "r", offset=HEADER_BYTES, shape=(count,)))
@@ -117,5 +119,5 @@ def check_tokens(path: Path, tokens: NDArray[np.integer], vocab_size: int) -> No
         if largest >= vocab_size:
             raise UserError(
                 f"{path} holds token {largest}, but the vocabulary is 0 to {vocab_size - 1}: "
-                f"it was made with another tokenizer; delete it and run: make data"
+                f"it was made with another tokenizer; delete it and run: make data TRACK=<track>"
             )
