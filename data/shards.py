@@ -14,6 +14,7 @@ import os
 import secrets
 from collections.abc import Iterable
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,9 +57,13 @@ def write_atomic(path: Path, parts: Iterable[bytes]) -> None:
 def shard_parts(tokens: Tokens) -> list[bytes]:
     """The header and the body of the shard that holds `tokens` (one dimension), as bytes."""
     assert tokens.dtype == np.uint16 and tokens.ndim == 1
+    return [_header(len(tokens)), tokens.astype("<u2", copy=False).tobytes()]
+
+
+def _header(count: int) -> bytes:
     header = np.zeros(HEADER_BYTES // 4, "<i4")
-    header[:3] = MAGIC, VERSION, len(tokens)
-    return [header.tobytes(), tokens.astype("<u2", copy=False).tobytes()]
+    header[:3] = MAGIC, VERSION, count
+    return header.tobytes()
 
 
 def write_shard(path: Path, tokens: Tokens) -> None:
@@ -121,3 +126,50 @@ def check_tokens(path: Path, tokens: NDArray[np.integer], vocab_size: int) -> No
                 f"{path} holds token {largest}, but the vocabulary is 0 to {vocab_size - 1}: "
                 f"it was made with another tokenizer; delete it and run: make data TRACK=<track>"
             )
+
+
+class ShardWriter:
+    """Writes a stream of tokens as shards <name>_000000.bin, ... of `shard_tokens`, the last less.
+
+    For a folder that no one reads before it is whole: a shard is not written atomically.
+    """
+
+    def __init__(self, folder: Path, name: str, shard_tokens: int) -> None:
+        self._folder, self._name, self._shard_tokens = folder, name, shard_tokens
+        self._file: BinaryIO | None = None
+        self._held = 0  # tokens of the shard that is open
+        self.tokens = 0  # of all shards
+        self.written: list[tuple[Path, int]] = []  # finished shards and their tokens
+
+    def append(self, tokens: Tokens) -> None:
+        """Raises OSError if the disk is full."""
+        while len(tokens):
+            if self._file is None:
+                path = self._folder / f"{self._name}_{len(self.written):06d}.bin"
+                self._file = open(path, "xb")  # noqa: SIM115
+                self._file.write(bytes(HEADER_BYTES))
+            part = tokens[: self._shard_tokens - self._held]
+            self._file.write(part.astype("<u2", copy=False).tobytes())
+            self._held += len(part)
+            self.tokens += len(part)
+            tokens = tokens[len(part) :]
+            if self._held == self._shard_tokens:
+                self.close()
+
+    def close(self) -> None:
+        """Finish the shard that is open."""
+        if self._file is None:
+            return
+        with self._file as file:
+            file.seek(0)
+            file.write(_header(self._held))
+            file.flush()
+            os.fsync(file.fileno())
+        self.written.append((Path(file.name), self._held))
+        self._file, self._held = None, 0
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
