@@ -16,6 +16,7 @@ shards of another commit are refused. The manifest's hash goes into every run's 
 
 import argparse
 import contextlib
+import importlib.util
 import os
 import re
 import shutil
@@ -78,6 +79,8 @@ def prepare(
     Raises UserError if the hub cannot give them, the disk cannot hold them, or the folder holds
     those of another commit than `revision`. What has arrived until then is kept.
     """
+    if importlib.util.find_spec("huggingface_hub") is None:
+        raise UserError("huggingface_hub is not installed; run: make setup")
     with _alone(root):
         found = _settle(root, revision)
         wanted = choose(found, tokens)

@@ -302,6 +302,7 @@ def _encoded(
                         yield from finished()
             while pending:
                 yield from finished()
+            bar.update(task, completed=size)  # what stands between documents was not counted
     except BrokenProcessPool as error:
         raise UserError(
             "a worker died, perhaps for want of memory; run with fewer --workers"
@@ -342,7 +343,7 @@ def open_prepared(root: Path | None = None, val_tokens: int | None = None) -> Da
     """What `build` made in `root`; see data.open_dataset."""
     if root is None:
         raise UserError("the data set text is a folder; name it: text:FOLDER")
-    return manifest.open_folder(root, f"text:{root}", val_tokens, f"python -m data.text {root}")
+    return manifest.open_folder(root, f"text:{root}", val_tokens, f"python -m data.text {root} FILES...")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
