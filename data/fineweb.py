@@ -317,8 +317,6 @@ class _Fetch:
         part = _part(self.root / file.name)
         url = hf_hub_url(REPOSITORY, file.name, repo_type="dataset", revision=self.revision)
         with open(part, "ab") as content:
-            if content.tell() > file.bytes:
-                _empty(content)
             try:
                 http_get(
                     url,
@@ -328,9 +326,9 @@ class _Fetch:
                     expected_size=file.bytes,
                 )
             except HfHubHTTPError as error:
-                if error.response.status_code == 416:  # the hub's file ends before our part of it
+                if error.response.status_code == 416:  # our part is longer than the hub's file
                     _empty(content)
-                    raise _AgainError("the hub's file is shorter than its record says") from error
+                    raise _AgainError("what had come is longer than the file") from error
                 raise
             except OSError as error:
                 if error.errno is not None:

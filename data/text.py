@@ -343,7 +343,8 @@ def open_prepared(root: Path | None = None, val_tokens: int | None = None) -> Da
     """What `build` made in `root`; see data.open_dataset."""
     if root is None:
         raise UserError("the data set text is a folder; name it: text:FOLDER")
-    return manifest.open_folder(root, f"text:{root}", val_tokens, f"python -m data.text {root} FILES...")
+    remedy = f"python -m data.text {root} FILES..."
+    return manifest.open_folder(root, f"text:{root}", val_tokens, remedy)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

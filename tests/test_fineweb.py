@@ -137,8 +137,11 @@ def test_commits_are_not_mixed(hub: Hub, root: Path) -> None:
     with pytest.raises(UserError, match=f"{'a' * 40}, --revision next is {'b' * 40}.*--root"):
         fineweb.prepare(900, root, revision="next")
     assert shards_in(root) == first(3)
+    other, _ = fineweb.prepare(500, root / "other", revision="next")
+    assert other.revision == COMMITS["next"]
+    assert other.hash == manifest.read(root, "").hash  # another commit with the same tokens
     with pytest.raises(UserError, match="answers 404: it does not exist.*--revision"):
-        fineweb.prepare(500, root / "other", revision="gone")
+        fineweb.prepare(500, root / "none", revision="gone")
 
 
 # --- what goes wrong ------------------------------------------------------------------------------
