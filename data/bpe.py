@@ -7,7 +7,8 @@ Tokens 0 to 255 are the bytes themselves, then come the merges in the order they
 the last one is the document separator `<|endoftext|>`. Any text can be encoded and comes back
 exactly. Text is split by GPT-2's pattern before it is merged. Training gives the same merges
 whatever the number of threads. The file is tiktoken's own: a line a token, its bytes in base64 and
-its rank.
+its rank. GPT-2's vocabulary is kept in the same file and read by the same functions; it differs in
+the order of the 256 bytes.
 """
 
 import base64
@@ -105,8 +106,10 @@ def read(path: Path) -> list[bytes]:
             tokens.append(base64.b64decode(text, validate=True))
             if int(rank) != number:
                 raise ValueError(f"line {number + 1} has rank {int(rank)}")
-        if tokens[:256] != [bytes([byte]) for byte in range(256)] or len(set(tokens)) < len(tokens):
-            raise ValueError("it must begin with the 256 bytes and repeat no token")
+        if sorted(tokens[:256]) != [bytes([byte]) for byte in range(256)]:
+            raise ValueError("it must begin with the 256 bytes")
+        if len(set(tokens)) < len(tokens):
+            raise ValueError("a token is there twice")
     except ValueError as error:
         raise UserError(
             f"{path} is not a file of ranked tokens: {error}; run: make data"

@@ -14,14 +14,13 @@ trains on the same 3.94M tokens. Preparing takes about 4 s on two cores, once.
 import argparse
 import hashlib
 import importlib.util
-import json
 import sys
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
-from data import Dataset, bpe, shards
+from data import Dataset, bpe, manifest, shards
+from data.manifest import MANIFEST, File, Manifest
 from errors import UserError
 
 ROOT = Path("data/tiny")
@@ -34,33 +33,9 @@ SHUFFLE_SEED = 0
 TOKENIZER = "bpe1024.tiktoken"
 TRAIN = "tiny_train_000000.bin"
 VAL = "tiny_val_000000.bin"
-MANIFEST = "manifest.json"
+REMEDY = "make data"
 
 Documents = list[tuple[str, str]]  # (file name, text)
-
-
-@dataclass(frozen=True)
-class File:
-    """A file of the prepared data set: its number of tokens, and the SHA-256 of its bytes."""
-
-    name: str
-    tokens: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What was prepared. `val_bytes_per_token` counts separators as tokens without bytes."""
-
-    vocab_size: int
-    val_bytes_per_token: float
-    files: tuple[File, ...]
-
-    @property
-    def hash(self) -> str:
-        """SHA-256 of the canonical JSON: keys sorted, no spaces."""
-        text = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()
 
 
 def documents() -> Documents:
@@ -125,7 +100,7 @@ def build() -> tuple[Manifest, dict[str, bytes]]:
         TRAIN: shard(train),
         VAL: shard(val),
     }
-    manifest = Manifest(
+    result = Manifest(
         vocab_size=encoding.n_vocab,
         val_bytes_per_token=sum(len(text.encode()) for _, text in val) / made[VAL][0],
         files=tuple(
@@ -133,13 +108,13 @@ def build() -> tuple[Manifest, dict[str, bytes]]:
             for name, (tokens, content) in made.items()
         ),
     )
-    if manifest.hash != DATA_SHA256:
+    if result.hash != DATA_SHA256:
         raise UserError(
-            f"the tokens made here hash to {manifest.hash[:12]}, every result is for "
+            f"the tokens made here hash to {result.hash[:12]}, every result is for "
             f"{DATA_SHA256[:12]}: tokenizers or tiktoken is not the pinned version; "
             f"run: make setup"
         )
-    return manifest, {name: content for name, (_, content) in made.items()}
+    return result, {name: content for name, (_, content) in made.items()}
 
 
 def verify(root: Path) -> Manifest:
@@ -147,33 +122,14 @@ def verify(root: Path) -> Manifest:
 
     Raises UserError if the data set is not there, is another one, or is damaged.
     """
-    path = root / MANIFEST
-    if not path.exists():
-        raise UserError(f"no data set is prepared in {root}: {MANIFEST} is missing; run: make data")
-    try:
-        fields = json.loads(path.read_text("utf-8"))
-        files = tuple(File(**file) for file in fields.pop("files"))
-        manifest = Manifest(**fields, files=files)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{path} is damaged: {error}; run: make data") from error
-    if manifest.hash != DATA_SHA256:
+    found = manifest.read(root, REMEDY)
+    if found.hash != DATA_SHA256:
         raise UserError(
-            f"{path} is damaged or of another data set: its hash is {manifest.hash[:12]}, "
-            f"it must be {DATA_SHA256[:12]}; run: make data"
+            f"{root / MANIFEST} is damaged or of another data set: its hash is {found.hash[:12]}, "
+            f"it must be {DATA_SHA256[:12]}; run: {REMEDY}"
         )
-    for file in manifest.files:
-        try:
-            digest = hashlib.sha256((root / file.name).read_bytes()).hexdigest()
-        except OSError as error:
-            raise UserError(
-                f"cannot read {root / file.name}: {error.strerror}; run: make data"
-            ) from error
-        if digest != file.sha256:
-            raise UserError(
-                f"{root / file.name} is damaged: SHA-256 {digest[:12]}, the manifest has "
-                f"{file.sha256[:12]}; run: make data"
-            )
-    return manifest
+    manifest.check(root, found.files, REMEDY)
+    return found
 
 
 def prepare(root: Path = ROOT) -> Manifest:
@@ -187,37 +143,18 @@ def prepare(root: Path = ROOT) -> Manifest:
     except UserError as error:
         if (root / MANIFEST).exists():
             print(f"{str(error).partition('; run:')[0]}; making it anew", file=sys.stderr)
-    manifest, contents = build()
+    made, contents = build()
     for name, content in contents.items():
         shards.write_atomic(root / name, [content])
-    text = json.dumps(asdict(manifest), indent=2) + "\n"
-    shards.write_atomic(root / MANIFEST, [text.encode()])
-    return manifest
+    manifest.write(root, made)
+    return made
 
 
 def open_prepared(root: Path | None = None, val_tokens: int | None = None) -> Dataset:
     """The prepared data set, verified; see data.open_dataset. Raises UserError as verify."""
     root = root or ROOT
-    manifest = verify(root)
-    bytes_per_token = manifest.val_bytes_per_token
-    if val_tokens is not None:
-        # The separator, the last id, stands for no text.
-        sizes = np.array([len(token) for token in bpe.read(root / TOKENIZER)] + [0])
-        targets = shards.open_shard(root / VAL, manifest.vocab_size)[1:]
-        if not 0 < val_tokens <= len(targets):
-            raise UserError(
-                f"validation on {val_tokens} tokens: {root / VAL} has 1 to {len(targets)}; "
-                f"run with --val-tokens {len(targets)}"
-            )
-        bytes_per_token = int(sizes[targets[:val_tokens]].sum()) / val_tokens
-    return Dataset(
-        name=PACKAGE,
-        train=(root / TRAIN,),
-        val=(root / VAL,),
-        vocab_size=manifest.vocab_size,
-        bytes_per_token=bytes_per_token,
-        hash=manifest.hash,
-    )
+    verify(root)
+    return manifest.open_folder(root, PACKAGE, val_tokens, REMEDY)
 
 
 def main() -> int:
@@ -226,15 +163,15 @@ def main() -> int:
     parser.add_argument("--root", type=Path, default=ROOT, help="where (default: %(default)s)")
     root = parser.parse_args().root
     try:
-        manifest = prepare(root)
+        made = prepare(root)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
-    tokens = {file.name: file.tokens for file in manifest.files}
+    tokens = {file.name: file.tokens for file in made.files}
     print(
         f"{root}: {tokens[TRAIN]} training tokens, {tokens[VAL]} validation tokens, "
-        f"vocabulary {manifest.vocab_size}, {manifest.val_bytes_per_token:.4f} bytes a token, "
-        f"hash {manifest.hash[:12]}"
+        f"vocabulary {made.vocab_size}, {made.val_bytes_per_token:.4f} bytes a token, "
+        f"hash {made.hash[:12]}"
     )
     return 0
 

@@ -3,6 +3,8 @@
     train = Batches(dataset.train, batch_tokens=4096, seq_len=128, vocab_size=1024, shuffle_seed=0)
     train.require(steps=220)
     inputs, targets = train.batch(step=0)
+    with ReadAhead(train, range(220)) as reader:  # the same batches, read by a thread
+        for inputs, targets in reader: ...
 
 A batch is a function of its step alone, so a run resumes anywhere without replaying, and the batch
 of a step is the same whatever number of processes share it: each takes its contiguous part. The
@@ -11,8 +13,13 @@ the next, so no tail is lost. The target of a token is the token after it, so th
 more token than its windows hold.
 """
 
-from collections.abc import Iterator, Sequence
+import bisect
+import itertools
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +27,7 @@ from numpy.typing import NDArray
 from data.shards import check_tokens, open_shard
 from errors import UserError
 
-Batch = tuple[NDArray[np.int64], NDArray[np.int64]]
+Batch = tuple[NDArray[Any], NDArray[Any]]  # inputs and targets: int64, unless the caller allocates
 
 # Up to this many tokens (1 GiB of shards) are checked against the vocabulary before training; more
 # would keep the user waiting, so then every batch is checked as it is read.
@@ -33,43 +40,55 @@ class Stream:
     def __init__(self, paths: Sequence[Path], seq_len: int, vocab_size: int) -> None:
         """Map the shards. Raises UserError if there are none or one is not what it should be."""
         if not paths:
-            raise UserError("no shards are given, at least one is needed; run: make data")
+            raise UserError(
+                "no shards are given, at least one is needed; run: make data TRACK=<track>"
+            )
         self.paths = tuple(paths)
         self.seq_len = seq_len
         self.vocab_size = vocab_size
         self._shards = [open_shard(path, vocab_size, scan=False) for path in self.paths]
-        self._ends = np.cumsum([len(shard) for shard in self._shards])
-        self.tokens = int(self._ends[-1])
+        self._ends = list(itertools.accumulate(len(shard) for shard in self._shards))
+        self.tokens = self._ends[-1]
         self.windows = max(0, self.tokens - 1) // seq_len
         self._scanned = self.tokens <= SCAN_TOKENS
         if self._scanned:
             for path, shard in zip(self.paths, self._shards, strict=True):
                 check_tokens(path, shard, vocab_size)
 
-    def take(self, windows: NDArray[np.int64]) -> Batch:
+    def take(self, windows: NDArray[np.int64], out: Batch | None = None) -> Batch:
         """Inputs and targets of these windows, each (len(windows), seq_len), C-contiguous.
 
-        Raises UserError if a token is beyond the vocabulary and the shards are too big for that to
-        have been checked when they were mapped.
+        Written into `out`, of any integer type that holds the tokens; without it into new int64
+        arrays. Raises UserError if a token is beyond the vocabulary and the shards are too big for
+        that to have been checked when they were mapped.
         """
-        block = np.empty((len(windows), self.seq_len + 1), np.int64)
-        for row, window in zip(block, windows, strict=True):
-            self._read(int(window) * self.seq_len, row)
-        return np.ascontiguousarray(block[:, :-1]), np.ascontiguousarray(block[:, 1:])
+        shape = (len(windows), self.seq_len)
+        inputs, targets = out or (np.empty(shape, np.int64), np.empty(shape, np.int64))
+        assert inputs.shape == targets.shape == shape
+        # Windows that follow each other are read as one piece: a batch in the order of the stream
+        # is two copies.
+        breaks = np.flatnonzero(np.diff(windows) != 1) + 1
+        for first, last in itertools.pairwise([0, *breaks.tolist(), len(windows)]):
+            run = (last - first, self.seq_len)
+            tokens = self._read(int(windows[first]) * self.seq_len, run[0] * self.seq_len + 1)
+            inputs[first:last] = tokens[:-1].reshape(run)
+            targets[first:last] = tokens[1:].reshape(run)
+        return inputs, targets
 
-    def _read(self, start: int, out: NDArray[np.int64]) -> None:
-        """Fill `out` with the tokens from position `start` on, from as many shards as it takes."""
-        shard = int(np.searchsorted(self._ends, start, side="right"))
-        filled = 0
-        while filled < len(out):
+    def _read(self, start: int, count: int) -> NDArray[np.uint16]:
+        """`count` tokens from position `start` on: a view, or a copy out of several shards."""
+        shard = bisect.bisect_right(self._ends, start)
+        pieces: list[NDArray[np.uint16]] = []
+        while count:
             tokens = self._shards[shard]
-            offset = start + filled - int(self._ends[shard]) + len(tokens)
-            piece = tokens[offset : offset + len(out) - filled]
+            offset = start - self._ends[shard] + len(tokens)
+            pieces.append(tokens[offset : offset + count])
             if not self._scanned:
-                check_tokens(self.paths[shard], piece, self.vocab_size)
-            out[filled : filled + len(piece)] = piece
-            filled += len(piece)
+                check_tokens(self.paths[shard], pieces[-1], self.vocab_size)
+            start += len(pieces[-1])
+            count -= len(pieces[-1])
             shard += 1
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
 
 class Batches:
@@ -117,14 +136,19 @@ class Batches:
             raise UserError(
                 f"{_name(stream.paths)}: {stream.tokens} tokens, but {steps} of the batches of "
                 f"{self.batch_tokens} need {steps * self.batch_tokens + 1}; "
-                f"run with {remedy}, or get more shards with: make data"
+                f"run with {remedy}, or get more shards with: make data TRACK=<track>"
             )
 
-    def batch(self, step: int) -> Batch:
-        """Inputs and targets of `step` for this process.
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of the inputs and of the targets: (batch_tokens / seq_len / world_size, seq_len)."""
+        return self._part, self.stream.seq_len
 
-        Both are int64, C-contiguous, (batch_tokens / seq_len / world_size, seq_len). Raises
-        UserError as require, where the shards hold no such batch.
+    def batch(self, step: int, out: Batch | None = None) -> Batch:
+        """Inputs and targets of `step` for this process, each of `shape`, C-contiguous.
+
+        Written into `out`, of any integer type that holds the tokens; without it into new int64
+        arrays. Raises UserError as require, where the shards hold no such batch.
         """
         assert step >= 0
         self.require(step + 1)
@@ -132,7 +156,7 @@ class Batches:
         places = np.arange(first, first + self._part, dtype=np.int64)
         if self._seed is not None:
             places = self._shuffled(places)
-        return self.stream.take(places)
+        return self.stream.take(places, out)
 
     def _shuffled(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
         """The windows at these places of the endless sequence of shuffled epochs."""
@@ -155,6 +179,80 @@ class Batches:
             keys = raw.random_raw(self.stream.windows)
             self._epoch_order = (epoch, np.argsort(keys, kind="stable"))
         return self._epoch_order[1]
+
+
+class ReadAhead:
+    """Iterates over the batches of `steps`, which a thread reads before they are asked for."""
+
+    def __init__(
+        self,
+        batches: Batches,
+        steps: Sequence[int],
+        *,
+        depth: int = 2,
+        allocate: Callable[[tuple[int, int]], NDArray[Any]] | None = None,
+    ) -> None:
+        """Start to read. `depth` batches are kept ready.
+
+        `allocate` makes each of the 2 * (depth + 1) arrays, of batches.shape and any integer type
+        that holds the tokens (int64 without it): it is how a trainer gets pinned memory. They are
+        used again: a batch is the caller's until it asks for the next one, so what copies from it
+        must be done by then.
+        """
+        assert depth > 0
+        allocate = allocate or (lambda shape: np.empty(shape, np.int64))
+        self._batches = batches
+        self._steps = steps
+        self._free: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
+        self._ready: queue.SimpleQueue[Batch | BaseException] = queue.SimpleQueue()
+        self._lent: Batch | None = None
+        self._over = False
+        for _ in range(depth + 1):
+            self._free.put((allocate(batches.shape), allocate(batches.shape)))
+        # A daemon: a trainer that dies without closing must not hang at exit.
+        self._thread = threading.Thread(target=self._work, name="read-ahead", daemon=True)
+        self._thread.start()
+
+    def _work(self) -> None:
+        end: BaseException = StopIteration()
+        try:
+            for step in self._steps:
+                buffers = self._free.get()
+                if buffers is None:  # closed
+                    return
+                self._ready.put(self._batches.batch(step, buffers))
+        except BaseException as error:
+            end = error
+        self._ready.put(end)
+
+    def __iter__(self) -> "ReadAhead":
+        return self
+
+    def __next__(self) -> Batch:
+        """The next batch. Raises what reading it raised, once; after that the iteration is over."""
+        if self._over:
+            raise StopIteration
+        if self._lent is not None:
+            self._free.put(self._lent)
+            self._lent = None
+        item = self._ready.get()
+        if isinstance(item, BaseException):
+            self.close()
+            raise item
+        self._lent = item
+        return item
+
+    def close(self) -> None:
+        """Stop the thread and wait for it, a batch at most. May be called again."""
+        self._over = True
+        self._free.put(None)
+        self._thread.join()
+
+    def __enter__(self) -> "ReadAhead":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
 
 class ValBatches:
@@ -199,7 +297,7 @@ def val_batches(
         remedy = f"--val-tokens {fits}" if fits else "shorter sequences"
         raise UserError(
             f"{_name(stream.paths)}: {stream.tokens} tokens, but validation on {val_tokens} needs "
-            f"{val_tokens + 1}; run with {remedy}, or get more shards with: make data"
+            f"{val_tokens + 1}; run with {remedy}, or get more shards with: make data TRACK=<track>"
         )
     part = val_tokens // seq_len // world_size
     return ValBatches(stream, rank * part, part, batch_seqs)

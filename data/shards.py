@@ -14,6 +14,7 @@ import os
 import secrets
 from collections.abc import Iterable
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,7 +47,7 @@ def write_atomic(path: Path, parts: Iterable[bytes]) -> None:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         remedy = "free some space" if full else "make the place writable"
         raise UserError(
-            f"cannot write {path}: {error.strerror or error}; {remedy}, then run: make data"
+            f"cannot write {path}: {error.strerror or error}; {remedy} and run the command again"
         ) from error
     finally:
         with contextlib.suppress(OSError):
@@ -56,9 +57,13 @@ def write_atomic(path: Path, parts: Iterable[bytes]) -> None:
 def shard_parts(tokens: Tokens) -> list[bytes]:
     """The header and the body of the shard that holds `tokens` (one dimension), as bytes."""
     assert tokens.dtype == np.uint16 and tokens.ndim == 1
+    return [_header(len(tokens)), tokens.astype("<u2", copy=False).tobytes()]
+
+
+def _header(count: int) -> bytes:
     header = np.zeros(HEADER_BYTES // 4, "<i4")
-    header[:3] = MAGIC, VERSION, len(tokens)
-    return [header.tobytes(), tokens.astype("<u2", copy=False).tobytes()]
+    header[:3] = MAGIC, VERSION, count
+    return header.tobytes()
 
 
 def write_shard(path: Path, tokens: Tokens) -> None:
@@ -78,29 +83,31 @@ def open_shard(path: Path, vocab_size: int, *, scan: bool = True) -> Tokens:
             raw = file.read(HEADER_BYTES)
             size = os.fstat(file.fileno()).st_size
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; run: make data") from error
+        raise UserError(
+            f"cannot read {path}: {error.strerror}; run: make data TRACK=<track>"
+        ) from error
     if len(raw) < HEADER_BYTES:
         raise UserError(
             f"{path} is truncated: {len(raw)} bytes, a header alone is {HEADER_BYTES}; "
-            f"delete it and run: make data"
+            f"delete it and run: make data TRACK=<track>"
         )
     magic, version, count = (int(n) for n in np.frombuffer(raw, "<i4", count=3))
     if magic != MAGIC:
         raise UserError(
             f"{path} is not a token shard: it begins with {magic}, a shard with {MAGIC}; "
-            f"delete it and run: make data"
+            f"delete it and run: make data TRACK=<track>"
         )
     if version != VERSION:
         raise UserError(
             f"{path} is of version {version}, only version {VERSION} can be read; "
-            f"delete it and run: make data"
+            f"delete it and run: make data TRACK=<track>"
         )
     expected = HEADER_BYTES + 2 * count
     if count < 1 or size != expected:
         fault = "empty" if count < 1 else "truncated" if size < expected else "too long"
         raise UserError(
             f"{path} is {fault}: {size} bytes, but its header says {count} tokens, "
-            f"which take {expected} bytes; delete it and run: make data"
+            f"which take {expected} bytes; delete it and run: make data TRACK=<track>"
         )
     # A plain view of the map: slicing an np.memmap itself is several times slower.
     tokens: Tokens = np.asarray(np.memmap(path, "<u2", "r", offset=HEADER_BYTES, shape=(count,)))
@@ -117,5 +124,52 @@ def check_tokens(path: Path, tokens: NDArray[np.integer], vocab_size: int) -> No
         if largest >= vocab_size:
             raise UserError(
                 f"{path} holds token {largest}, but the vocabulary is 0 to {vocab_size - 1}: "
-                f"it was made with another tokenizer; delete it and run: make data"
+                f"it was made with another tokenizer; delete it and run: make data TRACK=<track>"
             )
+
+
+class ShardWriter:
+    """Writes a stream of tokens as shards <name>_000000.bin, ... of `shard_tokens`, the last less.
+
+    For a folder that no one reads before it is whole: a shard is not written atomically.
+    """
+
+    def __init__(self, folder: Path, name: str, shard_tokens: int) -> None:
+        self._folder, self._name, self._shard_tokens = folder, name, shard_tokens
+        self._file: BinaryIO | None = None
+        self._held = 0  # tokens of the shard that is open
+        self.tokens = 0  # of all shards
+        self.written: list[tuple[Path, int]] = []  # finished shards and their tokens
+
+    def append(self, tokens: Tokens) -> None:
+        """Raises OSError if the disk is full."""
+        while len(tokens):
+            if self._file is None:
+                path = self._folder / f"{self._name}_{len(self.written):06d}.bin"
+                self._file = open(path, "xb")  # noqa: SIM115
+                self._file.write(bytes(HEADER_BYTES))
+            part = tokens[: self._shard_tokens - self._held]
+            self._file.write(part.astype("<u2", copy=False).tobytes())
+            self._held += len(part)
+            self.tokens += len(part)
+            tokens = tokens[len(part) :]
+            if self._held == self._shard_tokens:
+                self.close()
+
+    def close(self) -> None:
+        """Finish the shard that is open."""
+        if self._file is None:
+            return
+        with self._file as file:
+            file.seek(0)
+            file.write(_header(self._held))
+            file.flush()
+            os.fsync(file.fileno())
+        self.written.append((Path(file.name), self._held))
+        self._file, self._held = None, 0
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()

@@ -1,9 +1,9 @@
-"""Shards, batches, the tokenizer and the embedded corpus.
+"""Shards, the tokenizer and the embedded corpus.
 
     python -m pytest tests/test_data.py
 
-Claims: a bad shard is refused with the reason and the command that mends it; the batch of a step
-does not depend on the number of processes; `tiny` is made of the same tokens everywhere.
+Claims: a bad shard is refused with the reason and the command that mends it; `tiny` is made of the
+same tokens everywhere.
 """
 
 import errno
@@ -23,8 +23,7 @@ import numpy as np
 import pytest
 
 import data
-from data import bpe, corpus, loader, shards
-from data.loader import Batches, val_batches
+from data import bpe, corpus, shards
 from errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -40,16 +39,6 @@ def raw_shard(path: Path, magic: int, version: int, count: int, body: bytes) -> 
     header[:3] = magic, version, count
     path.write_bytes(header.tobytes() + body)
     return path
-
-
-@pytest.fixture
-def three(tmp_path: Path) -> list[Path]:
-    """Tokens 0 to 1000 in order, in three shards whose sizes divide by nothing useful."""
-    cuts = [0, 333, 337, 1001]
-    return [
-        write(tmp_path / f"{n}.bin", range(start, stop))
-        for n, (start, stop) in enumerate(itertools.pairwise(cuts))
-    ]
 
 
 # --- shards ---------------------------------------------------------------------------------------
@@ -126,7 +115,7 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(
 ) -> None:
     path = write(tmp_path / "a.bin", [1, 2])
     monkeypatch.setattr(shards, "open", lambda *a: FullDisk(open(*a)), raising=False)  # noqa: SIM115
-    with pytest.raises(UserError, match="a.bin: No space left.*free some space.*make data"):
+    with pytest.raises(UserError, match="a.bin: No space left.*free some space.*run .*again"):
         write(path, [3, 4, 5])
     monkeypatch.undo()
     assert [file.name for file in tmp_path.iterdir()] == ["a.bin"]
@@ -137,139 +126,6 @@ def test_a_place_that_cannot_be_written_is_a_users_mistake(tmp_path: Path) -> No
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write .*make the place writable"):
         write(tmp_path / "file" / "a.bin", [1])
-
-
-# --- batches --------------------------------------------------------------------------------------
-
-
-def test_windows_run_across_shards_and_targets_are_the_next_tokens(three: list[Path]) -> None:
-    batches = Batches(three, batch_tokens=100, seq_len=10, vocab_size=1001)
-    batches.require(10)  # 1001 tokens: exactly enough
-    for step in (3, 0, 9):
-        inputs, targets = batches.batch(step)
-        start = step * 100
-        assert inputs.tolist() == np.arange(start, start + 100).reshape(10, 10).tolist()
-        assert (targets == inputs + 1).all()
-        for array in (inputs, targets):
-            assert array.dtype == np.int64 and array.flags.c_contiguous
-
-
-@pytest.mark.parametrize("seed", [None, 5])
-@pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_ranks_share_the_same_global_batch(
-    three: list[Path], world_size: int, seed: int | None
-) -> None:
-    common: dict[str, Any] = {
-        "batch_tokens": 160, "seq_len": 10, "vocab_size": 1001, "shuffle_seed": seed
-    }  # fmt: skip
-    whole = Batches(three, **common)
-    ranks = [Batches(three, **common, rank=r, world_size=world_size) for r in range(world_size)]
-    for step in range(6 if seed is None else 14):
-        parts = [batches.batch(step) for batches in ranks]
-        assert all(inputs.shape == (16 // world_size, 10) for inputs, _ in parts)
-        for both, expected in zip(zip(*parts, strict=True), whole.batch(step), strict=True):
-            assert np.concatenate(both).tolist() == expected.tolist()
-
-
-def test_an_epoch_takes_every_window_once(three: list[Path]) -> None:
-    batches = Batches(three, batch_tokens=80, seq_len=10, vocab_size=1001, shuffle_seed=3)
-    batches.require(1000)
-    # 100 windows, 8 a batch: epochs end within batches.
-    seen = np.concatenate([batches.batch(step)[0][:, 0] // 10 for step in range(25)])
-    first, second = seen[:100].tolist(), seen[100:].tolist()
-    assert sorted(first) == sorted(second) == list(range(100))
-    assert first != second and first != sorted(first)
-    assert (batches.batch(25)[0] % 10 == np.arange(10)).all()  # windows stay whole
-    other = Batches(three, batch_tokens=80, seq_len=10, vocab_size=1001, shuffle_seed=4)
-    assert other.batch(0)[0].tolist() != batches.batch(0)[0].tolist()
-    inputs = batches.batch(7)[0]
-    again = Batches(three, batch_tokens=80, seq_len=10, vocab_size=1001, shuffle_seed=3)
-    assert again.batch(7)[0].tolist() == inputs.tolist()  # random access: a resumed run
-
-
-def test_the_order_of_a_seed_is_fixed_for_ever(three: list[Path]) -> None:
-    batches = Batches(three, batch_tokens=80, seq_len=10, vocab_size=1001, shuffle_seed=0)
-    assert (batches.batch(0)[0][:, 0] // 10).tolist() == [11, 92, 3, 20, 13, 2, 59, 53]
-
-
-def test_too_few_tokens_are_refused_before_training(three: list[Path]) -> None:
-    batches = Batches(three, batch_tokens=100, seq_len=10, vocab_size=1001)
-    with pytest.raises(UserError, match="1001 tokens, but 11 .* 100 need 1101.*--steps 10,.*make"):
-        batches.require(11)
-    with pytest.raises(UserError, match="11 .* need 1101"):
-        batches.batch(10)
-    for seed in (None, 0):
-        large = Batches(three, batch_tokens=1010, seq_len=10, vocab_size=1001, shuffle_seed=seed)
-        with pytest.raises(UserError, match="need 1011.*smaller --batch-tokens"):
-            large.require(1)
-
-
-@pytest.mark.parametrize("seed", [None, 0])
-def test_the_last_target_needs_a_token_of_its_own(tmp_path: Path, seed: int | None) -> None:
-    path = write(tmp_path / "a.bin", range(100))  # ten windows of inputs, targets for nine
-    common: dict[str, Any] = {"seq_len": 10, "vocab_size": 100}
-    Batches([path], batch_tokens=90, **common, shuffle_seed=seed).require(1)
-    with pytest.raises(UserError, match="100 tokens.*need 101"):
-        Batches([path], batch_tokens=100, **common, shuffle_seed=seed).require(1)
-    with pytest.raises(UserError, match="100 tokens.*needs 101.*--val-tokens 90"):
-        val_batches([path], val_tokens=100, batch_seqs=1, **common)
-
-
-@pytest.mark.parametrize(
-    ("batch_tokens", "world_size", "nearest"),
-    [(105, 1, 100), (110, 2, 120), (5, 4, 40), (0, 1, 10)],
-)
-def test_a_batch_that_does_not_divide_is_refused(
-    three: list[Path], batch_tokens: int, world_size: int, nearest: int
-) -> None:
-    with pytest.raises(UserError, match=f"{batch_tokens} tokens.*multiple.*-tokens {nearest}$"):
-        Batches(
-            three, batch_tokens=batch_tokens, seq_len=10, vocab_size=1001, world_size=world_size
-        )
-
-
-def test_batches_refuse_what_cannot_be_read(
-    three: list[Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with pytest.raises(UserError, match="no shards.*make data"):
-        Batches([], batch_tokens=100, seq_len=10, vocab_size=1001)
-    with pytest.raises(UserError, match="seed -1"):
-        Batches(three, batch_tokens=100, seq_len=10, vocab_size=1001, shuffle_seed=-1)
-    with pytest.raises(UserError, match="2.bin holds token 1000"):
-        Batches(three, batch_tokens=100, seq_len=10, vocab_size=1000)
-    monkeypatch.setattr(loader, "SCAN_TOKENS", 1000)  # too big to check at once: batch by batch
-    batches = Batches(three, batch_tokens=100, seq_len=10, vocab_size=1000)
-    batches.batch(8)
-    with pytest.raises(UserError, match="2.bin holds token 1000"):
-        batches.batch(9)
-
-
-@pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_validation_reads_the_same_first_targets(three: list[Path], world_size: int) -> None:
-    targets = []
-    for rank in range(world_size):
-        batches = val_batches(
-            three, val_tokens=880, batch_seqs=5, seq_len=10, vocab_size=1001, rank=rank,
-            world_size=world_size,
-        )  # fmt: skip
-        first, second = list(batches), list(batches)
-        assert len(first) == len(batches) == -(-(88 // world_size) // 5)
-        for (inputs, outputs), (inputs_again, _) in zip(first, second, strict=True):
-            assert inputs.tolist() == inputs_again.tolist()
-            assert (outputs == inputs + 1).all() and inputs.shape[0] <= 5
-            targets += outputs.reshape(-1).tolist()
-    assert targets == list(range(1, 881))
-
-
-def test_validation_refuses_what_it_cannot_do(three: list[Path]) -> None:
-    common: dict[str, Any] = {"batch_seqs": 5, "seq_len": 10, "vocab_size": 1001}
-    assert len(val_batches(three, val_tokens=1000, **common)) == 20
-    with pytest.raises(UserError, match="1001 tokens.*1010 needs 1011.*--val-tokens 1000"):
-        val_batches(three, val_tokens=1010, **common)
-    with pytest.raises(UserError, match="999 tokens.*multiple of 10.*--val-tokens 1000"):
-        val_batches(three, val_tokens=999, **common)
-    with pytest.raises(UserError, match="multiple of 30 .*3 processes.*--val-tokens 990"):
-        val_batches(three, val_tokens=1000, **common, world_size=3)
 
 
 # --- tokenizer ------------------------------------------------------------------------------------
