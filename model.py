@@ -11,7 +11,7 @@ the parameter is for. Read by `speedrun.py`; nothing here decides how it is trai
 Shapes: B sequences, T tokens, C channels (n_embd), H heads, D head size, V vocabulary.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -105,14 +105,24 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def preset(name: str, vocab_size: int, block_size: int) -> GPTConfig:
+def preset(name: str, vocab_size: int, block_size: int, width: int | None = None) -> GPTConfig:
     """The sizes of a named model; the data set gives the vocabulary, the track the context.
 
-    Raises UserError on an unknown name.
+    width: channels in place of the model's own; the heads keep their size. Raises UserError on an
+    unknown name, or a width that is no multiple of that size.
     """
     if name not in PRESETS:
         raise UserError(f"unknown model {name!r}: must be one of {', '.join(PRESETS)}")
-    return GPTConfig(vocab_size, block_size, **PRESETS[name])
+    config = GPTConfig(vocab_size, block_size, **PRESETS[name])
+    if width is None:
+        return config
+    head_size = config.n_embd // config.n_head
+    if width < 1 or width % head_size:
+        raise UserError(
+            f"width {width}: must be a multiple of the head size {head_size}; "
+            f"run with --width {max(1, round(width / head_size)) * head_size}"
+        )
+    return replace(config, n_embd=width, n_head=width // head_size)
 
 
 class Linear(nn.Linear):

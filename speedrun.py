@@ -81,16 +81,7 @@ class Track:
 
     def config(self, vocab_size: int) -> GPTConfig:
         """The model's sizes on a data set with this vocabulary."""
-        config = preset(self.model, vocab_size, self.seq_len)
-        if self.width is None:
-            return config
-        head_size = config.n_embd // config.n_head
-        if self.width < 1 or self.width % head_size:
-            raise UserError(
-                f"width {self.width}: must be a multiple of the head size {head_size}; "
-                f"run with --width {max(1, round(self.width / head_size)) * head_size}"
-            )
-        return replace(config, n_embd=self.width, n_head=self.width // head_size)
+        return preset(self.model, vocab_size, self.seq_len, self.width)
 
     def hash(self) -> str:
         """16 hex digits over every frozen value but the target, which rows hold themselves.
@@ -112,6 +103,20 @@ class Track:
         return late or step % self.val_every == 0 or step == steps
 
 
+GPT2 = Track(  # the fixed setting of modded-nanogpt's track 3
+    name="gpt2",
+    dataset="fineweb",
+    model="gpt2",
+    width=None,
+    seq_len=1024,
+    batch_tokens=8 * 64 * 1024,
+    val_tokens=10_485_760,
+    val_every=125,
+    val_every_late=25,
+    target=3.28,
+    shuffle=False,
+    search_steps=5000,
+)
 TRACKS = {
     "tiny": Track(
         name="tiny",
@@ -126,6 +131,14 @@ TRACKS = {
         target=3.57,  # a tuned AdamW; see tune.target_from
         shuffle=True,
         search_steps=70,
+    ),
+    "gpt2": GPT2,
+    # The setting of October 2024, behind the claim of 35%.
+    "gpt2-2024": replace(GPT2, name="gpt2-2024", model="gpt2-2024", search_steps=9500),
+    "medium": replace(GPT2, name="medium", model="medium", target=2.92, search_steps=15_000),
+    # The target is what AdamW reached there.
+    "xl": replace(
+        GPT2, name="xl", model="xl", batch_tokens=480 * 1024, target=2.7737, search_steps=20_000
     ),
 }
 
@@ -179,6 +192,7 @@ class Options:
     dtype: str = "auto"  # auto, float32 or bfloat16
     threads: int = 0  # CPU threads; 0: one for each core that this process may use
     compile: bool = True
+    loss_chunk: int = 8192  # tokens of a process whose logits are in memory at once; 0: all
     results: str = "results"  # folder
 
 
@@ -274,10 +288,12 @@ class Trainer:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if options.threads < 0:
             raise UserError(f"--threads {options.threads}: must be 0 (all cores) or more")
+        if options.loss_chunk < 0:
+            raise UserError(f"--loss-chunk {options.loss_chunk}: must be 0 (no chunks) or more")
         torch.set_num_threads(options.threads or machine.cores())
         self.data = open_dataset(track.dataset, val_tokens=track.val_tokens)
         self.engine = engines.make(options.engine, self.device)
-        self.gpt = GPT(track.config(self.data.vocab_size))
+        self.gpt = GPT(track.config(self.data.vocab_size), options.loss_chunk)
         self.share: dict[str, int] = dict(  # of the data, for this process
             seq_len=track.seq_len,
             vocab_size=self.data.vocab_size,
@@ -354,7 +370,8 @@ class Trainer:
                 break
             if val_loss is not None:
                 train_loss = statistics.fmean(losses)
-                out.points.append(self.point(out, train_loss, val_loss, matrix_lr * factor))
+                lr = matrix_lr * factor
+                out.points.append(record.point_row(self, out, train_loss, val_loss, lr))
                 losses = []
             if watch:
                 watch(out.steps, schedule.steps, (losses or [train_loss])[-1], val_loss)
@@ -405,23 +422,6 @@ class Trainer:
         loss = self.engine.mean(total / share)
         out.val_seconds += self.now() - begun
         return loss
-
-    def point(self, out: Outcome, train_loss: float, val_loss: float, lr: float) -> Point:
-        """The row of the curve for the validation just made."""
-        since = out.steps - (out.points[-1].step if out.points else 0)
-        lap = out.clock.lap()
-        return Point(
-            step=out.steps,
-            tokens=out.steps * self.track.batch_tokens,
-            train_seconds=out.clock.seconds,
-            train_loss=train_loss,
-            val_loss=val_loss,
-            lr=lr,
-            grad_norm=out.grad_norm,
-            step_ms=1e3 * lap["all"] / since,
-            optimizer_ms=1e3 * lap["optimizer"] / since,
-            peak_memory_bytes=machine.peak_memory(self.device),
-        )
 
     def warm_up(self) -> float:
         """Compile, and touch all that a run touches, on dummy tokens; then restore all state.
