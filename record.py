@@ -17,7 +17,7 @@ import machine
 from errors import UserError
 from optim.entrants import Entrant
 from results import store
-from results.schema import DIVERGED, FINISHED, REACHED, Run, Trial
+from results.schema import DIVERGED, FINISHED, REACHED, Point, Run, Trial
 from results.stats import crossing
 
 ROOT = Path(__file__).parent
@@ -107,6 +107,24 @@ def run_row(trainer: Any, facts: dict[str, Any], race: str, steps_planned: int, 
         flops_per_step=flops,
         matmul_peak_flops=trainer.matmul_peak,
         mfu=flops * out.steps / clock.seconds / trainer.matmul_peak / trainer.engine.world_size,
+    )
+
+
+def point_row(trainer: Any, out: Any, train_loss: float, val_loss: float, lr: float) -> Point:
+    """The row of a curve for the validation that a `speedrun.Trainer` has just made."""
+    since = out.steps - (out.points[-1].step if out.points else 0)
+    lap = out.clock.lap()
+    return Point(
+        step=out.steps,
+        tokens=out.steps * trainer.track.batch_tokens,
+        train_seconds=out.clock.seconds,
+        train_loss=train_loss,
+        val_loss=val_loss,
+        lr=lr,
+        grad_norm=out.grad_norm,
+        step_ms=1e3 * lap["all"] / since,
+        optimizer_ms=1e3 * lap["optimizer"] / since,
+        peak_memory_bytes=machine.peak_memory(trainer.device),
     )
 
 

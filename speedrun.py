@@ -87,16 +87,7 @@ class Track:
 
     def config(self, vocab_size: int) -> GPTConfig:
         """The model's sizes on a data set with this vocabulary."""
-        config = preset(self.model, vocab_size, self.seq_len)
-        if self.width is None:
-            return config
-        head_size = config.n_embd // config.n_head
-        if self.width < 1 or self.width % head_size:
-            raise UserError(
-                f"width {self.width}: must be a multiple of the head size {head_size}; "
-                f"run with --width {max(1, round(self.width / head_size)) * head_size}"
-            )
-        return replace(config, n_embd=self.width, n_head=self.width // head_size)
+        return preset(self.model, vocab_size, self.seq_len, self.width)
 
     def hash(self) -> str:
         """16 hex digits over every frozen value but the target, which rows hold themselves.
@@ -118,6 +109,20 @@ class Track:
         return late or step % self.val_every == 0 or step == steps
 
 
+GPT2 = Track(  # the fixed setting of modded-nanogpt's track 3
+    name="gpt2",
+    dataset="fineweb",
+    model="gpt2",
+    width=None,
+    seq_len=1024,
+    batch_tokens=8 * 64 * 1024,
+    val_tokens=10_485_760,
+    val_every=125,
+    val_every_late=25,
+    target=3.28,
+    shuffle=False,
+    search_steps=5000,
+)
 TRACKS = {
     "tiny": Track(
         name="tiny",
@@ -132,6 +137,14 @@ TRACKS = {
         target=3.57,  # a tuned AdamW; see tune.target_from
         shuffle=True,
         search_steps=100,
+    ),
+    "gpt2": GPT2,
+    # The setting of October 2024, behind the claim of 35%.
+    "gpt2-2024": replace(GPT2, name="gpt2-2024", model="gpt2-2024", search_steps=9500),
+    "medium": replace(GPT2, name="medium", model="medium", target=2.92, search_steps=15_000),
+    # The target is what AdamW reached there.
+    "xl": replace(
+        GPT2, name="xl", model="xl", batch_tokens=480 * 1024, target=2.7737, search_steps=20_000
     ),
 }
 
@@ -186,14 +199,16 @@ class Options:
     threads: int = 0  # CPU threads; 0: this process's share of the cores
     compile: bool = True
     microbatch: int = 0  # sequences of a forward and backward pass; 0: as many as fit
+    loss_chunk: int = 8192  # tokens of a process whose logits are in memory at once; 0: all
     timeout: int = 300  # seconds without progress after which several processes give up
     results: str = "results"  # folder
 
     def __post_init__(self) -> None:
-        for name, least in (("threads", 0), ("microbatch", 0), ("timeout", 1)):
+        for name, least in (("threads", 0), ("microbatch", 0), ("loss_chunk", 0), ("timeout", 1)):
             if getattr(self, name) < least:
                 value = getattr(self, name)
-                raise UserError(f"--{name} {value}: must be {least} or more; or leave it out")
+                flag = "--" + name.replace("_", "-")
+                raise UserError(f"{flag} {value}: must be {least} or more; or leave it out")
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -248,7 +263,7 @@ class Trainer:
         torch.set_num_threads(options.threads or machine.threads())
         self.data = open_dataset(track.dataset, val_tokens=track.val_tokens)
         self.engine = engines.make(options.engine, self.device, options.timeout)
-        self.gpt = GPT(track.config(self.data.vocab_size))
+        self.gpt = GPT(track.config(self.data.vocab_size), options.loss_chunk)
         self.share: dict[str, int] = dict(  # of the data, for this process
             seq_len=track.seq_len,
             vocab_size=self.data.vocab_size,
@@ -346,7 +361,8 @@ class Trainer:
                 watch(out.steps, schedule.steps, losses[-1], val_loss)
             if val_loss is not None:
                 train_loss = statistics.fmean(losses)
-                out.points.append(self.point(out, train_loss, val_loss, matrix_lr * factor))
+                lr = matrix_lr * factor
+                out.points.append(record.point_row(self, out, train_loss, val_loss, lr))
                 losses = []
         if out.status != DIVERGED and crossing(out.points, track.target):
             out.status = REACHED
@@ -411,23 +427,6 @@ class Trainer:
         loss = self.engine.mean(total / share)
         out.val_seconds += self.now() - begun
         return loss
-
-    def point(self, out: Outcome, train_loss: float, val_loss: float, lr: float) -> Point:
-        """The row of the curve for the validation just made."""
-        since = out.steps - (out.points[-1].step if out.points else 0)
-        lap = out.clock.lap()
-        return Point(
-            step=out.steps,
-            tokens=out.steps * self.track.batch_tokens,
-            train_seconds=out.clock.seconds,
-            train_loss=train_loss,
-            val_loss=val_loss,
-            lr=lr,
-            grad_norm=out.grad_norm,
-            step_ms=1e3 * lap["all"] / since,
-            optimizer_ms=1e3 * lap["optimizer"] / since,
-            peak_memory_bytes=machine.peak_memory(self.device),
-        )
 
     def warm_up(self) -> float:
         """Compile, and touch all that a run touches, on dummy tokens; then restore all state.

@@ -28,7 +28,7 @@ from torch.quasirandom import SobolEngine
 import record
 from errors import UserError
 from optim import Option
-from optim.entrants import Entrant
+from optim.entrants import Entrant, assigned
 from results import stats, store
 from results.schema import REACHED, Trial
 
@@ -145,14 +145,25 @@ class Study:
 
     def _find(self, job: Job) -> Trial | None:
         """The job's row, whichever process wrote it."""
-        track = self.trainer.track
-        key = (track.hash(), job.stage, job.trial, self._entrant(job).spelled, job.seed)
+        track, settings = self.trainer.track, self._entrant(job).settings
+        key = (track.hash(), self.recipe, job.stage, job.trial, job.seed)
         for row in store.read_trials(self._root):
-            if (row.track_hash, row.stage, row.trial, row.entrant, row.seed) == key and (
-                row.target in (None, track.target)
+            if (row.track_hash, row.recipe, row.stage, row.trial, row.seed) == key and (
+                row.target in (None, track.target) and self._settings(row.entrant) == settings
             ):
                 return row
         return None
+
+    def _settings(self, spelled: str) -> Settings | None:
+        """All options of a row's entrant: one that is newer than the row has its default.
+
+        None if the recipe has lost an option that the row names.
+        """
+        try:
+            typed = assigned(spelled, self.options)
+        except UserError:
+            return None
+        return {name: option.default for name, option in self.options.items()} | typed
 
     def _once(self, job: Job) -> Trial:
         """The job's row; runs it if there is none."""
@@ -275,8 +286,9 @@ def target_from(mean_loss: float) -> float:
 
 
 HEADER = """\
-# Settings that the tuner chose: a section per track and recipe, `trials` being the rows of
-# results/tuning.csv they came from. Written by: python speedrun.py tune
+# Settings by track and recipe. `trials` are the rows of results/tuning.csv from which the tuner
+# (python speedrun.py tune, which writes this file) took them; `source` is the public log or pull
+# request that they were published in.
 """
 
 

@@ -19,15 +19,24 @@ VectorLR = Annotated[float, Log(0.001, 0.05)]
 
 
 def auxiliary(
-    roles: Roles, embed_lr: float, head_lr: float, vector_lr: float, weight_decay: float = 0.0
+    roles: Roles,
+    embed_lr: float,
+    head_lr: float,
+    vector_lr: float,
+    beta1: float = 0.8,
+    beta2: float = 0.95,
+    weight_decay: float = 0.0,
 ) -> list[Group]:
-    """AdamW groups for everything but the hidden matrices, with the constants of track 3."""
+    """AdamW groups for everything but the hidden matrices, with the betas and eps of track 3.
+
+    A table that is both embedding and head is trained as the head.
+    """
     return [
         Group(
             AdamW,
             pick(roles, role),
             lr=lr,
-            betas=(0.8, 0.95),
+            betas=(beta1, beta2),
             eps=1e-10,
             weight_decay=weight_decay,
             fused=True,
@@ -47,8 +56,11 @@ def adamw(
     embed_lr: EmbedLR = 0.3,
     head_lr: HeadLR = 0.01,
     vector_lr: VectorLR = 0.01,
+    aux_beta1: float = 0.8,
+    aux_beta2: float = 0.95,
+    aux_weight_decay: float = 0.0,
 ) -> list[Group]:
-    """AdamW on every parameter: `lr` is the hidden matrices'."""
+    """AdamW on every parameter: what has no prefix is the hidden matrices'."""
     matrices = Group(
         AdamW,
         pick(roles, "matrix"),
@@ -58,4 +70,5 @@ def adamw(
         weight_decay=weight_decay,
         fused=True,
     )
-    return [matrices, *auxiliary(roles, embed_lr, head_lr, vector_lr)]
+    rest = (embed_lr, head_lr, vector_lr, aux_beta1, aux_beta2, aux_weight_decay)
+    return [matrices, *auxiliary(roles, *rest)]

@@ -59,34 +59,55 @@ def parse(
     name, _, assignments = text.partition(":")
     known = entrant_options(name, schedule)
     settings = {key: option.default for key, option in known.items()} | dict(defaults)
-    from_file = tuned_settings(track, name, tuned)
-    for key, value in from_file.items():
+    section = _section(track, name, tuned)
+    for key, value in _settings(section).items():
         if key not in known:
             raise UserError(f"{tuned}: [{track}.{name}]: {_unknown('option', key, known)}")
         settings[key] = _convert(f"{tuned}: [{track}.{name}]", key, str(value), known[key].type)
-    origin = f"tuned for {track}" if from_file else f"defaults (nobody has tuned it for {track})"
-    typed = [assignment for assignment in assignments.split(",") if assignment]
-    for assignment in typed:
+    if "source" in section:
+        origin = f"published for {track} ({section['source']})"
+    else:
+        origin = f"tuned for {track}" if section else f"defaults (nobody has tuned it for {track})"
+    settings |= assigned(text, known)
+    if assignments:
+        origin += f", with {', '.join(filter(None, assignments.split(',')))}"
+    return Entrant(text, name, settings | dict(fixed), origin)
+
+
+def assigned(text: str, known: Mapping[str, Option]) -> dict[str, Any]:
+    """The options that the entrant spelled `text` names, converted to their types.
+
+    Raises UserError for one that is not in `known`, and for a value of the wrong type.
+    """
+    settings = {}
+    for assignment in filter(None, text.partition(":")[2].split(",")):
         key, equals, value = assignment.partition("=")
         if key not in known:
             raise UserError(f"{text}: {_unknown('option', key, known)}")
         if not equals:
             raise UserError(f"{text}: {key} has no value; write {key}={known[key].default}")
         settings[key] = _convert(text, key, value, known[key].type)
-    if typed:
-        origin += f", with {', '.join(typed)}"
-    return Entrant(text, name, settings | dict(fixed), origin)
+    return settings
 
 
 def tuned_settings(track: str, recipe: str, tuned: Path | None = TUNED) -> dict[str, Any]:
     """The committed settings of a recipe on a track; empty if nobody has tuned it there."""
+    return _settings(_section(track, recipe, tuned))
+
+
+def _settings(section: Mapping[str, Any]) -> dict[str, Any]:
+    """A section of tuned.toml without what says where it comes from."""
+    return {key: value for key, value in section.items() if key not in ("trials", "source")}
+
+
+def _section(track: str, recipe: str, tuned: Path | None) -> dict[str, Any]:
     if tuned is None or not tuned.exists():
         return {}
     try:
-        section = tomllib.loads(tuned.read_text()).get(track, {}).get(recipe, {})
+        section: dict[str, Any] = tomllib.loads(tuned.read_text()).get(track, {}).get(recipe, {})
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{tuned}: not TOML: {error}; git checkout {tuned.name}") from None
-    return {key: value for key, value in section.items() if key != "trials"}
+    return section
 
 
 def _convert(text: str, key: str, value: str, kind: type) -> Any:

@@ -23,6 +23,9 @@ def muon(
     embed_lr: EmbedLR = 0.3,
     head_lr: HeadLR = 0.01,
     vector_lr: VectorLR = 0.01,
+    aux_beta1: float = 0.8,
+    aux_beta2: float = 0.95,
+    aux_weight_decay: float = 0.0,
 ) -> list[Group]:
     """Muon with query, key and value matrices orthogonalised apart, as it was published."""
     matrices = pick(roles, "matrix")
@@ -41,4 +44,5 @@ def muon(
         )
         for splits in dict.fromkeys(row.splits for row in matrices)
     ]
-    return [*groups, *auxiliary(roles, embed_lr, head_lr, vector_lr)]
+    rest = (embed_lr, head_lr, vector_lr, aux_beta1, aux_beta2, aux_weight_decay)
+    return [*groups, *auxiliary(roles, *rest)]

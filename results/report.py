@@ -164,7 +164,11 @@ def text(rows: Sequence[Row]) -> str:
     """The table as aligned plain text."""
     headings = [column.heading.split("\n") for column in COLUMNS]
     grid = [[h[0] if len(h) > 1 else "" for h in headings], [h[-1] for h in headings]]
-    grid += _cells(rows)
+    return aligned(grid + _cells(rows))
+
+
+def aligned(grid: Sequence[Sequence[str]]) -> str:
+    """Lines of cells as plain text, the first column to the left and the others to the right."""
     widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
     return "\n".join(
         "  ".join(
@@ -309,11 +313,11 @@ def tuned_table(tuned: Sequence[Tuned]) -> str:
             t.recipe,
             ", ".join(f"{key}={value}" for key, value in t.settings.items()),
             str(t.steps),
-            ", ".join(map(str, t.trials)),
+            t.source or f"our trial {', '.join(map(str, t.trials))}",
         ]
         for t in tuned
     ]
-    return _markdown(["track", "entrant", "settings", "steps", "from trials"], rows)
+    return _markdown(["track", "entrant", "settings", "steps", "from"], rows)
 
 
 def csv_table(path: Path) -> str:

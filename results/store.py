@@ -124,33 +124,45 @@ def source_hash(source: str) -> str:
 
 @dataclass(frozen=True)
 class Tuned:
-    """One section [track.recipe] of optim/tuned.toml: settings that the tuner chose."""
+    """One section [track.recipe] of optim/tuned.toml: settings from trials or from a source."""
 
     track: str
     recipe: str
     settings: dict[str, Any]  # options of the recipe
     steps: int  # the horizon
-    trials: tuple[int, ...]  # indices of the trials they come from
+    trials: tuple[int, ...] = ()  # indices of the trials they come from ...
+    source: str = ""  # ... or where they were published
 
 
 def read_tuned(path: Path) -> list[Tuned]:
     """The sections of a tuned.toml; none when there is no file yet.
 
-    A section holds the recipe's options and, beside them, `steps` and `trials`. Raises UserError
-    when it is not of that form.
+    A section holds the recipe's options and, beside them, `steps` and either `trials` or `source`.
+    Raises UserError when it is not of that form.
     """
     if not path.exists():
         return []
     try:
         return [
-            Tuned(track, recipe, settings, settings.pop("steps"), tuple(settings.pop("trials")))
+            _tuned(track, recipe, section)
             for track, recipes in tomllib.loads(path.read_text(encoding="utf-8")).items()
-            for recipe, settings in recipes.items()
+            for recipe, section in recipes.items()
         ]
-    except (tomllib.TOMLDecodeError, AttributeError, KeyError, TypeError) as error:
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
         raise UserError(
-            f"{path}: {error}; it must have sections [track.recipe] with steps and trials"
+            f"{path}: {error}; it must have sections [track.recipe] with steps and trials, "
+            "or a source in place of trials"
         ) from error
+
+
+def _tuned(track: str, recipe: str, section: dict[str, Any]) -> Tuned:
+    if ("trials" in section) == ("source" in section):
+        raise ValueError(f"[{track}.{recipe}] has not just one of trials and source")
+    steps, trials = section.pop("steps"), tuple(section.pop("trials", ()))
+    source = section.pop("source", "")
+    if not isinstance(source, str):
+        raise TypeError(f"[{track}.{recipe}] has source {source}, which is no text")
+    return Tuned(track, recipe, section, steps, trials, source)
 
 
 def _write_source(root: Path, digest: str, source: str) -> None:

@@ -210,7 +210,7 @@ def test_the_readme_is_made_from_the_csvs():
         "4 runs of race tiny-0 on track tiny: A processor, 2 cores, processes: 1, threads: 2, "
         "bfloat16, not compiled (no g++), torch 2.9.0, commit 0123456789ab." in lines
     )
-    assert "| tiny | muon | lr=0.02 | 220 | 3, 8 |" in lines
+    assert "| tiny | muon | lr=0.02 | 220 | our trial 3, 8 |" in lines
     assert report.rewrite(result, three_races(), tuned, race=None) == result
 
 

@@ -202,7 +202,10 @@ def repeat_line(name: str):
         (write(TUNED, "[tiny.muon]\nlr = 0.003\n" + CHOSEN), "settings are not those of trial 1"),
         (write(TUNED, "[tiny.muon]\nc = 1\n" + CHOSEN), "settings are not those of trial 1"),
         (write(TUNED, "[tiny.muon]\nb = 1\n" + CHOSEN), "settings are not those of trial 1"),
-        (write(TUNED, "[tiny.muon]\nsteps = 150\ntrials = []\n"), "tiny.muon.: names no trial"),
+        (
+            write(TUNED, "[tiny.muon]\nsteps = 150\ntrials = []\n"),
+            "tiny.muon.: names neither a trial nor a source",
+        ),
         (write(TUNED, "[tiny.muon]\nsteps = 150\ntrials = [7]\n"), "tuning.csv has no trial 7"),
         (
             change_trial("muon", 1, "horizon", steps=140),
