@@ -179,6 +179,7 @@ class Options:
     dtype: str = "auto"  # auto, float32 or bfloat16
     threads: int = 0  # CPU threads; 0: one for each core that this process may use
     compile: bool = True
+    ns_backend: str = "auto"  # of Newton-Schulz: auto (the fastest), plain, gram or triton
     results: str = "results"  # folder
 
 
@@ -314,7 +315,8 @@ class Trainer:
             if key not in Schedule.__dataclass_fields__
         }
         try:
-            plan = optim.plan(self.engine.roles(), entrant.recipe, recipe_settings, self.dtype)
+            roles, backend = self.engine.roles(), self.options.ns_backend
+            plan = optim.plan(roles, entrant.recipe, recipe_settings, self.dtype, backend)
             self.engine.optimizers(plan)
         except ValueError as error:
             raise UserError(f"{entrant.label}: {error}") from None
