@@ -7,7 +7,13 @@ Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) is for the hidden 2
 network; embeddings, the output head, gains and biases belong to another optimizer such as AdamW.
 Matrices of one shape are orthogonalised as one batch, over all parameters and parameter groups,
 and wide ones through their Gram matrix, which makes a step on a CPU several times cheaper than
-one matrix after another (`bench/optimizer_step.py`).
+one matrix after another (`bench/optimizer_step.py`). On a GPU each shape gets the fastest way to
+iterate, measured at its first step; `optim/kernels` adds one that uses the symmetry of X X^T.
+
+A step waits for the device only where it measures. `newton_schulz` holds nothing that changes from
+step to step, so after an eager first step it can be captured in a CUDA graph or compiled.
+`Muon.step` as a whole can too while its learning rate, weight decay and momentum stay as they are:
+they are Python numbers, which a captured graph keeps for good.
 
 Shapes: W is (out, in); K matrices in a batch, m <= n their smaller and larger side.
 """
@@ -15,12 +21,13 @@ Shapes: W is (out, in); K matrices in a batch, m <= n their smaller and larger s
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 Coefficients = tuple[tuple[float, float, float], ...]
+Iteration = Callable[[Tensor, Coefficients], Tensor]  # of X (K m n), m <= n, norms at most 1
 
 # (a, b, c) of each step X <- a X + b (X X^T) X + c (X X^T)^2 X; the last one repeats.
 COEFFICIENTS: dict[str, Coefficients] = {
@@ -36,6 +43,7 @@ def newton_schulz(
     coefficients: Coefficients = COEFFICIENTS["jordan"],
     steps: int = 5,
     eps: float = 1e-15,
+    backend: str = "auto",
 ) -> Tensor:
     """Approximate polar factor of each matrix: U V^T of its singular value decomposition.
 
@@ -43,19 +51,25 @@ def newton_schulz(
     singular values are near 1, not 1: with five steps of "jordan", within [0.68, 1.13] where the
     input's were at least 0.01 of its Frobenius norm (Jordan et al. 2024). Zero gives zero. `eps`
     bounds the norm from below; a small one keeps the result independent of the input's scale.
+    `backend`: see `choose`.
     """
-    abc = [coefficients[min(i, len(coefficients) - 1)] for i in range(steps)]
+    abc = _each(coefficients, steps)
     transposed = X.size(-2) > X.size(-1)
     if transposed:
         X = X.mT
     wide = torch.promote_types(X.dtype, torch.float32)  # eps underflows in half precision
     norm = torch.linalg.vector_norm(X, dim=(-2, -1), keepdim=True, dtype=wide)
     X = (X / norm.clamp(min=eps)).to(X.dtype)
-    X = (_gram_iteration if _gram_pays(X, abc) else _iteration)(X, abc)
+    X = BACKENDS[choose(X.shape, X.dtype, X.device, abc, backend)].iterate(X, abc)
     return X.mT if transposed else X
 
 
-def _iteration(X: Tensor, abc: list[tuple[float, float, float]]) -> Tensor:
+def _each(coefficients: Coefficients, steps: int) -> Coefficients:
+    """The coefficients of each step: the last ones repeat."""
+    return tuple(coefficients[min(i, len(coefficients) - 1)] for i in range(steps))
+
+
+def _iteration(X: Tensor, abc: Coefficients) -> Tensor:
     """The iteration as published, 2nm^2 + 2m^3 + 2nm^2 FLOPs a step."""
     for a, b, c in abc:
         A = X @ X.mT  # (K, m, m)
@@ -64,7 +78,7 @@ def _iteration(X: Tensor, abc: list[tuple[float, float, float]]) -> Tensor:
     return X
 
 
-def _gram_iteration(X: Tensor, abc: list[tuple[float, float, float]]) -> Tensor:
+def _gram_iteration(X: Tensor, abc: Coefficients) -> Tensor:
     """The same polynomial, iterated on the Gram matrix R = X X^T: only two products see n.
 
     With P = aI + bR + cR^2, a step is Z <- P Z, R <- P R P, and the result is Z X. All of them
@@ -81,17 +95,112 @@ def _gram_iteration(X: Tensor, abc: list[tuple[float, float, float]]) -> Tensor:
     return Z @ X
 
 
-def _gram_pays(X: Tensor, abc: list[tuple[float, float, float]]) -> bool:
-    """Whether the Gram iteration is both cheaper and accurate enough.
+def _gram_is_accurate(device: torch.device, dtype: torch.dtype, abc: Coefficients) -> bool:
+    """A rounding error in R, relative to its largest eigenvalue, grows by the square of the slope
+    at 0, so half precision and steep coefficients must take the published form."""
+    return prod([a for a, _, _ in abc]) ** 2 * torch.finfo(dtype).eps < 0.1
 
-    A rounding error in R, relative to its largest eigenvalue, grows by the square of the slope
-    at 0, so half precision and steep coefficients must take the published form.
+
+def _gram_is_cheaper(m: int, n: int, steps: int) -> bool:
+    """Whether the Gram iteration has fewer FLOPs than the published one."""
+    return 4 * n * m**2 + (8 * steps - 6) * m**3 < steps * (4 * n * m**2 + 2 * m**3)
+
+
+class Backend(NamedTuple):
+    """A way to iterate, and where it is available and accurate."""
+
+    iterate: Iteration
+    applies: Callable[[torch.device, torch.dtype, Coefficients], bool]
+
+
+# All equal but for rounding. A file that adds "name-variant" offers it as a variant of "name".
+BACKENDS = {
+    "plain": Backend(_iteration, lambda *_: True),
+    "gram": Backend(_gram_iteration, _gram_is_accurate),
+}
+
+# What was found fastest, by (backend, shape, dtype, coefficients), for the GPU of this process.
+# Processes that hold the same weights must also round alike: give all of them the first one's.
+CHOSEN: dict[tuple[Any, ...], str] = {}
+ROUNDS = 5  # of the measurement
+MARGIN = 0.97  # of the first candidate's time, which another one must stay below
+
+
+def choose(
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    device: torch.device,
+    abc: Coefficients,
+    backend: str = "auto",
+) -> str:
+    """The name in BACKENDS to iterate with on X (K, m, n).
+
+    "auto" takes the fastest: by its FLOPs on a CPU, by measurement, once a process for each shape
+    (`CHOSEN`), on a GPU, unless the step is being compiled or captured, when the published form is
+    taken. "plain" is the published form; any other name is taken as it is, its fastest variant if
+    it has several. The choice moves results by rounding alone. Raises ValueError where nothing of
+    that name applies.
     """
-    m, n = X.shape[-2:]
-    direct = len(abc) * (4 * n * m**2 + 2 * m**3)
-    gram = 4 * n * m**2 + (8 * len(abc) - 6) * m**3
-    error = prod(a for a, _, _ in abc) ** 2 * torch.finfo(X.dtype).eps
-    return gram < direct and error < 0.1
+    if backend == "auto" and device.type != "cuda":
+        cheaper = _gram_is_cheaper(shape[-2], shape[-1], len(abc))
+        return "gram" if cheaper and _gram_is_accurate(device, dtype, abc) else "plain"
+    names = candidates(dtype, device, abc, backend)
+    if len(names) == 1 or device.type != "cuda":
+        return names[0]
+    key = (backend, *shape, dtype, abc)
+    if key not in CHOSEN:
+        if torch.compiler.is_compiling() or torch.cuda.is_current_stream_capturing():
+            return names[0]
+        CHOSEN[key] = _fastest(names, shape, dtype, device, abc)
+    return CHOSEN[key]
+
+
+def candidates(
+    dtype: torch.dtype, device: torch.device, abc: Coefficients, backend: str
+) -> list[str]:
+    """The names in BACKENDS that `backend` stands for and that apply. Raises ValueError."""
+    names = [name for name in BACKENDS if backend in ("auto", name, name.partition("-")[0])]
+    if not names:
+        known = dict.fromkeys(["auto", *(name.partition("-")[0] for name in BACKENDS)])
+        raise ValueError(f"ns_backend={backend!r}: must be one of {', '.join(known)}")
+    fit = [name for name in names if BACKENDS[name].applies(device, dtype, abc)]
+    if not fit:
+        raise ValueError(
+            f"ns_backend={backend!r}: not for {dtype} on {device.type} with these coefficients; "
+            "must be auto or plain"
+        )
+    return fit
+
+
+def _fastest(
+    names: Sequence[str],
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    device: torch.device,
+    abc: Coefficients,
+) -> str:
+    """The name whose iteration is fastest on a random X: the best of ROUNDS taken in turns."""
+    generator = torch.Generator(device).manual_seed(0)  # leaves the global one as it is
+    X = torch.randn(*shape, generator=generator, dtype=torch.float32, device=device)
+    X = (X / torch.linalg.vector_norm(X, dim=(-2, -1), keepdim=True)).to(dtype)
+    times = {name: float("inf") for name in names}
+    for number in range(-1, ROUNDS):  # the first, untimed round compiles
+        for name in names:
+            milliseconds = _milliseconds(BACKENDS[name].iterate, X, abc)
+            if number >= 0:
+                times[name] = min(times[name], milliseconds)
+    best = min(names, key=times.__getitem__)
+    return best if times[best] < MARGIN * times[names[0]] else names[0]
+
+
+def _milliseconds(iterate: Iteration, X: Tensor, abc: Coefficients) -> float:
+    """One iteration on a GPU, launches included."""
+    begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begun.record()
+    iterate(X, abc)
+    ended.record()
+    ended.synchronize()
+    return begun.elapsed_time(ended)
 
 
 def lr_scale(rows: int, cols: int, adjust_lr_fn: str) -> float:
@@ -121,7 +230,10 @@ def _check(group: dict[str, Any]) -> None:
         if not low <= group[key] < high:
             raise ValueError(f"{key}={group[key]}: must be at least {low} and below {high}")
     lr_scale(1, 1, group["adjust_lr_fn"])
+    abc = _each(COEFFICIENTS[name] if isinstance(name, str) else name, group["ns_steps"])
     for p in group["params"]:
+        if group["ns_backend"] != "auto":
+            candidates(group["ns_dtype"] or p.dtype, p.device, abc, group["ns_backend"])
         rows = sum(group["splits"] or p.shape[:1])
         if p.ndim != 2 or rows != p.size(0):
             raise ValueError(
@@ -146,6 +258,7 @@ class Muon(torch.optim.Optimizer):
         query-key-value projection; each is orthogonalised and scaled on its own. None: one matrix.
     ns_coefficients: a name in COEFFICIENTS or the (a, b, c) of each step.
     ns_dtype: of the iteration; None: of the gradient.
+    ns_backend: how it is computed, "auto" or the name of a backend; see `choose`.
     """
 
     def __init__(
@@ -161,6 +274,7 @@ class Muon(torch.optim.Optimizer):
         adjust_lr_fn: str = "original",
         splits: Sequence[int] | None = None,
         ns_dtype: torch.dtype | None = None,
+        ns_backend: str = "auto",
     ) -> None:
         defaults = dict(
             lr=lr,
@@ -173,6 +287,7 @@ class Muon(torch.optim.Optimizer):
             adjust_lr_fn=adjust_lr_fn,
             splits=splits,
             ns_dtype=ns_dtype,
+            ns_backend=ns_backend,
         )
         super().__init__(params, defaults)
 
@@ -199,7 +314,8 @@ class Muon(torch.optim.Optimizer):
             if group["weight_decay"]:
                 torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
             dtype = group["ns_dtype"] or updates[0].dtype
-            iteration = (dtype, group["ns_coefficients"], group["ns_steps"], group["eps"])
+            options = ("ns_coefficients", "ns_steps", "eps", "ns_backend")
+            iteration = (dtype, *(group[name] for name in options))
             for p, update in zip(params, updates, strict=True):
                 splits = list(group["splits"] or (p.size(0),))
                 for block, W in zip(update.split(splits), p.split(splits), strict=True):
@@ -207,11 +323,11 @@ class Muon(torch.optim.Optimizer):
                     if W.size(0) > W.size(1):
                         block, W = block.mT, W.mT
                     batches[W.shape, W.device, *iteration].append((block, W, step_size))
-        for (_, _, dtype, name, steps, eps), batch in batches.items():
+        for (_, _, dtype, name, *rest), batch in batches.items():
             coefficients = COEFFICIENTS[name] if isinstance(name, str) else name
             X = torch.stack([block for block, _, _ in batch]).to(dtype)
             for O, (_, W, step_size) in zip(  # noqa: E741
-                newton_schulz(X, coefficients, steps, eps), batch, strict=True
+                newton_schulz(X, coefficients, *rest), batch, strict=True
             ):
                 W.add_(O, alpha=-step_size)
         return loss

@@ -200,6 +200,7 @@ class Options:
     compile: bool = True
     microbatch: int = 0  # sequences of a forward and backward pass; 0: as many as fit
     loss_chunk: int = 8192  # tokens of a process whose logits are in memory at once; 0: all
+    ns_backend: str = "auto"  # of Newton-Schulz: auto (the fastest), plain, gram or triton
     timeout: int = 300  # seconds without progress after which several processes give up
     results: str = "results"  # folder
 
@@ -313,7 +314,8 @@ class Trainer:
             if key not in Schedule.__dataclass_fields__
         }
         try:
-            plan = optim.plan(self.engine.roles(), entrant.recipe, recipe_settings, self.dtype)
+            roles, backend = self.engine.roles(), self.options.ns_backend
+            plan = optim.plan(roles, entrant.recipe, recipe_settings, self.dtype, backend)
             self.engine.optimizers(plan)
         except ValueError as error:
             raise UserError(f"{entrant.label}: {error}") from None

@@ -120,19 +120,24 @@ def options(function: Callable[..., Any]) -> dict[str, Option]:
 
 
 def plan(
-    roles: Roles, recipe_name: str, settings: dict[str, Any], matmul_dtype: torch.dtype
+    roles: Roles,
+    recipe_name: str,
+    settings: dict[str, Any],
+    matmul_dtype: torch.dtype,
+    ns_backend: str = "auto",
 ) -> list[Group]:
     """The recipe's groups, checked, with every option of every rule settled.
 
-    A rule that does matrix products takes the run's `matmul_dtype` as `ns_dtype`. Raises
-    UserError if a parameter has no rule or two, or if Muon got anything but whole matrices of
-    the hidden layers.
+    A rule that does matrix products takes the run's `matmul_dtype` as `ns_dtype`, and the run's
+    `ns_backend`. Raises UserError if a parameter has no rule or two, or if Muon got anything but
+    whole matrices of the hidden layers.
     """
     groups = recipes()[recipe_name](roles, **settings)
     owners: dict[str, list[str]] = {row.name: [] for row in roles}
     for group in groups:
-        if "ns_dtype" in inspect.signature(group.rule).parameters:
-            group.options.setdefault("ns_dtype", matmul_dtype)
+        for option, value in (("ns_dtype", matmul_dtype), ("ns_backend", ns_backend)):
+            if option in inspect.signature(group.rule).parameters:
+                group.options.setdefault(option, value)
         for row in group.params:
             owners[row.name].append(group.rule.__name__)
             if issubclass(group.rule, Muon) and (row.role != "matrix" or row.param.ndim != 2):

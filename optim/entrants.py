@@ -29,6 +29,12 @@ class Entrant:
     origin: str  # where the settings come from, for the user
 
     @property
+    def recipe_settings(self) -> dict[str, Any]:
+        """The options of its recipe alone."""
+        own = options(recipes()[self.recipe])
+        return {key: value for key, value in self.settings.items() if key in own}
+
+    @property
     def spelled(self) -> str:
         """The entrant with every option written out: two equal ones train alike."""
         values = ",".join(f"{key}={value}" for key, value in self.settings.items())

@@ -5,6 +5,7 @@ python speedrun.py muon:lr=0.02,momentum=0.9
 
 from typing import Annotated
 
+import optim.kernels  # noqa: F401  adds its backends
 from muon import Muon
 from optim import Group, Log, Roles, pick, recipe
 from optim.adamw import EmbedLR, HeadLR, VectorLR, auxiliary

@@ -1,5 +1,6 @@
 """What several tests share: the prepared corpus and a race small enough for a test."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +9,10 @@ import torch
 
 import speedrun
 from data import corpus
+
+# Triton reads this when it is imported, which neither torch nor the trainer does by themselves.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 # The overrides of the tiny track that make it a matter of milliseconds a step.
 MICRO = {

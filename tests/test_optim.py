@@ -55,7 +55,7 @@ def test_muon_gets_the_hidden_matrices_and_adamw_the_rest() -> None:
     settings = dict(lr=0.04, weight_decay=0.3, momentum=0.9, nesterov=False, ns_steps=7)
     settings |= dict(embed_lr=0.1, head_lr=0.2, vector_lr=0.3)
     settings |= dict(ns_coefficients="stable", adjust_lr_fn="match_rms_adamw")
-    groups = plan(ROLES, "muon", settings, torch.bfloat16)
+    groups = plan(ROLES, "muon", settings, torch.bfloat16, "plain")
     rates = {"embed": 0.1, "head": 0.2, "vector": 0.3}
     for group in groups:
         for row in group.params:
@@ -66,6 +66,7 @@ def test_muon_gets_the_hidden_matrices_and_adamw_the_rest() -> None:
             else:
                 assert group.options["splits"] == row.splits
                 assert group.options["ns_dtype"] == torch.bfloat16
+                assert group.options["ns_backend"] == "plain"
                 for key, value in settings.items():
                     assert key.endswith("_lr") or group.options[key] == value
 

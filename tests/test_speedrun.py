@@ -224,6 +224,7 @@ def test_the_track_hash_follows_every_value_but_the_target() -> None:
         (["muon:lr"], "lr has no value"),
         (["muon:momentum=2"], "momentum"),
         (["muon:ns_coefficients=x"], "ns_coefficients='x'.*jordan"),
+        (["muon", "--ns-backend=x"], "muon: ns_backend='x': must be one of auto, plain"),
         (["muon", "muon"], "named twice"),
         (["--batch-tokens=1000"], "multiple of 128.*--batch-tokens"),
         (["--val-tokens=99999999"], "--val-tokens"),
