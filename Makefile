@@ -1,13 +1,20 @@
 # Two commands do everything: make speedrun, make test. make help lists the rest.
 
 PYTHON ?= python3
-TRACK ?= tiny
+comma := ,
+# GPUs that a process would see; with any, the race is that of the GPT-2 track, a process on each.
+GPUS := $(if $(CUDA_VISIBLE_DEVICES),$(words $(subst $(comma), ,$(CUDA_VISIBLE_DEVICES))),$(shell \
+	nvidia-smi -L 2>/dev/null | grep -c '^GPU'))
+NPROC ?= $(if $(filter 0,$(GPUS)),1,$(GPUS))
+TRACK ?= $(if $(filter 0,$(GPUS)),tiny,gpt2)
 ENTRANTS ?= adamw muon
 SEEDS ?= 3
 TRIALS ?= 32
 ARGS ?=
 
 PY := .venv/bin/python
+TORCHRUN := $(PY) -m torch.distributed.run --standalone --nproc_per_node=$(NPROC) --max-restarts=2
+RACE := $(if $(filter 1,$(NPROC)),$(PY),$(TORCHRUN))
 
 PY_DATA := $(if $(filter tiny,$(TRACK)),data.corpus,data.fineweb --track $(TRACK))
 
@@ -17,13 +24,13 @@ PY_DATA := $(if $(filter tiny,$(TRACK)),data.corpus,data.fineweb --track $(TRACK
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 	@echo
-	@echo '  variables: TRACK=$(TRACK) ENTRANTS="$(ENTRANTS)" SEEDS=$(SEEDS) TRIALS=$(TRIALS) ARGS="..."'
+	@echo '  variables: TRACK=$(TRACK) ENTRANTS="$(ENTRANTS)" SEEDS=$(SEEDS) NPROC=$(NPROC) TRIALS=$(TRIALS) ARGS="..."'
 	@echo '  a quick look:  make race ARGS="--steps 20 --width 64"   more: $(PY) speedrun.py --help'
 
 speedrun: race plots  ## set up, race Muon against AdamW, draw the charts
 
 race: data  ## race ENTRANTS on TRACK, SEEDS runs each (ARGS=--resume goes on with a stopped race)
-	$(PY) speedrun.py $(ENTRANTS) --track $(TRACK) --seeds $(SEEDS) $(ARGS)
+	$(RACE) speedrun.py $(ENTRANTS) --track $(TRACK) --seeds $(SEEDS) $(ARGS)
 
 tune: data  ## search settings for ENTRANTS, TRIALS each, into optim/tuned.toml
 	$(PY) speedrun.py tune $(ENTRANTS) --track $(TRACK) --trials $(TRIALS) $(ARGS)

@@ -16,7 +16,8 @@ def command_line(
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("words", nargs="*", metavar="[tune] ENTRANT", help="default: adamw muon")
-    parser.add_argument("--track", default="tiny", help=f"one of {', '.join(tracks)}")
+    names = ", ".join(tracks)
+    parser.add_argument("--track", help=f"one of {names}; default: gpt2 with a GPU, else tiny")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each entrant (default 3)")
     parser.add_argument("--resume", nargs="?", const="", metavar="RACE", help="default: the newest")
     parser.add_argument("--steps", type=int, help="horizon of every entrant; a custom track")

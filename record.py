@@ -5,7 +5,9 @@ Facts only: names, versions, hashes, and arithmetic on what `speedrun.py` measur
 
 import hashlib
 import math
+import os
 import platform
+import secrets
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -144,6 +146,25 @@ def trial_row(
         final_loss=out.points[-1].val_loss if out.points and out.status != DIVERGED else None,
         train_seconds=out.clock.seconds,
     )
+
+
+def open_race(
+    trainer: Any, entrants: Sequence[Entrant], resume: str | None
+) -> tuple[str, list[Run]]:
+    """The race's id, and its finished runs where it is one to go on with."""
+    root, token = Path(trainer.options.results), secrets.token_hex(2)
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        # The same in every attempt of one torchrun, whose restarts go on with the race.
+        launch = f"{os.environ['TORCHELASTIC_RUN_ID']} {os.getppid()}"
+        token = hashlib.sha256(launch.encode()).hexdigest()[:8]
+        if resume is None and int(os.environ["TORCHELASTIC_RESTART_COUNT"]):
+            races = (run.race for run in store.read_runs(root) if run.race.endswith(token))
+            resume = next(races, None)
+    if resume is None:
+        return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{trainer.track.name}-{token}", []
+    facts = provenance(trainer, entrants[0], 0, program())
+    done = find_race(root, resume, facts, trainer.track.target, entrants)
+    return done[0].race, done
 
 
 def find_race(

@@ -3,6 +3,7 @@
     python speedrun.py                                  # AdamW against Muon, on this machine
     python speedrun.py adamw muon:lr=0.05 --seeds 5     # an entrant is name[:key=value,...]
     python speedrun.py adamw muon --resume              # go on with a race that was stopped
+    python speedrun.py adamw muon --track gpt2 --dry-run    # what a race would take
     python speedrun.py tune adamw muon --trials 32      # the search behind optim/tuned.toml
 
 Every decision that could change a reported number, except model math and update math, is read in
@@ -16,13 +17,11 @@ import hashlib
 import json
 import math
 import os
-import secrets
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from datetime import UTC, datetime
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,6 +29,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
+import dryrun
 import engines
 import flags
 import machine
@@ -308,14 +308,9 @@ class Trainer:
 
     def plan(self, entrant: Entrant) -> list[optim.Group]:
         """The entrant's rule for each parameter. Raises UserError if its options make none."""
-        recipe_settings = {
-            key: value
-            for key, value in entrant.settings.items()
-            if key not in Schedule.__dataclass_fields__
-        }
+        roles, settings = self.engine.roles(), entrant.recipe_settings
         try:
-            roles, backend = self.engine.roles(), self.options.ns_backend
-            plan = optim.plan(roles, entrant.recipe, recipe_settings, self.dtype, backend)
+            plan = optim.plan(roles, entrant.recipe, settings, self.dtype, self.options.ns_backend)
             self.engine.optimizers(plan)
         except ValueError as error:
             raise UserError(f"{entrant.label}: {error}") from None
@@ -518,6 +513,8 @@ def race(
 
 def settle_track(arguments: argparse.Namespace) -> Track:
     """The track, with what the command line overrides."""
+    if arguments.track is None:
+        arguments.track = "gpt2" if torch.cuda.is_available() else "tiny"
     if arguments.track not in TRACKS:
         raise UserError(f"unknown track {arguments.track!r}: one of {', '.join(TRACKS)}")
     track, overrides = TRACKS[arguments.track], flags.given(arguments, Track)
@@ -526,14 +523,25 @@ def settle_track(arguments: argparse.Namespace) -> Track:
     return track
 
 
-def race_main(track: Track, options: Options, arguments: argparse.Namespace) -> None:
-    """Race, then say who won."""
+def entrants_of(arguments: argparse.Namespace) -> list[Entrant]:
+    """The entrants that the command line names."""
     words = arguments.words or ["adamw", "muon"]
     entrants = [enter(word, arguments.track, arguments.steps) for word in words]
     if len({entrant.spelled for entrant in entrants}) < len(entrants):
         raise UserError(f"{' '.join(words)}: an entrant is named twice; name each once")
     if arguments.seeds < 1:
         raise UserError(f"--seeds {arguments.seeds}: must be at least 1; run with --seeds 3")
+    return entrants
+
+
+def dry_run_main(track: Track, options: Options, arguments: argparse.Namespace) -> None:
+    """Say what the race would take; it needs neither data nor a GPU."""
+    dryrun.conduct(track, entrants_of(arguments), options.loss_chunk, arguments)
+
+
+def race_main(track: Track, options: Options, arguments: argparse.Namespace) -> None:
+    """Race, then say who won."""
+    entrants = entrants_of(arguments)
     trainer = Trainer(track, options)
     first = trainer.engine.rank == 0
     for entrant in entrants:
@@ -541,7 +549,7 @@ def race_main(track: Track, options: Options, arguments: argparse.Namespace) -> 
         if first:
             print(f"{entrant.label}: {entrant.origin}\n    {entrant.spelled}")
     race_id, done = trainer.engine.share(
-        open_race(trainer, entrants, arguments.resume) if first else None
+        record.open_race(trainer, entrants, arguments.resume) if first else None
     )
     try:
         race(trainer, entrants, arguments.seeds, race_id, done)
@@ -550,25 +558,6 @@ def race_main(track: Track, options: Options, arguments: argparse.Namespace) -> 
             runs = [run for run in store.read_runs(Path(options.results)) if run.race == race_id]
             print("", report.text(report.summarise(runs)), *report.sentences(runs), sep="\n")
     trainer.engine.close()
-
-
-def open_race(
-    trainer: Trainer, entrants: Sequence[Entrant], resume: str | None
-) -> tuple[str, list[Run]]:
-    """The race's id, and its finished runs where it is one to go on with."""
-    root, token = Path(trainer.options.results), secrets.token_hex(2)
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        # The same in every attempt of one torchrun, whose restarts go on with the race.
-        launch = f"{os.environ['TORCHELASTIC_RUN_ID']} {os.getppid()}"
-        token = hashlib.sha256(launch.encode()).hexdigest()[:8]
-        if resume is None and int(os.environ["TORCHELASTIC_RESTART_COUNT"]):
-            races = (run.race for run in store.read_runs(root) if run.race.endswith(token))
-            resume = next(races, None)
-    if resume is None:
-        return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{trainer.track.name}-{token}", []
-    facts = record.provenance(trainer, entrants[0], 0, record.program())
-    done = record.find_race(root, resume, facts, trainer.track.target, entrants)
-    return done[0].race, done
 
 
 def tune_main(track: Track, options: Options, arguments: argparse.Namespace) -> None:
@@ -588,12 +577,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; its exit code: 0, 2 after a user's mistake, 130 after Ctrl-C."""
     parser = flags.command_line(__doc__, TRACKS, Options, Track)
     tune.add_flags(parser)
+    dryrun.add_flags(parser)
     arguments = parser.parse_args(argv)
-    command = tune_main if arguments.words[:1] == ["tune"] else race_main
+    command = dry_run_main if arguments.dry_run else race_main
+    if arguments.words[:1] == ["tune"]:
+        command = tune_main
     try:
         options = Options(**flags.given(arguments, Options))
         track = settle_track(arguments)
-        store.ready(Path(options.results))
+        if not arguments.dry_run:
+            store.ready(Path(options.results))
         command(track, options, arguments)
     except UserError as error:
         if os.environ.get("RANK", "0") != "0":

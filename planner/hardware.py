@@ -1,0 +1,59 @@
+"""GPUs that a run can be planned for, and what is assumed of a machine full of them.
+
+python speedrun.py adamw muon --track gpt2 --dry-run --gpu h200 --gpus 4 --price-per-hour 3.5
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from errors import UserError
+
+
+class GPU(NamedTuple):
+    """One accelerator, by its maker's data sheet."""
+
+    name: str
+    peak_flops: float  # FLOP/s, bfloat16 with float32 accumulation, dense
+    memory_bytes: int
+
+
+# NVIDIA's data sheets of the SXM modules (B200: of the HGX board). What they print "with sparsity"
+# is halved.
+GPUS = {
+    "a100": GPU("A100 80GB", 312e12, 80 * 10**9),
+    "h100": GPU("H100", 989e12, 80 * 10**9),
+    "h200": GPU("H200", 989e12, 141 * 10**9),
+    "b200": GPU("B200", 2250e12, 180 * 10**9),
+}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The machine of a plan. Its fields are flags of the command line."""
+
+    gpu: str = "h100"
+    gpus: int = 8
+    mfu: float = 0.5  # assumed: the share of the peak that the model's FLOPs get
+    price_per_hour: float = 0.0  # of one GPU, in any currency; 0: unknown
+
+    def __post_init__(self) -> None:
+        if self.gpu not in GPUS:
+            raise UserError(f"--gpu {self.gpu}: must be one of {', '.join(GPUS)}")
+        if self.gpus < 1:
+            raise UserError(f"--gpus {self.gpus}: must be at least 1; run with --gpus 8")
+        if not 0 < self.mfu <= 1:
+            raise UserError(f"--mfu {self.mfu}: must be above 0 and at most 1; try --mfu 0.5")
+        if not 0 <= self.price_per_hour < float("inf"):
+            raise UserError(
+                f"--price-per-hour {self.price_per_hour}: must be 0 or more; leave it out to plan "
+                "without a price"
+            )
+
+    @property
+    def kind(self) -> GPU:
+        return GPUS[self.gpu]
+
+    @property
+    def flops(self) -> float:
+        """FLOP/s that one GPU is assumed to deliver."""
+        return self.mfu * self.kind.peak_flops

@@ -1,0 +1,151 @@
+"""What a race costs: data, memory, FLOPs, time and price, one column an entrant.
+
+Every process is taken to hold the whole model and the whole optimizer state, and to run the whole
+optimizer: data parallelism without sharding. Time is FLOPs over what a GPU is assumed to deliver.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from errors import UserError
+from planner.corpora import Corpus
+from planner.hardware import Machine
+from planner.memory import Shape, microbatch
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the entrants of a race share."""
+
+    track: str
+    corpus: Corpus
+    shuffle: bool  # then epochs repeat, and no horizon is too long
+    batch_tokens: int  # of one step, all processes together
+    val_tokens: int
+    shape: Shape
+    model_flops: float  # of one token, forward and backward
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """What one optimizer does and holds, in one process."""
+
+    label: str
+    steps: int
+    validations: int
+    parameters: tuple[tuple[str, str, int], ...]  # (role, rule, number of parameters)
+    param_bytes: int
+    grad_bytes: int
+    state_bytes: int
+    optimizer_flops: float  # of one step
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one run of an entrant costs on a machine."""
+
+    train_seconds: float
+    val_seconds: float
+    price: float
+
+    @property
+    def seconds(self) -> float:
+        return self.train_seconds + self.val_seconds
+
+
+def tokens_needed(task: Task, entrant: Entrant) -> int:
+    """Training tokens of one run. Raises UserError if the data set has fewer."""
+    needed = entrant.steps * task.batch_tokens + 1  # the last target
+    available = task.corpus.train_tokens
+    if task.shuffle:
+        return min(needed, available)
+    if needed > available:
+        raise UserError(
+            f"{entrant.label}: {entrant.steps} steps need {needed:,} tokens, the data set has "
+            f"{available:,}; run with --steps {(available - 1) // task.batch_tokens}"
+        )
+    return needed
+
+
+def cost(task: Task, entrant: Entrant, machine: Machine) -> Cost:
+    """Expected time and price of one run."""
+    step_flops = task.model_flops * task.batch_tokens / machine.gpus + entrant.optimizer_flops
+    train = entrant.steps * step_flops / machine.flops
+    val_flops = task.model_flops / 3 * task.val_tokens / machine.gpus  # forward alone
+    val = entrant.validations * val_flops / machine.flops
+    return Cost(train, val, (train + val) / 3600 * machine.gpus * machine.price_per_hour)
+
+
+def table(task: Task, entrants: Sequence[Entrant], machine: Machine) -> list[list[str]]:
+    """The plan of one run of each entrant, as lines of cells, the first a heading."""
+    columns = [_column(task, entrant, machine) for entrant in entrants]
+    names = list(dict.fromkeys(name for column in columns for name in column))
+    gpus = f"{machine.gpus} x {machine.kind.name}, {machine.mfu:.0%} MFU"
+    heading = [f"one run of {task.track} on {gpus}", *(entrant.label for entrant in entrants)]
+    return [heading, *([name, *(column.get(name, "-") for column in columns)] for name in names)]
+
+
+def _column(task: Task, entrant: Entrant, machine: Machine) -> dict[str, str]:
+    sequences = _share(task, machine)
+    held = entrant.param_bytes + entrant.grad_bytes + entrant.state_bytes
+    count = microbatch(task.shape, sequences, held, machine.kind.memory_bytes)
+    needed, spent = tokens_needed(task, entrant), cost(task, entrant, machine)
+    shape, step_ms = task.shape, 1e3 * spent.train_seconds / entrant.steps
+    model_flops = task.model_flops * task.batch_tokens
+    all_flops = entrant.steps * (model_flops + machine.gpus * entrant.optimizer_flops)
+    loss = shape.loss_bytes(count) + shape.cast_bytes()
+    column = {
+        "steps": f"{entrant.steps:,}",
+        "tokens": f"{entrant.steps * task.batch_tokens / 1e9:,.3f} G",
+        "training shards": f"{task.corpus.shards(needed)}",
+        "disk": f"{task.corpus.disk_bytes(needed) / 1e9:,.2f} GB",
+    }
+    for role in dict.fromkeys(role for role, _, _ in entrant.parameters):
+        rules = [f"{n:,} {rule}" for name, rule, n in entrant.parameters if name == role]
+        column[f"{role} parameters"] = " + ".join(rules)
+    column |= {
+        "parameters": f"{sum(n for _, _, n in entrant.parameters):,}",
+        "sequences at a time, per GPU": f"{count} of {sequences}",
+        "memory per GPU: parameters": _gb(entrant.param_bytes),
+        "gradients": _gb(entrant.grad_bytes),
+        "optimizer state": _gb(entrant.state_bytes),
+        "activations (estimate)": _gb(shape.activation_bytes(count)),
+        "logits and casts (estimate)": _gb(loss),
+        "memory per GPU": _gb(held + shape.working_bytes(count)),
+        "FLOPs per step: model": f"{model_flops / 1e12:,.1f} T",
+        "FLOPs per step: optimizer, each GPU": f"{entrant.optimizer_flops / 1e12:,.2f} T",
+        "FLOPs of the run": f"{all_flops / 1e18:,.3f} E",
+        "ms per step": f"{step_ms:,.1f}",
+        "training seconds": f"{spent.train_seconds:,.0f}",
+        "validation seconds": f"{spent.val_seconds:,.0f}",
+    }
+    if machine.price_per_hour:
+        column["price"] = f"{spent.price:,.2f}"
+    return column
+
+
+def total(task: Task, entrants: Sequence[Entrant], machine: Machine, seeds: int) -> str:
+    """What the race takes, in a line."""
+    costs = [cost(task, entrant, machine) for entrant in entrants]
+    hours = seeds * sum(each.seconds for each in costs) / 3600
+    line = f"{seeds} run{'s' if seeds > 1 else ''} of each: {hours:.2f} hours"
+    if machine.price_per_hour:
+        price = seeds * sum(each.price for each in costs)
+        line += f", {price:,.2f} at {machine.price_per_hour:g} per GPU and hour"
+    return f"{line}, beside compilation and what the MFU of the assumption leaves out."
+
+
+def _share(task: Task, machine: Machine) -> int:
+    """Sequences of one process a step. Raises UserError if they do not divide."""
+    sequences = task.batch_tokens // task.shape.seq_len
+    if sequences % machine.gpus:
+        fits = next(n for n in range(machine.gpus, 0, -1) if sequences % n == 0)
+        raise UserError(
+            f"--gpus {machine.gpus}: must divide the {sequences} sequences of a step; "
+            f"run with --gpus {fits}"
+        )
+    return sequences // machine.gpus
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:,.3f} GB"
