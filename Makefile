@@ -50,6 +50,7 @@ readme: setup  ## write the committed race's figures into README.md
 bench: data  ## measure the step and the optimizers (the machine to itself)
 	$(PY) -m bench.step
 	$(PY) -m bench.optimizer_step
+	$(PY) -m bench.newton_schulz
 	$(PY) -m bench.data
 
 test: .venv/dev data vocab  ## set up, lint, check types, run the tests
