@@ -7,11 +7,14 @@ one; the initialisation depends on the seed alone; the table of roles is complet
 FLOPs of the `tiny` preset are those worked out by hand.
 """
 
+import hashlib
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from model import GPT, GPTConfig, preset
 
@@ -218,6 +221,141 @@ def test_roles_name_every_parameter_once() -> None:
             assert row.splits == ((32, 32, 32) if qkv else (row.param.size(0),))
         else:
             assert row.splits == ()
+
+
+def test_tiny_is_what_it_was_before_there_were_other_models() -> None:
+    """Its committed races stand only as long as weights, order of parameters and loss do."""
+    model = GPT(preset("tiny", vocab_size=1024, block_size=128))
+    model.init_weights(0)
+    digest = hashlib.sha256()
+    for name, p in model.named_parameters():
+        digest.update(name.encode())
+        digest.update(p.detach().numpy().tobytes())
+    assert digest.hexdigest()[:16] == "9899669629c6c400"
+    tokens = torch.randint(1024, (4, 129), generator=torch.Generator().manual_seed(0))
+    inputs, targets = tokens[:, :-1], tokens[:, 1:]
+    generator, near = torch.Generator().manual_seed(1), {"rel": 1e-6}  # another processor's sums
+    assert model(inputs, targets).item() == pytest.approx(3673.628662109375, **near)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.1 * torch.randn(p.shape, generator=generator))
+    assert model(inputs, targets).item() == pytest.approx(4012.163330078125, **near)
+
+
+# Of each kind, at toy sizes.
+KINDS = {
+    name: replace(preset(name, 200, 32), n_layer=2, n_head=2, n_embd=64)
+    for name in ("tiny", "gpt2", "gpt2-2024")
+}
+
+
+def one_step(
+    config: GPTConfig, loss_chunk: int, autocast: bool = False, compiled: bool = False
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Training loss, the same without gradients, and the gradients of a third of it."""
+    model = GPT(config, loss_chunk)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in model.parameters():
+            noise = torch.randn(p.shape, generator=generator)
+            p.copy_(0.2 * noise + (1 if p.ndim == 1 else 0))
+    inputs, targets = batch(3, 32, vocab_size=200)
+    call = torch.compile(model, dynamic=False, backend="aot_eager") if compiled else model
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        loss = call(inputs, targets)
+        with torch.no_grad():
+            val_loss = call(inputs, targets)
+    (loss / 3).backward()
+    return loss.detach(), val_loss, {n: p.grad for n, p in model.named_parameters()}  # type: ignore
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("loss_chunk", [95, 40, 7])
+def test_a_loss_by_chunks_is_the_plain_one(name: str, loss_chunk: int) -> None:
+    config = replace(KINDS[name], embed_dtype="float32")  # else its gradients are rounded
+    plain, _, grads = one_step(config, 0)
+    loss, val_loss, chunked = one_step(config, loss_chunk)
+    torch.testing.assert_close(loss, plain, rtol=1e-6, atol=0)
+    torch.testing.assert_close(val_loss, plain, rtol=1e-6, atol=0)
+    for key, grad in chunked.items():
+        assert grad.dtype == grads[key].dtype
+        assert (grad - grads[key]).norm() < 1e-5 * grads[key].norm(), key
+
+
+@pytest.mark.parametrize(
+    ("name", "compiled"), [("tiny", False), ("gpt2", True), ("gpt2-2024", False)]
+)
+def test_chunks_in_bfloat16_and_compiled_differ_by_rounding_only(name: str, compiled: bool) -> None:
+    plain, _, grads = one_step(KINDS[name], 0, autocast=True)
+    loss, val_loss, chunked = one_step(KINDS[name], 40, autocast=True, compiled=compiled)
+    assert loss.dtype == val_loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(plain.item(), rel=1e-4)
+    assert val_loss.item() == pytest.approx(plain.item(), rel=1e-4)
+    for key, grad in chunked.items():
+        assert (grad - grads[key]).norm() < 0.03 * grads[key].norm(), key
+
+
+class TallestLogits(TorchDispatchMode):
+    """Notes how many tokens had their logits, or the like, in one tensor."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.config, self.tokens = config, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, Tensor) and out.ndim > 1 and out.size(-1) == self.config.table_rows:
+            rows = out.numel() // out.size(-1)
+            if rows != self.config.n_embd:  # the head's table itself, on its side
+                self.tokens = max(self.tokens, rows)
+        return out
+
+
+@pytest.mark.parametrize(("loss_chunk", "expected"), [(0, 96), (16, 16), (40, 40), (96, 96)])
+def test_no_more_logits_than_a_chunk_are_in_memory(loss_chunk: int, expected: int) -> None:
+    config = replace(KINDS["gpt2"], vocab_size=300)
+    model = GPT(config, loss_chunk)
+    with TallestLogits(config) as tallest:
+        model(*batch(3, 32)).backward()
+    assert tallest.tokens == expected
+    with torch.no_grad(), TallestLogits(config) as tallest:
+        model(*batch(3, 32))
+    assert tallest.tokens == expected
+
+
+@pytest.mark.parametrize(("autocast", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_activations_have_the_precision_of_the_run(autocast: bool, expected: torch.dtype) -> None:
+    model, streams = GPT(KINDS["gpt2"]), []
+    for part in (model.norm_embed, *model.blocks, model.norm_final):
+        part.register_forward_hook(lambda _, __, x: streams.append(x.dtype))
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        loss = model(*batch(2, 16, vocab_size=200))
+    assert set(streams) == {expected} and len(streams) == 4
+    assert loss.dtype == torch.float32
+    loss.backward()
+    assert all(p.grad is not None and p.grad.dtype == p.dtype for p in model.parameters())
+
+
+def test_a_tied_table_is_one_parameter_with_the_role_of_the_head() -> None:
+    model = GPT(KINDS["gpt2-2024"])
+    model.init_weights(0)
+    rows = model.roles()
+    assert [row.name for row in rows] == [name for name, _ in model.named_parameters()]
+    assert rows[0].role == "head" and rows[0].param is model.embed.weight
+    assert model.head.weight is model.embed.weight
+    assert {row.role for row in rows[1:]} == {"matrix"}
+    assert rows[0].param.std().item() == pytest.approx(0.02, rel=0.05)
+    for row in rows:
+        if row.name.endswith("proj.weight"):
+            assert row.param.std().item() == pytest.approx(0.02 / math.sqrt(4), rel=0.05)
+
+
+def test_padding_is_of_the_tables_alone() -> None:
+    config = KINDS["gpt2"]
+    assert (config.vocab_size, config.table_rows) == (200, 256)
+    assert GPT(config).embed.weight.shape == GPT(config).head.weight.shape == (256, 64)
+    assert preset("gpt2", 50257, 1024).table_rows == 50304
+    assert preset("gpt2-2024", 50257, 1024).table_rows == 50257
 
 
 def test_flops_are_those_worked_out_by_hand() -> None:
