@@ -25,9 +25,10 @@ def auxiliary(
     vector_lr: float,
     beta1: float = 0.8,
     beta2: float = 0.95,
+    eps: float = 1e-10,
     weight_decay: float = 0.0,
 ) -> list[Group]:
-    """AdamW groups for everything but the hidden matrices, with the betas and eps of track 3.
+    """AdamW groups for everything but the hidden matrices; the betas are those of track 3.
 
     A table that is both embedding and head is trained as the head.
     """
@@ -37,7 +38,7 @@ def auxiliary(
             pick(roles, role),
             lr=lr,
             betas=(beta1, beta2),
-            eps=1e-10,
+            eps=eps,
             weight_decay=weight_decay,
             fused=True,
         )
@@ -58,6 +59,7 @@ def adamw(
     vector_lr: VectorLR = 0.01,
     aux_beta1: float = 0.8,
     aux_beta2: float = 0.95,
+    aux_eps: float = 1e-10,
     aux_weight_decay: float = 0.0,
 ) -> list[Group]:
     """AdamW on every parameter: what has no prefix is the hidden matrices'."""
@@ -70,5 +72,5 @@ def adamw(
         weight_decay=weight_decay,
         fused=True,
     )
-    rest = (embed_lr, head_lr, vector_lr, aux_beta1, aux_beta2, aux_weight_decay)
+    rest = (embed_lr, head_lr, vector_lr, aux_beta1, aux_beta2, aux_eps, aux_weight_decay)
     return [matrices, *auxiliary(roles, *rest)]

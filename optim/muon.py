@@ -26,6 +26,7 @@ def muon(
     vector_lr: VectorLR = 0.01,
     aux_beta1: float = 0.8,
     aux_beta2: float = 0.95,
+    aux_eps: float = 1e-10,
     aux_weight_decay: float = 0.0,
 ) -> list[Group]:
     """Muon with query, key and value matrices orthogonalised apart, as it was published."""
@@ -45,5 +46,5 @@ def muon(
         )
         for splits in dict.fromkeys(row.splits for row in matrices)
     ]
-    rest = (embed_lr, head_lr, vector_lr, aux_beta1, aux_beta2, aux_weight_decay)
+    rest = (embed_lr, head_lr, vector_lr, aux_beta1, aux_beta2, aux_eps, aux_weight_decay)
     return [*groups, *auxiliary(roles, *rest)]

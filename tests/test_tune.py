@@ -13,7 +13,7 @@ import speedrun
 import tune
 from optim import Linear, Log, Option
 from optim.entrants import TUNED, entrant_options, tuned_settings
-from results import store
+from results import stats, store
 from results.schema import DIVERGED, REACHED, Trial
 from tests.rows import make_trial
 
@@ -84,7 +84,7 @@ def test_the_best_few_are_refined_and_confirmed_and_the_shortest_horizon_found()
     study = FakeStudy(base, target=3.5, refined=[2.05, 2.15])
     searched = study.search()
     assert indices(searched)[:3] == [1, 3, 4] and indices(searched)[-1] == 2
-    assert study.refine(searched) == [1, 8]
+    assert study.refine(searched) == [1, 8, 3, 9]
     assert len(study.points) == 10
     confirmed = study.confirm([8, 1])
     assert [index for _, index in confirmed] == [1, 8]
@@ -170,9 +170,13 @@ def test_tuning_writes_rows_and_goes_on_where_it_stopped(
     assert speedrun.main(command) == 0
     after = store.read_trials(tmp_path / "results")
     assert after[:4] == trials
-    assert [row.stage for row in after[4:9]] == ["refine", *["confirm"] * 4]
-    assert {row.stage for row in after[9:]} == {"horizon"}
-    met = [row.steps for row in after if row.stage == "horizon" and row.status == REACHED]
+    assert [row.stage for row in after[4:13]] == ["refine", *["confirm"] * 8]
+    assert {row.stage for row in after[13:]} == {"horizon"}
+    losses: dict[tuple[int, int], list[float]] = {}
+    for row in after[13:]:
+        losses.setdefault((row.trial, row.steps), []).append(tune.loss_of(row))
+    met = [key[1] for key, seeds in losses.items() if len(seeds) > 1 and max(seeds) <= 6.9
+           and stats.meets(seeds, 6.9)]  # fmt: skip
     assert f"steps={min(met)}" in capsys.readouterr().out
     assert not tuned.exists()  # a custom track has no settings
 
