@@ -33,6 +33,7 @@ import dryrun
 import engines
 import flags
 import machine
+import muon
 import optim
 import record
 import tune
@@ -440,6 +441,8 @@ class Trainer:
             else:
                 self.eager, self.model = self.eager or "compilation failed", self.wrapped
         if self.engine.world_size > 1:
+            # Each has measured for itself, but replicas must round alike.
+            muon.CHOSEN.update(self.engine.share(muon.CHOSEN))
             dummy = torch.zeros(self.microbatch, self.track.seq_len, dtype=torch.int64)
             self.forward_backward(*self.to_device(dummy, dummy))
         self.engine.load(saved)
