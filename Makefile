@@ -41,6 +41,7 @@ readme: setup  ## write the committed race's figures into README.md
 bench: data  ## measure the step and the optimizers (the machine to itself)
 	$(PY) -m bench.step
 	$(PY) -m bench.optimizer_step
+	$(PY) -m bench.newton_schulz
 
 test: .venv/dev data  ## set up, lint, check types, run the tests
 	$(PY) -m ruff check .

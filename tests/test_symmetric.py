@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 
 import muon
+import record
+from bench.newton_schulz import rows_of
 from muon import COEFFICIENTS, Backend, Coefficients, Muon, choose, newton_schulz
 
 pytest.importorskip("triton", reason="triton has no build for this platform")
@@ -374,3 +376,16 @@ def test_only_tiles_on_or_above_the_diagonal_are_computed(monkeypatch: pytest.Mo
     product(torch.zeros(2, 768, 1), TILES[1])
     product(torch.zeros(2, 769, 1), TILES[0])
     assert grids == [(21, 2), (91, 2)]  # of 36 and 169
+
+
+def test_the_bench_compares_every_backend_that_applies() -> None:
+    rows = rows_of("none", (1, 8, 32), DEVICE, rounds=1)
+    assert [row["backend"] for row in rows if row["backend"] != "gram"] == [
+        "plain", "triton-64", "triton-128",
+    ]  # fmt: skip
+    assert sum(row["auto"] == "yes" for row in rows) == 1
+    assert all(float(row["off plain by"]) < 0.05 for row in rows)
+
+
+def test_the_kernels_are_part_of_the_program_that_a_row_names() -> None:
+    assert "def _product(" in record.program()

@@ -1,0 +1,76 @@
+"""The Newton-Schulz iteration, by every backend that applies on this machine, per shape.
+
+    python -m bench.newton_schulz            # three minutes on two CPU cores, seconds on a GPU
+
+Five steps on the batches that Muon forms of each track's hidden matrices, in the precision that
+the trainer would take here. The backends take turns in one process; a time is the median of whole
+calls, each waited for. All are charged the published form's FLOPs, so TFLOP/s compares seconds and
+passes a GPU's peak where a backend computes less. "auto" marks what Muon takes by itself.
+"""
+
+import torch
+from torch import Tensor
+
+import machine
+import optim.kernels  # noqa: F401  adds its backends
+from bench import Row, medians, write
+from muon import BACKENDS, COEFFICIENTS, Coefficients, candidates, choose
+from speedrun import choose_dtype
+
+# (K, m, n): query, key, value and projection of all layers; both matrices of all MLPs.
+BATCHES = {
+    "tiny": ((16, 128, 128), (8, 128, 512)),
+    "gpt2": ((48, 768, 768), (24, 768, 3072)),
+}
+ABC: Coefficients = COEFFICIENTS["jordan"] * 5
+
+
+def rows_of(
+    track: str, shape: tuple[int, int, int], device: torch.device, rounds: int
+) -> list[Row]:
+    """Time each backend on one batch."""
+    K, m, n = shape
+    dtype = choose_dtype("auto", device)
+    X = torch.randn(*shape, generator=torch.Generator().manual_seed(0)).to(device)
+    X = (X / torch.linalg.vector_norm(X, dim=(-2, -1), keepdim=True)).to(dtype)
+    flops = len(ABC) * K * (4 * n * m**2 + 2 * m**3)
+
+    def run(name: str) -> Tensor:
+        out = BACKENDS[name].iterate(X, ABC)
+        machine.synchronize(device)
+        return out
+
+    names = candidates(dtype, device, ABC, "auto")
+    plain = run("plain").float()
+    ms = medians({name: lambda name=name: run(name) for name in names}, rounds)
+    auto = choose(shape, dtype, device, ABC)
+    return [
+        {
+            "track": track,
+            "batch": f"{K} x {m} x {n}",
+            "dtype": str(dtype).removeprefix("torch."),
+            "backend": name,
+            "ms": f"{ms[name]:.4g}",
+            "times plain": f"{ms[name] / ms['plain']:.2f}x",
+            "TFLOP/s": f"{flops / ms[name] / 1e9:.3g}",
+            "off plain by": f"{float((run(name).float() - plain).norm() / plain.norm()):.1e}",
+            "auto": "yes" if name == auto else "",
+        }
+        for name in names
+    ]
+
+
+def main() -> None:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.set_num_threads(machine.cores())
+    print(f"{machine.device_name(device)}, torch {torch.__version__}")
+    rows = []
+    for track, batches in BATCHES.items():
+        rounds = 15 if track == "tiny" or device.type == "cuda" else 3
+        for shape in batches:
+            rows += rows_of(track, shape, device, rounds)
+    write("newton_schulz", rows)
+
+
+if __name__ == "__main__":
+    main()
