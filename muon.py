@@ -179,16 +179,17 @@ def _fastest(
     device: torch.device,
     abc: Coefficients,
 ) -> str:
-    """The name whose iteration is fastest on a random X: the best of ROUNDS taken in turns."""
+    """The name whose iteration is fastest on a random X, by the best of ROUNDS taken in turns.
+
+    The first round compiles and so is nobody's best.
+    """
     generator = torch.Generator(device).manual_seed(0)  # leaves the global one as it is
     X = torch.randn(*shape, generator=generator, dtype=torch.float32, device=device)
     X = (X / torch.linalg.vector_norm(X, dim=(-2, -1), keepdim=True)).to(dtype)
-    times = {name: float("inf") for name in names}
-    for number in range(-1, ROUNDS):  # the first, untimed round compiles
+    times = dict.fromkeys(names, float("inf"))
+    for _ in range(ROUNDS):
         for name in names:
-            milliseconds = _milliseconds(BACKENDS[name].iterate, X, abc)
-            if number >= 0:
-                times[name] = min(times[name], milliseconds)
+            times[name] = min(times[name], _milliseconds(BACKENDS[name].iterate, X, abc))
     best = min(names, key=times.__getitem__)
     return best if times[best] < MARGIN * times[names[0]] else names[0]
 
