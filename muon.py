@@ -10,10 +10,10 @@ and wide ones through their Gram matrix, which makes a step on a CPU several tim
 one matrix after another (`bench/optimizer_step.py`). On a GPU each shape gets the fastest way to
 iterate, measured at its first step; `optim/kernels` adds one that uses the symmetry of X X^T.
 
-A step waits for the device only where it measures. `newton_schulz` holds nothing that changes from
-step to step, so after an eager first step it can be captured in a CUDA graph or compiled.
-`Muon.step` as a whole can too while its learning rate, weight decay and momentum stay as they are:
-they are Python numbers, which a captured graph keeps for good.
+A step waits for the device only where it measures. After an eager first step nothing in
+`newton_schulz` waits or changes from step to step, as a CUDA graph and torch.compile require. In
+`Muon.step` the learning rate, weight decay and momentum are Python numbers: a captured graph would
+keep those of its capture, so it has to be captured anew when they change.
 
 Shapes: W is (out, in); K matrices in a batch, m <= n their smaller and larger side.
 """
