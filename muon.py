@@ -10,10 +10,10 @@ and wide ones through their Gram matrix, which makes a step on a CPU several tim
 one matrix after another (`bench/optimizer_step.py`). On a GPU each shape gets the fastest way to
 iterate, measured at its first step; `optim/kernels` adds one that uses the symmetry of X X^T.
 
-A step waits for the device only where it measures. `newton_schulz` holds nothing that changes from
-step to step, so after an eager first step it can be captured in a CUDA graph or compiled.
-`Muon.step` as a whole can too while its learning rate, weight decay and momentum stay as they are:
-they are Python numbers, which a captured graph keeps for good.
+A step waits for the device only where it measures. After an eager first step nothing in
+`newton_schulz` waits or changes from step to step, as a CUDA graph and torch.compile require. In
+`Muon.step` the learning rate, weight decay and momentum are Python numbers: a captured graph would
+keep those of its capture, so it has to be captured anew when they change.
 
 Shapes: W is (out, in); K matrices in a batch, m <= n their smaller and larger side.
 """
@@ -179,16 +179,17 @@ def _fastest(
     device: torch.device,
     abc: Coefficients,
 ) -> str:
-    """The name whose iteration is fastest on a random X: the best of ROUNDS taken in turns."""
+    """The name whose iteration is fastest on a random X, by the best of ROUNDS taken in turns.
+
+    The first round compiles and so is nobody's best.
+    """
     generator = torch.Generator(device).manual_seed(0)  # leaves the global one as it is
     X = torch.randn(*shape, generator=generator, dtype=torch.float32, device=device)
     X = (X / torch.linalg.vector_norm(X, dim=(-2, -1), keepdim=True)).to(dtype)
-    times = {name: float("inf") for name in names}
-    for number in range(-1, ROUNDS):  # the first, untimed round compiles
+    times = dict.fromkeys(names, float("inf"))
+    for _ in range(ROUNDS):
         for name in names:
-            milliseconds = _milliseconds(BACKENDS[name].iterate, X, abc)
-            if number >= 0:
-                times[name] = min(times[name], milliseconds)
+            times[name] = min(times[name], _milliseconds(BACKENDS[name].iterate, X, abc))
     best = min(names, key=times.__getitem__)
     return best if times[best] < MARGIN * times[names[0]] else names[0]
 
