@@ -105,8 +105,11 @@ def _panel(axes: Axes, trials: Sequence[Trial], look: Look, top: float) -> None:
     diverged = [(lr, top) for t in trials if t.final_loss is None and (lr := learning_rate(t))]
     color: dict[str, Any] = {"color": look.color, "linestyle": "none"}
     axes.plot(*_xy(inside), look.marker, markersize=5, mec="white", mew=0.5, zorder=3, **color)
-    axes.plot(*_xy(above), "^", markersize=6, mfc="white", mew=1.2, clip_on=False, **color)
-    axes.plot(*_xy(diverged), "x", markersize=6, mew=1.6, clip_on=False, **color)
+    # Without a point, an unclipped line takes the page's corner for its place in the layout.
+    if above:
+        axes.plot(*_xy(above), "^", markersize=6, mfc="white", mew=1.2, clip_on=False, **color)
+    if diverged:
+        axes.plot(*_xy(diverged), "x", markersize=6, mew=1.6, clip_on=False, **color)
     axes.plot(*_xy(_lower_hull(points)), color=look.color, linewidth=1, alpha=0.6)
     axes.set_xscale("log")
     axes.set_xlabel("learning rate (lr)")

@@ -2,6 +2,7 @@
 
 import math
 import os
+import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from matplotlib.transforms import Bbox
 
 from plots import make, style
 from plots.inputs import MissingDataError, load, split
-from plots.tuning import learning_rate
+from plots.tuning import learning_rate, lr_sensitivity
 from results.report import summarise
 from results.schema import DIVERGED, MISSED, REACHED, Point, Run
 from results.stats import costs, crossing, expected_cost, speedup
@@ -397,6 +398,16 @@ def test_only_trials_that_can_be_compared_are_drawn(duel: Path, tmp_path: Path) 
     for change in [*others, {}]:
         append(tmp_path / "tuning.csv", replace(trial, **change))
     assert load(tmp_path).trials == [trial]
+
+
+def test_panels_fill_the_sheet_when_no_trial_diverged(duel: Path, tmp_path: Path) -> None:
+    finished = [t for t in read_trials(duel) if t.status != DIVERGED and t.final_loss]
+    typical = statistics.median(t.final_loss or 0.0 for t in finished)
+    for trial in finished:
+        append(tmp_path / "tuning.csv", replace(trial, final_loss=typical + trial.trial * 1e-4))
+    figure = lr_sensitivity(load(tmp_path))
+    style.settle(figure)
+    assert sum(axes.get_position().width for axes in figure.axes) > 0.7
 
 
 @pytest.mark.parametrize(
