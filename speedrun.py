@@ -9,7 +9,7 @@
 Every decision that could change a reported number, except model math and update math, is read in
 this file: tracks, schedule, clock, validation, precision, warm-up, order of the runs. A race adds
 one row per run to results/runs.csv and one curve per run to results/curves/; `python -m
-results.report` reads them back. On two CPU cores the default race takes about five minutes.
+results.report` reads them back.
 """
 
 import argparse

@@ -295,7 +295,9 @@ def test_memory_does_not_grow_with_the_input(
     monkeypatch.setattr(text, "CHUNK_BYTES", 10_000)
     build(tmp_path / "first", [write_lines(tmp_path / "first.jsonl", DOCUMENTS)])  # fills caches
     small, before = peak_bytes(tmp_path, 1000, monkeypatch)
-    large, after = peak_bytes(tmp_path, 8000, monkeypatch)
+    # Twice, because what other threads of this process allocate meanwhile counts too.
+    twice = [peak_bytes(tmp_path, count, monkeypatch) for count in (8000, 8001)]
+    large, after = min(twice, key=lambda sizes: sizes[1])
     assert large > small + 1_500_000
     assert after < before + 250_000
 
