@@ -41,6 +41,7 @@ from clock import Clock
 from data import open_dataset
 from data.loader import Batches, val_batches
 from errors import UserError
+from feed import Feed
 from model import GPT, GPTConfig, preset
 from optim import Linear
 from optim.entrants import TUNED, Entrant, entrant_options, parse
@@ -336,37 +337,40 @@ class Trainer:
         matrix_lr = next(g.options["lr"] for g in plan if g.params[0].role == "matrix")
         exploded = 2 * math.log(self.data.vocab_size)  # twice the loss of a uniform guess
         out = Outcome(Clock(self.now, self.device), compile_seconds=self.warm_up())
-        batches, self.engine.mark = self.batches(seed), out.clock.mark
+        self.engine.mark = out.clock.mark
         machine.reset_peak_memory(self.device)
         unread: list[Tensor] = []  # losses that are still on the device
         losses: list[float] = []  # since the last validation
-        for step in range(schedule.steps):
-            factor, out.steps = schedule.factor(step), step + 1
-            due = out.steps == schedule.steps or (
-                track.validates(out.steps, schedule.steps) and not only_last
-            )
-            unread.append(self.step(batches, factor, out, measure=due))
-            if not due and len(unread) < READ_EVERY[self.device.type]:
-                continue
-            out.clock.stop()
-            losses += [self.engine.mean(torch.stack(unread).mean())] * len(unread)
-            unread = []
-            val_loss = self.validate(out) if due else None
-            if not (losses[-1] < exploded and (val_loss is None or val_loss < exploded)):  # or NaN
-                out.status = DIVERGED
-                break
-            if watch:
-                watch(out.steps, schedule.steps, losses[-1], val_loss)
-            if val_loss is not None:
-                train_loss = statistics.fmean(losses)
-                lr = matrix_lr * factor
-                out.points.append(record.point_row(self, out, train_loss, val_loss, lr))
-                losses = []
+        with Feed(self.batches(seed), schedule.steps, self.device) as feed:
+            for step in range(schedule.steps):
+                factor, out.steps = schedule.factor(step), step + 1
+                due = out.steps == schedule.steps or (
+                    track.validates(out.steps, schedule.steps) and not only_last
+                )
+                unread.append(self.step(feed, factor, out, measure=due))
+                if not due and len(unread) < READ_EVERY[self.device.type]:
+                    continue
+                out.clock.stop()
+                losses += [self.engine.mean(torch.stack(unread).mean())] * len(unread)
+                unread = []
+                val_loss = self.validate(out) if due else None
+                if not (
+                    losses[-1] < exploded and (val_loss is None or val_loss < exploded)
+                ):  # or NaN
+                    out.status = DIVERGED
+                    break
+                if watch:
+                    watch(out.steps, schedule.steps, losses[-1], val_loss)
+                if val_loss is not None:
+                    train_loss = statistics.fmean(losses)
+                    lr = matrix_lr * factor
+                    out.points.append(record.point_row(self, out, train_loss, val_loss, lr))
+                    losses = []
         if out.status != DIVERGED and crossing(out.points, track.target):
             out.status = REACHED
         return out
 
-    def step(self, batches: Batches, factor: float, out: Outcome, measure: bool = False) -> Tensor:
+    def step(self, feed: Feed, factor: float, out: Outcome, measure: bool = False) -> Tensor:
         """Step number out.steps; its training loss in this process, nats per token, unread.
 
         It starts the clock and leaves it running. `measure`: note gradient norm and memory too,
@@ -377,7 +381,7 @@ class Trainer:
             group["lr"] = group["base_lr"] * factor
         clock.start()
         with clock.part("data"):
-            inputs, targets = self.to_device(*batches.batch(out.steps - 1))
+            inputs, targets = feed.next()
         with clock.part("forward_backward"):
             loss = self.forward_backward(inputs, targets)
         for begin, end in self.engine.waits:

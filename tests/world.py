@@ -29,14 +29,14 @@ def fail_in_second_run(how: str) -> None:
     """Make rank 1 fail after the first run is over."""
     step_of, runs = speedrun.Trainer.step, [0]
 
-    def step(self: Any, batches: Any, factor: float, out: Any, measure: bool = False) -> Any:
+    def step(self: Any, feed: Any, factor: float, out: Any, measure: bool = False) -> Any:
         runs[0] += out.steps == 1
         if runs[0] == 2 and out.steps == 3 and os.environ["RANK"] == "1":
             if how == "hang":
                 time.sleep(600)
             if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
                 os._exit(7)
-        return step_of(self, batches, factor, out, measure)
+        return step_of(self, feed, factor, out, measure)
 
     speedrun.Trainer.step = step  # type: ignore[method-assign]
 
