@@ -1,8 +1,9 @@
-"""Several processes: the same training as one, and ranks that die or hang.
+"""The whole path: a hub, its shards, a race of several processes, rows. And ranks that die or hang.
 
     python -m pytest tests/test_ddp.py
 
-The processes are real, started by torchrun, and talk over gloo.
+The processes are real, started by torchrun, and talk over gloo; the client of the hub is the real
+one; the hub is on this machine, its shards are of random tokens, and the model is a toy.
 """
 
 import os
@@ -15,8 +16,10 @@ import torch
 
 import engines
 import speedrun
+from data import manifest
 from results import store, verify
 from results.schema import Run
+from tests.hub import Hub, shard
 from tests.world import ROOT, train
 
 SCRIPT = ROOT / "tests" / "world.py"
@@ -37,17 +40,34 @@ def race_flags(micro_flags: list[str], results: Path) -> list[str]:
     return ["adamw", "muon", "--seeds=1", "--steps=6", *micro_flags[:-1], f"--results={results}"]
 
 
+def fineweb_flags(micro_flags: list[str], shards: Path, results: Path) -> list[str]:
+    flags = race_flags(micro_flags, results)
+    return [*flags, "--track=gpt2", "--model=tiny", f"--dataset=fineweb:{shards}", "--target=10"]
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What two processes leave behind: the engine's training, then a race in microbatches of 2."""
-    return tmp_path_factory.mktemp("world")
+    """The shards of six batches, fetched from a hub; and what two processes will leave behind."""
+    folder = tmp_path_factory.mktemp("world")
+    files = {"fineweb_val_000000.bin": shard(600, 0)}
+    files |= {f"fineweb_train_{n:06d}.bin": shard(500 + n, n) for n in range(1, 9)}
+    hub = Hub(files)
+    hub.start()
+    command = [sys.executable, "-m", "data.fineweb", "--tokens=1536", f"--root={folder / 'shards'}"]
+    settings = {"HF_ENDPOINT": hub.url, "HF_HOME": str(folder / "home")}
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | settings, capture_output=True, text=True
+    )
+    hub.stop()
+    assert done.returncode == 0 and "4 training shards" in done.stdout, done.stdout + done.stderr
+    return folder
 
 
 @pytest.fixture
 def two(world: Path, micro_flags: list[str]) -> Path:
-    """The world, started once."""
+    """The world, started once: the engine's training, then a race in microbatches of 2."""
     if not (world / "engine0.pt").exists():
-        flags = race_flags(micro_flags, world / "two")
+        flags = fineweb_flags(micro_flags, world / "shards", world / "two")
         done = torchrun("engine", str(world), *flags, "--microbatch=2")
         assert done.returncode == 0, done.stdout + done.stderr
         (world / "out.txt").write_text(done.stdout)
@@ -75,12 +95,13 @@ def test_processes_hold_the_same_weights_to_the_bit(two: Path) -> None:
 def test_a_race_of_two_processes_has_the_losses_of_one(
     two: Path, micro_flags: list[str], tmp_path: Path
 ) -> None:
-    assert speedrun.main(race_flags(micro_flags, tmp_path / "one")) == 0
+    assert speedrun.main(fineweb_flags(micro_flags, two / "shards", tmp_path / "one")) == 0
     ours, theirs = store.read_runs(two / "two"), store.read_runs(tmp_path / "one")
     assert [(run.world_size, run.engine) for run in ours] == [(2, "ddp")] * 2
     assert [(run.world_size, run.engine) for run in theirs] == [(1, "single")] * 2
     for a, b in zip(ours, theirs, strict=True):
         assert (a.entrant, a.tokens, a.track_hash) == (b.entrant, b.tokens, b.track_hash)
+        assert a.data_hash == b.data_hash == manifest.read(two / "shards", "").hash
         left, right = (
             store.read_curve(two / "two", a.run),
             store.read_curve(tmp_path / "one", b.run),
