@@ -42,6 +42,7 @@ from data import open_dataset
 from data.loader import Batches, val_batches
 from errors import UserError
 from feed import Feed
+from graphs import Captured
 from model import GPT, GPTConfig, preset
 from optim import Linear
 from optim.entrants import TUNED, Entrant, entrant_options, parse
@@ -200,6 +201,7 @@ class Options:
     dtype: str = "auto"  # auto, float32 or bfloat16
     threads: int = 0  # CPU threads; 0: this process's share of the cores
     compile: bool = True
+    cuda_graphs: bool = False  # replay forward and backward as one graph: for small models on a GPU
     microbatch: int = 0  # sequences of a forward and backward pass; 0: as many as fit
     loss_chunk: int = 8192  # tokens of a process whose logits are in memory at once; 0: all
     ns_backend: str = "auto"  # of Newton-Schulz: auto (the fastest), plain, gram or triton
@@ -273,6 +275,7 @@ class Trainer:
             rank=self.engine.rank,
             world_size=self.engine.world_size,
         )
+        self.captured: Captured | None = None
         self.batch_seqs = len(self.batches(seed=0).batch(0)[0])  # of this process
         self.microbatch = self.divide_batch(options.microbatch or self.batch_seqs)
         self.dtype = self.engine.share(choose_dtype(options.dtype, self.device))
@@ -281,6 +284,9 @@ class Trainer:
         self.eager = machine.compiler_missing(self.device) if options.compile else "as asked"
         if not self.eager:
             self.model = torch.compile(self.wrapped, dynamic=False)
+        if options.cuda_graphs and (self.device.type != "cuda" or self.engine.world_size > 1):
+            raise UserError("--cuda-graphs: is for one process on a GPU; leave it out")
+        self.engine.keep_grads = options.cuda_graphs
 
     def divide_batch(self, microbatch: int) -> int:
         """Go through this process's batch in parts of `microbatch` sequences, validation too."""
@@ -290,7 +296,7 @@ class Trainer:
                 f"--microbatch {microbatch}: must divide the {self.batch_seqs} sequences of a "
                 f"process; run with --microbatch {fits}"
             )
-        tokens = self.track.val_tokens
+        tokens, self.captured = self.track.val_tokens, None
         self.val = val_batches(
             self.data.val, val_tokens=tokens, batch_seqs=microbatch, **self.share
         )
@@ -403,10 +409,16 @@ class Trainer:
         parts = list(zip(*(x.split(self.microbatch) for x in (inputs, targets)), strict=True))
         total = torch.zeros((), device=self.device)
         for number, part in enumerate(parts, start=1):
-            loss = self.loss(*part) / targets.numel()
-            self.engine.backward(loss, last=last and number == len(parts))
-            total += loss.detach()
+            ends = last and number == len(parts)
+            work = self.captured or partial(self.accumulate, of=targets.numel(), last=ends)
+            total += work(*part)
         return total
+
+    def accumulate(self, inputs: Tensor, targets: Tensor, of: int, last: bool) -> Tensor:
+        """Add the gradients of a microbatch's part of a mean over `of` tokens; that part."""
+        loss = self.loss(inputs, targets) / of
+        self.engine.backward(loss, last=last)
+        return loss.detach()
 
     def loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """Summed over tokens, nats; matrix products in the run's precision."""
@@ -449,6 +461,10 @@ class Trainer:
             muon.CHOSEN.update(self.engine.share(muon.CHOSEN))
             dummy = torch.zeros(self.microbatch, self.track.seq_len, dtype=torch.int64)
             self.forward_backward(*self.to_device(dummy, dummy))
+        if self.options.cuda_graphs and not self.captured:
+            shape = self.microbatch, self.track.seq_len
+            work = partial(self.accumulate, of=self.batch_seqs * self.track.seq_len, last=True)
+            self.captured = Captured(work, shape, self.device)
         self.engine.load(saved)
         machine.synchronize(self.device)
         return self.now() - begun

@@ -34,6 +34,8 @@ class Engine(Protocol):
     world_size: int
     mark: Callable[[], Any] | None
     """Notes a moment on the trainer's clock; None: nobody wants to know."""
+    keep_grads: bool
+    """Whether gradients are cleared in place, as what replays a CUDA graph needs, not let go."""
     waits: list[tuple[Any, Any]]
     """Begin and end of communication that no computation hid; the trainer empties it."""
 

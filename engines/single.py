@@ -19,6 +19,7 @@ class Engine:
     rank = 0
     world_size = 1
     mark: Callable[[], Any] | None = None
+    keep_grads = False
 
     def __init__(self, device: torch.device, timeout: float) -> None:
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
@@ -56,7 +57,7 @@ class Engine:
     def step(self) -> None:
         for optimizer in self._optimizers:
             optimizer.step()
-        self.model.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=not self.keep_grads)
 
     def mean(self, value: Tensor) -> float:
         return value.item()
@@ -99,4 +100,4 @@ class Engine:
         self.model.load_state_dict(saved["model"])
         for optimizer, state in zip(self._optimizers, saved["optimizers"], strict=True):
             optimizer.load_state_dict(deepcopy(state))  # it keeps what it is given
-        self.model.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=not self.keep_grads)
