@@ -35,7 +35,7 @@ from results.schema import REACHED, Trial
 STAGES = ("search", "refine", "confirm", "horizon")
 SEARCH_SEED = 1000
 FRESH_SEEDS = (1001, 1002, 1003, 1004, 1005)  # races count from 0: none repeats a trial
-FEW = 2  # settings that are confirmed and shortened
+FEW = 4  # settings that are confirmed and shortened
 GRID = 2  # steps between horizons that are tried
 CLOSE = 0.25  # of each range: the width of the box that is refined
 EDGE = 0.05  # of a range: a best value nearer to its end draws a warning
