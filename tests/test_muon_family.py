@@ -204,7 +204,7 @@ def test_a_quadratic_is_lowered_the_same_way_every_time(name: str) -> None:
     for _ in range(2):
         W = nn.Parameter(start.clone())
         optimizer = rule_of(name)([W], weight_decay=0.0)
-        scale = {"muon": 0.4, "muonh": 0.2, "dion": 0.6}.get(name, 0.4)
+        scale = {"muonh": 0.2, "dion": 1.5}.get(name, 0.4)
         for step in range(120):
             optimizer.param_groups[0]["lr"] = scale * (1 - step / 120)
             optimizer.zero_grad()
@@ -275,7 +275,7 @@ def test_the_scale_of_the_gradients_does_not_matter(name: str) -> None:
     tiny = lambda *a: 2.0**-30 * gradient(*a)  # noqa: E731
     train(scaled, rule_of(name)(scaled, lr=0.1), 3, of=tiny)
     for p, q in zip(params, scaled, strict=True):
-        assert distance(p, q) < 1e-6
+        assert distance(p, q) < 1e-5
 
 
 def test_a_batch_of_variants_keeps_what_is_each_ones_own() -> None:
@@ -296,7 +296,8 @@ def test_a_batch_of_variants_keeps_what_is_each_ones_own() -> None:
         train(together, Muon(groups), 3, of=lambda p, t, _: gradient(p, t))
         for p, q in zip(together, ends, strict=True):
             assert distance(p, q) < 1e-6
-        assert len({round(p.abs().sum().item(), 5) for p in together[1:]}) == len(together) - 2
+        # Muon Split is Muon where nothing is split.
+        assert len({round(p.abs().sum().item(), 5) for p in together}) == len(together) - 1
 
 
 @pytest.mark.parametrize("name", ["normuon", "muon2", "muonh", "moonlight"])
@@ -505,23 +506,26 @@ def test_the_options_of_muon_that_had_been_there_stay_first_and_as_they_were() -
 def test_muon_split_orthogonalises_each_head() -> None:
     model = GPT(MODEL)
     model.init_weights(0)
-    qkv = model.get_parameter("blocks.0.attn.qkv.weight")
-    start = qkv.detach().clone()
-    splits = {}
-    for group in plan_of("muon-split", model, lr=0.1, weight_decay=0.0):
-        for row in group.params:
-            splits[row.name] = group.options.get("splits")
-            if row.param is qkv:
-                train([qkv], group.rule([qkv], **group.options), 3)
+    groups = plan_of("muon-split", model, lr=0.1, weight_decay=0.0)
+    splits = {row.name: g.options.get("splits") for g in groups for row in g.params}
     assert splits["blocks.1.attn.qkv.weight"] == (16,) * 6
     assert splits["blocks.1.attn.proj.weight"] == (32,)
     assert splits["blocks.1.mlp.fc.weight"] == (128,)
+
+    qkv = model.get_parameter("blocks.0.attn.qkv.weight")
+    (group,) = (g for g in groups if any(row.param is qkv for row in g.params))
+    start = qkv.detach().clone()
     heads = [nn.Parameter(head.clone()) for head in start.split(16)]
     part = lambda _, step, i: gradient(qkv, step).split(16)[i]  # noqa: E731
-    train(heads, Muon(heads, lr=0.1), 3, of=part)
+    optimizer, apart = group.rule([qkv], **group.options), Muon(heads, lr=0.1)
+    train([qkv], optimizer, 1)
+    train(heads, apart, 1, of=part)
+    for head in (start - qkv.detach()).split(16):  # each has its own full rank
+        values = torch.linalg.svdvals(head / 0.1)
+        assert values.min() > 0.65 and values.max() < 1.15
+    train([qkv], optimizer, 3, first=1)
+    train(heads, apart, 3, first=1, of=part)
     assert distance(qkv - start, torch.cat(heads) - start) < 1e-6
-    values = torch.linalg.svdvals((start - qkv).detach().split(16)[0] / 0.3)
-    assert values.min() > 0.4 and values.max() < 1.25  # each head has its own full rank
 
 
 @pytest.mark.parametrize(
@@ -566,12 +570,16 @@ def test_impossible_options_are_refused(name: str, settings: Options, message: s
             group.rule([row.param for row in group.params], **group.options)
 
 
+def schedule(steps: int = 1) -> None:
+    """What every entrant has beside its recipe's options."""
+
+
 @pytest.mark.parametrize("name", ["polar-express", "muon-split"])
 def test_names_with_hyphens_are_entrants_and_sections(name: str, tmp_path: Path) -> None:
     path = tmp_path / "tuned.toml"
     tune.write_settings(path, "tiny", name, {"lr": 0.04, "steps": 65}, 6)
     assert tuned_settings("tiny", name, path) == {"lr": 0.04, "steps": 65}
-    entrant = parse(f"{name}:beta2=0.5", "tiny", lambda steps=1: None, {}, {}, None)
+    entrant = parse(f"{name}:beta2=0.5", "tiny", schedule, {}, {}, None)
     assert (entrant.recipe, entrant.settings["beta2"]) == (name, 0.5)
-    again = parse(entrant.spelled, "tiny", lambda steps=1: None, {}, {}, None)
+    again = parse(entrant.spelled, "tiny", schedule, {}, {}, None)
     assert again.settings == entrant.settings
