@@ -5,6 +5,7 @@
 
 Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) is for the hidden 2-D weights of a
 network; embeddings, the output head, gains and biases belong to another optimizer such as AdamW.
+NorMuon, AdaMuon, Muon^2, MuonH and Muon Split are options of the class, off by default.
 Matrices of one shape are orthogonalised as one batch, over all parameters and parameter groups,
 and wide ones through their Gram matrix, which makes a step on a CPU several times cheaper than
 one matrix after another (`bench/optimizer_step.py`). On a GPU each shape gets the fastest way to
@@ -19,7 +20,7 @@ Shapes: W is (out, in); K matrices in a batch, m <= n their smaller and larger s
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from math import prod
 from typing import Any, NamedTuple
 
@@ -29,12 +30,71 @@ from torch import Tensor
 Coefficients = tuple[tuple[float, float, float], ...]
 Iteration = Callable[[Tensor, Coefficients], Tensor]  # of X (K m n), m <= n, norms at most 1
 
-# (a, b, c) of each step X <- a X + b (X X^T) X + c (X X^T)^2 X; the last one repeats.
+
+def _of(s: float, table: Coefficients) -> Coefficients:
+    """The coefficients that do to X what `table` does to X / s."""
+    return tuple((a / s, b / s**3, c / s**5) for a, b, c in table)
+
+
+# Amsel et al. 2505.16932: the best polynomial at each step for the singular values left by the one
+# before, from 1e-3 up.
+_POLAR_EXPRESS = (
+    (8.28721201814563, -23.595886519098837, 17.300387312530933),
+    (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
+    (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
+    (3.3184196573706015, -2.488488024314874, 0.51004894012372),
+    (2.300652019954817, -1.6689039845749493, 0.4188073119525673),
+    (1.891301407787398, -1.2679958271945868, 0.37680408948524835),
+    (1.8750014808534479, -1.2500016453999487, 0.3750001645474248),
+)
+# The same with a cushion of 2 and a safety of 2%, for five steps: modded-nanogpt's and nanochat's.
+_CUSHIONED = (
+    (8.156554524902461, -22.48329292557795, 15.878769915207462),
+    (4.042929935166739, -2.808917465908714, 0.5000178451051316),
+    (3.8916678022926607, -2.772484153217685, 0.5060648178503393),
+    (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
+    (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
+)
+# (a, b, c) of each step X <- a X + b (X X^T) X + c (X X^T)^2 X; the last one repeats. Polar Express
+# divides X by more than its norm, for which the first step accounts here.
 COEFFICIENTS: dict[str, Coefficients] = {
     # Jordan et al. 2024: the steepest slope at 0 that lands in about [0.7, 1.2] after five steps.
     "jordan": ((3.4445, -4.7750, 2.0315),),
     # Converges to 1 exactly, slowly: 12 steps in the fixed setting of the optimization track.
     "stable": ((2.0, -1.5, 0.5),),
+    "polar-express": (*_of(1.02, _CUSHIONED[:1]), *_CUSHIONED[1:]),
+    # As in the paper, with its safety of 1% in all steps but the last: for five steps or eight.
+    "polar-express-1.01": (
+        *_of(1.01, _of(1.01, _POLAR_EXPRESS[:1])),
+        *_of(1.01, _POLAR_EXPRESS[1:]),
+        (1.875, -1.25, 0.375),
+    ),
+    # The others are for as many steps as they have. Found by You Jiacheng for modded-nanogpt.
+    "you": (
+        (4.0848, -6.8946, 2.9270),
+        (3.9505, -6.3029, 2.6377),
+        (3.7418, -5.5913, 2.3037),
+        (2.8769, -3.1427, 1.2046),
+        (2.8366, -3.0525, 1.2012),
+    ),
+    # Grishina et al. 2506.10935: by Chebyshev's alternation.
+    "cans": (
+        (8.4703, -25.1081, 18.6293),
+        (4.1828, -3.1087, 0.5806),
+        (3.9619, -2.9541, 0.5630),
+        (3.2866, -2.4647, 0.5074),
+        (2.2737, -1.6447, 0.4162),
+    ),
+    # Emerging-Optimizers': without the fifth power.
+    "cubic5": (
+        (3.3656576, -3.3420992, 0.0),
+        (2.5744352, -1.4957376, 0.0),
+        (2.5368962, -1.4312570, 0.0),
+        (2.4418906, -1.2764040, 0.0),
+        (2.2230472, -0.9630650, 0.0),
+    ),
+    # Eight steps that are steep and two that converge.
+    "deepseek-v4": ((3.4445, -4.7750, 2.0315),) * 8 + ((2.0, -1.5, 0.5),) * 2,
 }
 
 
@@ -97,8 +157,9 @@ def _gram_iteration(X: Tensor, abc: Coefficients) -> Tensor:
 
 def _gram_is_accurate(device: torch.device, dtype: torch.dtype, abc: Coefficients) -> bool:
     """A rounding error in R, relative to its largest eigenvalue, grows by the square of the slope
-    at 0, so half precision and steep coefficients must take the published form."""
-    return prod([a for a, _, _ in abc]) ** 2 * torch.finfo(dtype).eps < 0.1
+    at 0, so half precision and steep coefficients must take the published form. At the bound, the
+    result is off by less than 1e-3."""
+    return prod([a for a, _, _ in abc]) ** 2 * torch.finfo(dtype).eps < 0.15
 
 
 def _gram_is_cheaper(m: int, n: int, steps: int) -> bool:
@@ -205,27 +266,40 @@ def _milliseconds(iterate: Iteration, X: Tensor, abc: Coefficients) -> float:
 
 
 def lr_scale(rows: int, cols: int, adjust_lr_fn: str) -> float:
-    """Factor on the learning rate of a matrix, in torch.optim.Muon's spelling.
+    """Factor on the learning rate of a matrix; the first two names are torch.optim.Muon's.
 
     "original": sqrt(max(1, rows / cols)), Jordan's. "match_rms_adamw": 0.2 sqrt(max(rows, cols)),
-    which gives the update AdamW's root mean square (Liu et al. 2502.16982, section 2.2).
+    which gives the update AdamW's root mean square (Liu et al. 2502.16982, section 2.2). Those in
+    UNIT are of an update divided by its Frobenius norm. "exact_rms": 0.2 sqrt(rows cols), whose
+    root mean square is 0.2 also where it is not orthogonal. "hyperball": 1; see Muon.
     """
     if adjust_lr_fn == "original":
         return max(1.0, rows / cols) ** 0.5
     if adjust_lr_fn == "match_rms_adamw":
         return 0.2 * max(rows, cols) ** 0.5
-    raise ValueError(f"adjust_lr_fn={adjust_lr_fn!r}: must be original or match_rms_adamw")
+    if adjust_lr_fn in UNIT:
+        return 0.2 * (rows * cols) ** 0.5 if adjust_lr_fn == "exact_rms" else 1.0
+    known = f"original, match_rms_adamw, {' or '.join(UNIT)}"
+    raise ValueError(f"adjust_lr_fn={adjust_lr_fn!r}: must be {known}")
+
+
+UNIT = ("exact_rms", "hyperball")
+SECOND_MOMENTS = ("none", "gradient", "row", "entry")
 
 
 def _check(group: dict[str, Any]) -> None:
     """Raise ValueError for options or parameters that Muon cannot take."""
     name = group["ns_coefficients"]
-    if isinstance(name, str) and name not in COEFFICIENTS:
-        raise ValueError(f"ns_coefficients={name!r}: must be one of {', '.join(COEFFICIENTS)}")
+    for key, names in (("ns_coefficients", COEFFICIENTS), ("second_moment", SECOND_MOMENTS)):
+        if isinstance(group[key], str) and group[key] not in names:
+            raise ValueError(f"{key}={group[key]!r}: must be one of {', '.join(names)}")
     for key, low, high in (
         ("lr", 0.0, float("inf")),
         ("weight_decay", 0.0, float("inf")),
         ("momentum", 0.0, 1.0),
+        ("momentum_start", 0.0, 1.0),
+        ("momentum_warmup", 0, float("inf")),
+        ("beta2", 0.0, 1.0),
         ("ns_steps", 1, 100),
     ):
         if not low <= group[key] < high:
@@ -243,6 +317,45 @@ def _check(group: dict[str, Any]) -> None:
             )
 
 
+class Block(NamedTuple):
+    """A matrix on its way through a step. It and its views are turned so that rows <= columns."""
+
+    U: Tensor  # to be orthogonalised
+    W: Tensor  # the weights, a view of the parameter
+    moment: Tensor | None  # of its row or entries, a view of the state, where there is one
+    step_size: float
+    decay: float  # cautious, relative
+    radius: float  # that weights of zero get, where norms are kept, else 0
+
+    def move(self, X: Tensor, eps: float) -> None:
+        """Apply the orthogonalised U, X, to the weights."""
+        W = self.W
+        if self.decay:
+            W.mul_(1 - self.decay * (X * W > 0))
+        if not self.radius:
+            W.add_(X, alpha=-self.step_size)
+            return
+        norm = torch.linalg.vector_norm(W)
+        norm = torch.where(norm > 0, norm, self.radius)
+        W.sub_(self.step_size * norm * X)
+        W.mul_(norm / _norm(W, eps))
+
+
+def _norm(X: Tensor, eps: float) -> Tensor:
+    """Frobenius norm of each matrix (... m n), as (... 1 1), and at least eps."""
+    return torch.linalg.vector_norm(X, dim=(-2, -1), keepdim=True).clamp(min=eps)
+
+
+def _equalise(X: Tensor, batch: Sequence[Block], beta2: float, eps: float) -> Tensor:
+    """X (K m n) over the root of its blocks' moments, which advance; its norms stay the same."""
+    moments = [block.moment for block in batch if block.moment is not None]
+    V = torch.stack(moments)  # (K m n), or m or n is 1
+    V.lerp_(X.square().sum_to_size(V.shape) * (V.numel() / X.numel()), 1 - beta2)
+    torch._foreach_copy_(moments, V.unbind())
+    equal = X / (V.sqrt() + eps)
+    return equal * (_norm(X, eps) / _norm(equal, eps))
+
+
 class Muon(torch.optim.Optimizer):
     """Muon for 2-D parameters.
 
@@ -250,16 +363,28 @@ class Muon(torch.optim.Optimizer):
         U <- (1 - momentum) G + momentum M if nesterov else M
         W <- (1 - lr weight_decay) W - lr scale newton_schulz(U)
 
-    State: one `momentum_buffer` a parameter. Gradients are not modified; a parameter without one
-    is left alone. All hyperparameters live in the parameter groups, so schedulers see them:
+    State: one `momentum_buffer` a parameter, and what options add. Gradients are not modified; a
+    parameter without one is left alone. All hyperparameters live in the parameter groups, so
+    schedulers see them:
 
     lr: of the update, before `lr_scale`.
     weight_decay: decoupled, multiplied by the unscaled lr.
     splits: row counts of the matrices stacked in each parameter, such as (C, C, C) for a fused
-        query-key-value projection; each is orthogonalised and scaled on its own. None: one matrix.
+        query-key-value projection, or the rows of each head (Muon Split, GLM-5, 2602.15763); each
+        is orthogonalised and scaled on its own. None: one matrix.
     ns_coefficients: a name in COEFFICIENTS or the (a, b, c) of each step.
     ns_dtype: of the iteration; None: of the gradient.
     ns_backend: how it is computed, "auto" or the name of a backend; see `choose`.
+    momentum_warmup: steps in which momentum rises from `momentum_start`, linearly.
+    sign: orthogonalise the sign of U (Si et al. 2507.11005).
+    second_moment: what has an average of squares, with `beta2`, and is divided by its root.
+        "gradient": U, by that of G (Muon^2, Liu et al. 2604.09967). With O = newton_schulz(U),
+        whose norm is then restored, "row": O, by that of its rows (NorMuon, Li et al. 2510.05491);
+        "entry": O, entry by entry (AdaMuon, with sign and exact_rms, Si et al. 2507.11005).
+    cautious: decay only weights that the update shrinks too (Chen et al. 2510.12402).
+    adjust_lr_fn: see `lr_scale`. "hyperball" keeps the norm R of each matrix (MuonH, Wen et al.
+        2606.16899): W <- W - lr R O / |O|, then W <- R W / |W|. A matrix of zeros has none to
+        keep: its first update gives it that of entries of variance 1 / (3 columns), torch's own.
     """
 
     def __init__(
@@ -276,21 +401,15 @@ class Muon(torch.optim.Optimizer):
         splits: Sequence[int] | None = None,
         ns_dtype: torch.dtype | None = None,
         ns_backend: str = "auto",
+        momentum_start: float = 0.85,
+        momentum_warmup: int = 0,
+        sign: bool = False,
+        second_moment: str = "none",
+        beta2: float = 0.95,
+        cautious: bool = False,
     ) -> None:
-        defaults = dict(
-            lr=lr,
-            weight_decay=weight_decay,
-            momentum=momentum,
-            nesterov=nesterov,
-            ns_coefficients=ns_coefficients,
-            ns_steps=ns_steps,
-            eps=eps,
-            adjust_lr_fn=adjust_lr_fn,
-            splits=splits,
-            ns_dtype=ns_dtype,
-            ns_backend=ns_backend,
-        )
-        super().__init__(params, defaults)
+        not_options = ("self", "params", "__class__")
+        super().__init__(params, {k: v for k, v in locals().items() if k not in not_options})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Raises ValueError for options or parameters that Muon cannot take."""
@@ -305,41 +424,84 @@ class Muon(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         # Matrices that share a shape and an iteration, wherever they live, form one batch.
-        batches: defaultdict[tuple[Any, ...], list[tuple[Tensor, Tensor, float]]]
-        batches = defaultdict(list)
+        batches: defaultdict[tuple[Any, ...], list[Block]] = defaultdict(list)
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             if not params:
                 continue
-            updates = self._momentum(params, group)
-            if group["weight_decay"]:
+            directions = self._directions(params, group)
+            if group["weight_decay"] and not group["cautious"]:
                 torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-            dtype = group["ns_dtype"] or updates[0].dtype
-            options = ("ns_coefficients", "ns_steps", "eps", "ns_backend")
-            iteration = (dtype, *(group[name] for name in options))
-            for p, update in zip(params, updates, strict=True):
-                splits = list(group["splits"] or (p.size(0),))
-                for block, W in zip(update.split(splits), p.split(splits), strict=True):
-                    step_size = group["lr"] * lr_scale(W.size(0), W.size(1), group["adjust_lr_fn"])
-                    if W.size(0) > W.size(1):
-                        block, W = block.mT, W.mT
-                    batches[W.shape, W.device, *iteration].append((block, W, step_size))
-        for (_, _, dtype, name, *rest), batch in batches.items():
+            options = ("ns_coefficients", "ns_steps", "eps", "ns_backend", "beta2")
+            shared = (group["ns_dtype"] or directions[0].dtype, *(group[name] for name in options))
+            unit = group["adjust_lr_fn"] in UNIT
+            for p, U in zip(params, directions, strict=True):
+                for block in self._blocks(p, U, group):
+                    W, moment = block.W, block.moment
+                    shapes = (W.shape, None if moment is None else moment.shape)
+                    batches[W.device, shapes, unit, *shared].append(block)
+        for (_, _, unit, dtype, name, steps, eps, backend, beta2), batch in batches.items():
             coefficients = COEFFICIENTS[name] if isinstance(name, str) else name
-            X = torch.stack([block for block, _, _ in batch]).to(dtype)
-            for O, (_, W, step_size) in zip(  # noqa: E741
-                newton_schulz(X, coefficients, *rest), batch, strict=True
-            ):
-                W.add_(O, alpha=-step_size)
+            X = torch.stack([block.U for block in batch]).to(dtype)
+            X = newton_schulz(X, coefficients, steps, eps, backend)
+            if batch[0].moment is not None:
+                X = _equalise(X.to(batch[0].W.dtype), batch, beta2, eps)
+            if unit:
+                X = X.to(batch[0].W.dtype)
+                X = X / _norm(X, eps)
+            for block, update in zip(batch, X, strict=True):
+                block.move(update, eps)
         return loss
 
-    def _momentum(self, params: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
-        """Advance the momentum buffers; the directions to orthogonalise, one a parameter."""
-        buffers, mu = [], group["momentum"]
+    def _buffers(self, params: list[Tensor], name: str, cols: int | None = None) -> list[Tensor]:
+        """A tensor of state for each parameter, zeros at first; `cols`: only as many columns."""
         for p in params:
-            if "momentum_buffer" not in self.state[p]:
-                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
-            buffers.append(self.state[p]["momentum_buffer"])
+            if name not in self.state[p]:
+                self.state[p][name] = torch.zeros_like(p[:, :cols])
+        return [self.state[p][name] for p in params]
+
+    def _directions(self, params: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
+        """Advance the momentum; what is to be orthogonalised, one a parameter."""
         grads = [p.grad for p in params if p.grad is not None]
-        torch._foreach_lerp_(buffers, grads, 1 - mu)
-        return list(torch._foreach_lerp(grads, buffers, mu)) if group["nesterov"] else buffers
+        momenta = [self._momentum(p, group) for p in params]
+        U = buffers = self._buffers(params, "momentum_buffer")
+        torch._foreach_lerp_(buffers, grads, [1 - mu for mu in momenta])
+        if group["nesterov"]:
+            U = list(torch._foreach_lerp(grads, buffers, momenta))
+        if group["sign"]:
+            U = list(torch._foreach_sign(U))
+        if group["second_moment"] == "gradient":
+            V = self._buffers(params, "second_moment")
+            torch._foreach_mul_(V, group["beta2"])
+            torch._foreach_addcmul_(V, grads, grads, value=1 - group["beta2"])
+            roots = torch._foreach_add(torch._foreach_sqrt(V), group["eps"])
+            U = list(torch._foreach_div(U, roots))
+        return U
+
+    def _momentum(self, p: Tensor, group: dict[str, Any]) -> float:
+        """The momentum of a parameter's next step; counts the step where it depends on it."""
+        end: float = group["momentum"]
+        if not group["momentum_warmup"]:
+            return end
+        done = self.state[p].get("step", 0)
+        self.state[p]["step"] = done + 1
+        left = max(0.0, 1 - done / group["momentum_warmup"])
+        return end + left * (group["momentum_start"] - end)
+
+    def _blocks(self, p: Tensor, U: Tensor, group: dict[str, Any]) -> Iterator[Block]:
+        """The matrices stacked in a parameter."""
+        splits = list(group["splits"] or (p.size(0),))
+        lr, kind = group["lr"], group["second_moment"]
+        decay = lr * group["weight_decay"] if group["cautious"] else 0.0
+        moments: Sequence[Tensor | None] = [None] * len(splits)
+        if kind in ("row", "entry"):
+            (V,) = self._buffers([p], "second_moment", cols=1 if kind == "row" else None)
+            moments = V.split(splits)
+        parts = zip(U.split(splits), p.split(splits), moments, strict=True)
+        for part, W, moment in parts:
+            rows, cols = W.shape
+            step_size = lr * lr_scale(rows, cols, group["adjust_lr_fn"])
+            radius = (rows / 3) ** 0.5 if group["adjust_lr_fn"] == "hyperball" else 0.0
+            if rows > cols:
+                part, W, moment = part.mT, W.mT, None if moment is None else moment.mT
+            yield Block(part, W, moment, step_size, decay, radius)

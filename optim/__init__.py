@@ -93,8 +93,8 @@ _RECIPES: dict[str, Recipe] = {}
 
 
 def recipe(function: Recipe) -> Recipe:
-    """Register a recipe under its function's name."""
-    _RECIPES[function.__name__] = function
+    """Register a recipe under its function's name, with hyphens for underscores."""
+    _RECIPES[function.__name__.replace("_", "-")] = function
     return function
 
 

@@ -1,14 +1,52 @@
-"""Muon on the hidden matrices, AdamW on the rest (Jordan et al. 2024).
+"""Muon on the hidden matrices (Jordan et al. 2024) and its family, AdamW on the rest.
 
-python speedrun.py muon:lr=0.02,momentum=0.9
+    python speedrun.py muon:lr=0.02,momentum=0.9
+    python speedrun.py muon normuon normuon:ns_coefficients=polar-express,cautious=true
+
+A variant is Muon with other defaults: it has all of Muon's options, so that variants combine.
+`moonlight`, which shares one learning rate and weight decay with AdamW, has its own.
 """
 
-from typing import Annotated
+import inspect
+from typing import Annotated, Any, get_args
+
+import torch
 
 import optim.kernels  # noqa: F401  adds its backends
+from errors import UserError
 from muon import Muon
-from optim import Group, Log, Roles, pick, recipe
+from optim import Group, Log, Role, Roles, pick, recipe
 from optim.adamw import EmbedLR, HeadLR, VectorLR, auxiliary
+
+# On an update of root mean square 0.2, two to five times Muon's at the width of the track tiny,
+# a lower lr does the same, and with it a higher weight decay.
+RMS_LR = Log(0.002, 0.1)
+RMS_WEIGHT_DECAY = Log(0.02, 2.0)
+
+
+def splits_of(row: Role, blocks: str) -> tuple[int, ...]:
+    """Row counts of the matrices that a parameter is cut into. Raises UserError.
+
+    blocks: "fused" leaves it whole, "qkv" takes query, key and value apart, "heads" their heads.
+    """
+    if blocks not in ("fused", "qkv", "heads"):
+        raise UserError(f"blocks={blocks}: must be fused, qkv or heads")
+    if blocks == "fused":
+        return (row.param.size(0),)
+    if blocks == "heads" and row.head_rows:
+        return (row.head_rows,) * (row.param.size(0) // row.head_rows)
+    return row.splits
+
+
+def matrix_groups(
+    rule: type[torch.optim.Optimizer], roles: Roles, blocks: str, **options: Any
+) -> list[Group]:
+    """Groups of the hidden matrices, one for each way in which they are cut; see `splits_of`."""
+    rows = [(row, splits_of(row, blocks)) for row in pick(roles, "matrix")]
+    return [
+        Group(rule, [row for row, own in rows if own == splits], splits=splits, **options)
+        for splits in dict.fromkeys(splits for _, splits in rows)
+    ]
 
 
 @recipe
@@ -28,23 +66,122 @@ def muon(
     aux_beta2: float = 0.95,
     aux_eps: float = 1e-10,
     aux_weight_decay: float = 0.0,
+    blocks: str = "qkv",
+    momentum_start: float = 0.85,
+    momentum_warmup: int = 0,
+    sign: bool = False,
+    second_moment: str = "none",
+    beta2: float = 0.95,
+    cautious: bool = False,
 ) -> list[Group]:
     """Muon with query, key and value matrices orthogonalised apart, as it was published."""
-    matrices = pick(roles, "matrix")
-    groups = [
-        Group(
-            Muon,
-            [row for row in matrices if row.splits == splits],
-            lr=lr,
-            weight_decay=weight_decay,
-            momentum=momentum,
-            nesterov=nesterov,
-            ns_coefficients=ns_coefficients,
-            ns_steps=ns_steps,
-            adjust_lr_fn=adjust_lr_fn,
-            splits=splits,
-        )
-        for splits in dict.fromkeys(row.splits for row in matrices)
-    ]
+    matrices = matrix_groups(
+        Muon,
+        roles,
+        blocks,
+        lr=lr,
+        weight_decay=weight_decay,
+        momentum=momentum,
+        nesterov=nesterov,
+        ns_coefficients=ns_coefficients,
+        ns_steps=ns_steps,
+        adjust_lr_fn=adjust_lr_fn,
+        momentum_start=momentum_start,
+        momentum_warmup=momentum_warmup,
+        sign=sign,
+        second_moment=second_moment,
+        beta2=beta2,
+        cautious=cautious,
+    )
     rest = (embed_lr, head_lr, vector_lr, aux_beta1, aux_beta2, aux_eps, aux_weight_decay)
-    return [*groups, *auxiliary(roles, *rest)]
+    return [*matrices, *auxiliary(roles, *rest)]
+
+
+def variant(name: str, **changes: Any) -> None:
+    """Register Muon under another name, with other defaults.
+
+    changes: by option, its default or a pair of its default and the range that replaces its own.
+    """
+    parameters = dict(inspect.signature(muon).parameters)
+    for key, change in changes.items():
+        hint = parameters[key].annotation
+        if isinstance(change, tuple):
+            changes[key], bounds = change
+            hint = get_args(hint)[0]
+            hint = hint if bounds is None else Annotated[hint, bounds]
+        parameters[key] = parameters[key].replace(default=changes[key], annotation=hint)
+
+    def made(roles: Roles, **settings: Any) -> list[Group]:
+        return muon(roles, **(changes | settings))
+
+    made.__name__ = name
+    made.__annotations__ = {key: p.annotation for key, p in parameters.items()}
+    made.__signature__ = inspect.Signature(list(parameters.values()))  # type: ignore[attr-defined]
+    recipe(made)
+
+
+# Amsel et al. 2505.16932, with the five steps of modded-nanogpt and nanochat.
+variant("polar-express", ns_coefficients="polar-express")
+# DeepSeek-V4: ten steps, the last two of which converge. Its scale has 0.18 where ours has 0.2.
+variant(
+    "deepseek-v4",
+    ns_coefficients="deepseek-v4",
+    ns_steps=10,
+    adjust_lr_fn="match_rms_adamw",
+    lr=(0.01, RMS_LR),
+    weight_decay=(0.1, RMS_WEIGHT_DECAY),
+)
+# Li et al. 2510.05491, scaled as in their code: each neuron's row over its root mean square.
+variant("normuon", second_moment="row")
+# Si et al. 2507.11005, second version, in which one beta serves both moments.
+variant(
+    "adamuon",
+    sign=True,
+    second_moment="entry",
+    adjust_lr_fn="exact_rms",
+    lr=(0.01, RMS_LR),
+    weight_decay=(0.1, RMS_WEIGHT_DECAY),
+)
+# Liu et al. 2604.09967: Adam's division before the iteration.
+variant("muon2", second_moment="gradient")
+# Wen et al. 2606.16899: no weight decay, as the norms of the matrices stay what they are.
+variant("muonh", adjust_lr_fn="hyperball", lr=(0.018, Log(0.003, 0.15)), weight_decay=(0.0, None))
+# GLM-5, 2602.15763: each head of query, key and value is a matrix.
+variant("muon-split", blocks="heads")
+
+
+@recipe
+def moonlight(
+    roles: Roles,
+    lr: Annotated[float, RMS_LR] = 0.01,
+    weight_decay: Annotated[float, RMS_WEIGHT_DECAY] = 0.1,
+    momentum: float = 0.95,
+    nesterov: bool = True,
+    ns_coefficients: str = "jordan",
+    ns_steps: int = 5,
+    beta1: float = 0.9,
+    beta2: float = 0.95,
+    eps: float = 1e-8,
+) -> list[Group]:
+    """Muon as in Moonlight (Liu et al. 2502.16982): one lr and weight decay for all parameters.
+
+    So it has fewer options to tune than the others; with its scale and their lrs, it is
+    `muon:adjust_lr_fn=match_rms_adamw`.
+    """
+    return muon(
+        roles,
+        lr=lr,
+        weight_decay=weight_decay,
+        momentum=momentum,
+        nesterov=nesterov,
+        ns_coefficients=ns_coefficients,
+        ns_steps=ns_steps,
+        adjust_lr_fn="match_rms_adamw",
+        embed_lr=lr,
+        head_lr=lr,
+        vector_lr=lr,
+        aux_beta1=beta1,
+        aux_beta2=beta2,
+        aux_eps=eps,
+        aux_weight_decay=weight_decay,
+    )

@@ -24,7 +24,7 @@ def gigabytes(size: int) -> str:
     return f"{size / 1e9:,.3f} GB"
 
 
-@pytest.mark.parametrize("name", ["adamw", "muon", "signum"])
+@pytest.mark.parametrize("name", ["adamw", "muon", "normuon", "dion", "signum"])
 def test_the_memory_planned_is_the_memory_of_a_run(
     name: str, tmp_path: Path, micro_options: speedrun.Options
 ) -> None:

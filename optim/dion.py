@@ -1,0 +1,121 @@
+"""Dion (Ahn et al. 2504.05295): momentum, orthogonalised in a subspace of low rank; AdamW the rest.
+
+    python speedrun.py dion:rank_fraction=0.5
+
+Matrices of one shape are one batch. This is the algorithm of one process: what makes Dion cheap to
+distribute, that only the factors P and R need to be summed, is not used.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from optim import Group, Log, Roles, recipe
+from optim.adamw import EmbedLR, HeadLR, VectorLR, auxiliary
+from optim.muon import matrix_groups
+
+
+class Block(NamedTuple):
+    """A matrix of a parameter: views of its weights and of its state."""
+
+    W: Tensor  # (m n)
+    M: Tensor  # (m n)
+    Q: Tensor  # (n k)
+
+
+class Dion(torch.optim.Optimizer):
+    """Dion for 2-D parameters.
+
+        B <- M + G,  P <- orthonormal columns of B Q (by QR),  R <- B^T P
+        M <- B - (1 - momentum) P R^T                what P does not see stays, undiminished
+        Q <- R with columns of length 1
+        W <- (1 - lr weight_decay) W - lr sqrt(rows / columns) P Q^T
+
+    State: `momentum_buffer` M, and `right_basis`, the Q (n k) of the stacked matrices side by side.
+    Each Q starts as the same random matrix. A column of R that is zero, as it is at first where the
+    next layer starts at zero, moves nothing and leaves that of Q as it was.
+
+    splits: row counts of the matrices stacked in each parameter. None: one matrix.
+    rank_fraction: k over the smaller side, rounded.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 0.02,
+        weight_decay: float = 0.01,
+        momentum: float = 0.95,
+        rank_fraction: float = 0.25,
+        splits: Sequence[int] | None = None,
+    ) -> None:
+        if not 0 < rank_fraction <= 1:
+            raise ValueError(f"rank_fraction={rank_fraction}: must be above 0 and at most 1")
+        if not 0 <= momentum <= 1:
+            raise ValueError(f"momentum={momentum}: must be from 0 to 1")
+        defaults = dict(lr=lr, weight_decay=weight_decay, momentum=momentum)
+        super().__init__(params, defaults | dict(rank_fraction=rank_fraction, splits=splits))
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]
+        """One update of every parameter that has a gradient."""
+        batches: defaultdict[tuple[Any, ...], list[Block]] = defaultdict(list)
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    for block in self._blocks(p, group):
+                        shapes = (p.device, block.W.shape, block.Q.shape)
+                        batches[(*shapes, group["lr"], group["momentum"])].append(block)
+                    self.state[p]["momentum_buffer"].add_(p.grad)
+                    p.mul_(1 - group["lr"] * group["weight_decay"])
+        for (_, (rows, cols), _, lr, momentum), batch in batches.items():
+            weights, momenta, bases = zip(*batch, strict=True)
+            M, old = torch.stack(momenta), torch.stack(bases)
+            P = torch.linalg.qr(M @ old).Q  # (K m k)
+            R = M.mT @ P  # (K n k)
+            torch._foreach_copy_(momenta, M.baddbmm(P, R.mT, alpha=momentum - 1).unbind())
+            norms = torch.linalg.vector_norm(R, dim=-2, keepdim=True)
+            Q = torch.where(norms > 0, R / norms, 0)
+            torch._foreach_copy_(bases, torch.where(norms > 0, Q, old).unbind())
+            scale = (rows / cols) ** 0.5
+            torch._foreach_add_(weights, (P @ Q.mT).unbind(), alpha=-lr * scale)
+
+    def _blocks(self, p: Tensor, group: dict[str, Any]) -> list[Block]:
+        """The matrices stacked in a parameter."""
+        (_, n), splits = p.shape, list(group["splits"] or (p.size(0),))
+        ranks = [max(1, round(group["rank_fraction"] * min(m, n))) for m in splits]
+        state = self.state[p]
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(p)
+            seeded = torch.Generator().manual_seed
+            bases = [torch.randn(n, rank, generator=seeded(0)) for rank in ranks]
+            state["right_basis"] = torch.cat(bases, dim=1).to(p)
+        M, Q = state["momentum_buffer"].split(splits), state["right_basis"].split(ranks, dim=1)
+        return [Block(*views) for views in zip(p.split(splits), M, Q, strict=True)]
+
+
+@recipe
+def dion(
+    roles: Roles,
+    lr: Annotated[float, Log(0.005, 0.25)] = 0.02,
+    weight_decay: Annotated[float, Log(0.01, 1.0)] = 0.05,
+    momentum: float = 0.95,
+    rank_fraction: float = 0.25,
+    blocks: str = "qkv",
+    embed_lr: EmbedLR = 0.3,
+    head_lr: HeadLR = 0.01,
+    vector_lr: VectorLR = 0.01,
+) -> list[Group]:
+    """Dion with query, key and value matrices apart, as `muon` has them."""
+    matrices = matrix_groups(
+        Dion,
+        roles,
+        blocks,
+        lr=lr,
+        weight_decay=weight_decay,
+        momentum=momentum,
+        rank_fraction=rank_fraction,
+    )
+    return [*matrices, *auxiliary(roles, embed_lr, head_lr, vector_lr)]

@@ -1,0 +1,585 @@
+"""Muon's variants and Dion, against their papers' equations in float64 and what they reduce to.
+
+    python -m pytest tests/test_muon_family.py
+
+The equations are written here from the papers, on one matrix at a time, and the optimizers are run
+in float64 too, so that they must agree to rounding. `tests/test_engine.py` has all recipes train a
+model.
+"""
+
+import io
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import optim
+import tune
+from errors import UserError
+from model import GPT, GPTConfig
+from muon import COEFFICIENTS, Muon, newton_schulz
+from optim import Log, options
+from optim.dion import Dion
+from optim.entrants import parse, tuned_settings
+from tests.matrices import (
+    BF16,
+    F64,
+    JORDAN,
+    Options,
+    distance,
+    draw,
+    gradient,
+    polar,
+    published,
+    train,
+    weights,
+)
+
+NAMES = (
+    "muon", "moonlight", "polar-express", "deepseek-v4", "normuon", "adamuon", "muon2", "muonh",
+    "muon-split", "dion",
+)  # fmt: skip
+SHAPES = ((16, 40), (40, 16), (16, 40), (24, 24))
+MODEL = GPTConfig(vocab_size=37, block_size=8, n_layer=2, n_head=2, n_embd=32)
+
+
+def plan_of(name: str, model: GPT | None = None, **settings: Any) -> list[optim.Group]:
+    roles = (model or GPT(MODEL)).roles()
+    return optim.plan(roles, name, settings, torch.float32)
+
+
+def rule_of(name: str) -> Callable[..., torch.optim.Optimizer]:
+    """A recipe's rule for the hidden matrices with its options, but whole matrices."""
+    group = plan_of(name)[0]
+    assert group.params[0].role == "matrix"
+    fixed = {
+        key: value for key, value in group.options.items() if key not in ("splits", "ns_dtype")
+    }
+    return lambda params, **changes: group.rule(params, **(fixed | changes))
+
+
+def double(shapes: Sequence[tuple[int, int]] = SHAPES) -> list[nn.Parameter]:
+    return [nn.Parameter(p.detach().double()) for p in weights(shapes)]
+
+
+# ---------------------------------------------------------------------------------------------
+# The papers' equations.
+
+Equations = Callable[[Tensor, Sequence[Tensor], float, float], Tensor]
+
+
+def nesterov(grads: Sequence[Tensor], mu: float = 0.95) -> list[Tensor]:
+    """The direction of each step; the average is the published sum but for a factor."""
+    directions, M = [], torch.zeros_like(grads[0])
+    for G in grads:
+        M = mu * M + (1 - mu) * G
+        directions.append((1 - mu) * G + mu * M)
+    return directions
+
+
+def shape_scale(W: Tensor) -> float:
+    return max(1.0, W.size(0) / W.size(1)) ** 0.5
+
+
+def normuon(W: Tensor, grads: Sequence[Tensor], lr: float, decay: float) -> Tensor:
+    v = torch.zeros(W.size(0), dtype=F64)
+    for U in nesterov(grads):
+        X = published(U)
+        v = 0.95 * v + 0.05 * X.pow(2).mean(1)
+        normed = X / v.sqrt()[:, None]
+        X = normed * X.norm() / normed.norm()
+        W = W - lr * decay * W - lr * shape_scale(W) * X
+    return W
+
+
+def adamuon(W: Tensor, grads: Sequence[Tensor], lr: float, decay: float) -> Tensor:
+    V = torch.zeros_like(W)
+    for U in nesterov(grads):
+        X = published(U.sign())
+        V = 0.95 * V + 0.05 * X**2
+        X = X / V.sqrt()
+        W = W - lr * decay * W - lr * 0.2 * W.numel() ** 0.5 / X.norm() * X
+    return W
+
+
+def muon2(W: Tensor, grads: Sequence[Tensor], lr: float, decay: float) -> Tensor:
+    V = torch.zeros_like(W)
+    for G, U in zip(grads, nesterov(grads), strict=True):
+        V = 0.95 * V + 0.05 * G**2
+        W = W - lr * decay * W - lr * shape_scale(W) * published(U / V.sqrt())
+    return W
+
+
+def muonh(W: Tensor, grads: Sequence[Tensor], lr: float, decay: float) -> Tensor:
+    R = W.norm()
+    for U in nesterov(grads):
+        X = published(U)
+        W = W - lr * R * X / X.norm()
+        W = R * W / W.norm()
+    return W
+
+
+def moonlight(W: Tensor, grads: Sequence[Tensor], lr: float, decay: float) -> Tensor:
+    for U in nesterov(grads):
+        W = W - lr * (0.2 * max(W.shape) ** 0.5 * published(U) + decay * W)
+    return W
+
+
+def deepseek_v4(W: Tensor, grads: Sequence[Tensor], lr: float, decay: float) -> Tensor:
+    table = (*JORDAN * 8, *((2.0, -1.5, 0.5),) * 2)
+    for U in nesterov(grads):
+        W = W - lr * (0.2 * max(W.shape) ** 0.5 * published(U, table, 10) + decay * W)
+    return W
+
+
+def polar_express(W: Tensor, grads: Sequence[Tensor], lr: float, decay: float) -> Tensor:
+    table = COEFFICIENTS["polar-express"]  # whose figures are in test_muon.py
+    for U in nesterov(grads):
+        W = W - lr * (shape_scale(W) * published(U, table) + decay * W)
+    return W
+
+
+def dion(W: Tensor, grads: Sequence[Tensor], lr: float, decay: float) -> Tensor:
+    rank = round(0.25 * min(W.shape))
+    M, Q = torch.zeros_like(W), draw(W.size(1), rank).double()
+    for G in grads:
+        B = M + G
+        P = torch.linalg.qr(B @ Q)[0]
+        R = B.T @ P
+        M = B - (1 - 0.95) * P @ R.T
+        Q = R / R.norm(dim=0)
+        W = W - lr * decay * W - lr * (W.size(0) / W.size(1)) ** 0.5 * P @ Q.T
+    return W
+
+
+EQUATIONS: dict[str, Equations] = {
+    "moonlight": moonlight,
+    "polar-express": polar_express,
+    "deepseek-v4": deepseek_v4,
+    "normuon": normuon,
+    "adamuon": adamuon,
+    "muon2": muon2,
+    "muonh": muonh,
+    "dion": dion,
+}
+
+
+@pytest.mark.parametrize("name", EQUATIONS)
+def test_a_variant_follows_its_equations(name: str) -> None:
+    params, decay = double(), 0.0 if name == "muonh" else 0.3
+    start = deepcopy(params)
+    train(params, rule_of(name)(params, lr=0.05, weight_decay=decay), 6)
+    for i, (p, W) in enumerate(zip(params, start, strict=True)):
+        grads = [gradient(p, t, i) for t in range(6)]
+        expected = EQUATIONS[name](W.detach(), grads, 0.05, decay)
+        assert distance(p - W, expected - W) < 1e-9
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "muon-split"])
+@pytest.mark.parametrize("splits", [(16, 16, 16), (24, 16, 8)])
+def test_a_stacked_parameter_equals_its_matrices_apart(name: str, splits: tuple[int, ...]) -> None:
+    stacked = nn.Parameter(draw(48, 16).double())
+    blocks = [nn.Parameter(block.clone()) for block in stacked.detach().split(splits)]
+    rule = rule_of(name)
+    train([stacked], rule([stacked], lr=0.1, splits=splits), 4)
+    part = lambda _, step, i: gradient(stacked, step).split(splits)[i]  # noqa: E731
+    train(blocks, rule(blocks, lr=0.1), 4, of=part)
+    assert distance(torch.cat(blocks), stacked) < 1e-12
+
+
+# ---------------------------------------------------------------------------------------------
+# What every rule must do.
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_quadratic_is_lowered_the_same_way_every_time(name: str) -> None:
+    target = draw(16, 24, seed=1)
+    start = draw(16, 24, seed=2)
+    start *= target.norm() / start.norm()  # as one of the rules keeps the norm
+    ends, losses = [], []
+    for _ in range(2):
+        W = nn.Parameter(start.clone())
+        optimizer = rule_of(name)([W], weight_decay=0.0)
+        scale = {"muonh": 0.2, "dion": 1.5}.get(name, 0.4)
+        for step in range(120):
+            optimizer.param_groups[0]["lr"] = scale * (1 - step / 120)
+            optimizer.zero_grad()
+            loss = (W - target).square().mean()
+            loss.backward()
+            losses.append(loss.item())
+            optimizer.step()
+        ends.append(W.detach())
+    assert losses[119] < 0.05 * losses[0]
+    assert torch.equal(*ends)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        *((name, {}) for name in NAMES),
+        ("muon", {"momentum_warmup": 5}),
+        ("muon", {"cautious": True}),
+    ],
+)
+def test_a_saved_state_goes_on_as_if_never_stopped(name: str, changes: Options) -> None:
+    params, rule = weights(SHAPES), rule_of(name)
+    optimizer = rule(params, lr=0.1, **changes)
+    train(params, optimizer, 3)
+    file = io.BytesIO()
+    torch.save(optimizer.state_dict(), file)
+    file.seek(0)
+    resumed = deepcopy(params)
+    other = rule(resumed, lr=7.0)
+    other.load_state_dict(torch.load(file, weights_only=True))
+    train(params, optimizer, 3, first=3)
+    train(resumed, other, 3, first=3)
+    for p, q in zip(params, resumed, strict=True):
+        assert torch.equal(p, q)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_zero_gradients_move_nothing_and_do_no_harm(name: str) -> None:
+    params, idle = weights(SHAPES), weights(SHAPES)
+    optimizer = rule_of(name)(params, lr=0.1, weight_decay=0.0)
+    train(params, optimizer, 2, of=lambda p, *_: torch.zeros_like(p))
+    for p, q in zip(params, idle, strict=True):
+        assert distance(p, q) < 1e-6  # keeping a norm rounds
+    train(params, optimizer, 3, first=2)
+    train(idle, rule_of(name)(idle, lr=0.1, weight_decay=0.0), 3, first=2)
+    for p, q in zip(params, idle, strict=True):
+        assert p.isfinite().all()
+        assert distance(p, q) < 1e-4  # as if there had been no zeros
+    p, before = params[0], params[0].detach().clone()
+    for q in params:
+        q.grad = None
+    optimizer.step()
+    assert torch.equal(p, before)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_are_left_as_they_are(name: str) -> None:
+    params = weights(SHAPES)
+    train(params, rule_of(name)(params, lr=0.1), 2)
+    for i, p in enumerate(params):
+        assert p.grad is not None and torch.equal(p.grad, gradient(p, 1, i))
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "dion"])
+def test_the_scale_of_the_gradients_does_not_matter(name: str) -> None:
+    params, scaled = weights(SHAPES), weights(SHAPES)
+    train(params, rule_of(name)(params, lr=0.1), 3)
+    tiny = lambda *a: 2.0**-30 * gradient(*a)  # noqa: E731
+    train(scaled, rule_of(name)(scaled, lr=0.1), 3, of=tiny)
+    for p, q in zip(params, scaled, strict=True):
+        assert distance(p, q) < 1e-5
+
+
+def test_a_batch_of_variants_keeps_what_is_each_ones_own() -> None:
+    start = 0.1 * draw(16, 40)
+    rules = [rule_of(name) for name in NAMES if name != "dion"]
+    table = [rule([nn.Parameter(start.clone())]).param_groups[0] for rule in rules]
+    table += [table[0] | {"cautious": True}, table[0] | {"momentum_warmup": 9}]
+    table += [table[0] | {"second_moment": "row", "beta2": 0.5}]
+    for transposed in (False, True):
+        groups, ends = [], []
+        for option in table:
+            p = nn.Parameter((start.T if transposed else start).clone())
+            alone = nn.Parameter(p.detach().clone())
+            groups.append(option | {"params": [p], "lr": 0.05, "weight_decay": 0.5})
+            train([alone], Muon([groups[-1] | {"params": [alone]}]), 3)
+            ends.append(alone)
+        together = [group["params"][0] for group in groups]
+        train(together, Muon(groups), 3, of=lambda p, t, _: gradient(p, t))
+        for p, q in zip(together, ends, strict=True):
+            assert distance(p, q) < 1e-6
+        # Muon Split is Muon where nothing is split.
+        assert len({round(p.abs().sum().item(), 5) for p in together}) == len(together) - 1
+
+
+@pytest.mark.parametrize("name", ["normuon", "muon2", "muonh", "moonlight"])
+def test_bfloat16_products_change_a_step_by_their_rounding_only(name: str) -> None:
+    params, low = weights(SHAPES[:3]), weights(SHAPES[:3])
+    start = deepcopy(params)
+    train(params, rule_of(name)(params, lr=0.1), 3)
+    train(low, rule_of(name)(low, lr=0.1, ns_dtype=BF16), 3)
+    for p, q, W in zip(params, low, start, strict=True):
+        assert 0 < distance(q - W, p - W) < 0.03
+
+
+@pytest.mark.parametrize(
+    ("name", "floats"),
+    [
+        ("muon", lambda r, c: r * c),
+        ("moonlight", lambda r, c: r * c),
+        ("muonh", lambda r, c: r * c),
+        ("normuon", lambda r, c: r * c + r),
+        ("adamuon", lambda r, c: 2 * r * c),
+        ("muon2", lambda r, c: 2 * r * c),
+        ("dion", lambda r, c: r * c + c * min(r, c) // 4),
+    ],
+)
+def test_state_is_as_large_as_published(name: str, floats: Callable[[int, int], int]) -> None:
+    params = weights(((16, 40), (40, 16)))
+    optimizer = rule_of(name)(params, lr=0.1)
+    train(params, optimizer, 1)
+    for p in params:
+        held = sum(x.numel() for x in optimizer.state[p].values() if isinstance(x, Tensor))
+        assert held == floats(*p.shape)
+
+
+# ---------------------------------------------------------------------------------------------
+# What each reduces to.
+
+
+def moved(options: Options, shape: tuple[int, int] = (24, 40), **group: Any) -> Tensor:
+    """The first update of a matrix, over its lr."""
+    p = nn.Parameter(draw(*shape).double())
+    before = p.detach().clone()
+    train([p], Muon([p], lr=0.5, **options), 1)
+    return (before - p.detach()) / 0.5
+
+
+@pytest.mark.parametrize("shape", [(24, 40), (40, 24)])
+def test_normuon_levels_the_rows_and_keeps_the_norm(shape: tuple[int, int]) -> None:
+    plain, levelled = moved({}, shape), moved({"second_moment": "row"}, shape)
+    assert levelled.norm().item() == pytest.approx(plain.norm().item(), rel=1e-12)
+    rows = levelled.norm(dim=1)  # after one step, alike
+    assert (rows.max() - rows.min()) / rows.max() < 1e-12
+    assert (plain.norm(dim=1) / rows - 1).abs().max() > 0.01
+
+
+def test_adamuon_has_the_root_mean_square_of_adam_and_begins_with_a_sign() -> None:
+    options: Options = dict(sign=True, second_moment="entry", adjust_lr_fn="exact_rms")
+    first = moved(options)
+    X = newton_schulz(gradient(draw(24, 40).double(), 0).sign()[None])[0]
+    assert (first - 0.2 * X.sign()).abs().max() < 1e-9
+    p = nn.Parameter(draw(24, 40).double())
+    optimizer = Muon([p], lr=0.5, **options)
+    for step in range(4):
+        before = p.detach().clone()
+        train([p], optimizer, 1, first=step)
+        assert (p - before).square().mean().sqrt().item() == pytest.approx(0.1, rel=1e-9)
+
+
+def test_muon2_without_memory_orthogonalises_the_sign() -> None:
+    squared = moved({"second_moment": "gradient", "beta2": 0.0, "momentum": 0.0})
+    assert distance(squared, moved({"sign": True, "momentum": 0.0})) < 1e-12
+
+
+@pytest.mark.parametrize("shape", [(24, 40), (40, 24)])
+def test_hyperball_keeps_the_norm_of_every_matrix(shape: tuple[int, int]) -> None:
+    splits = (shape[0] // 2, shape[0] // 4, shape[0] // 4)
+    p = nn.Parameter(draw(*shape))
+    radii = [block.norm().item() for block in p.detach().split(splits)]
+    optimizer = Muon([p], lr=0.3, splits=splits, adjust_lr_fn="hyperball")
+    for step in range(30):
+        before = p.detach().clone()
+        train([p], optimizer, 1, first=step)
+        assert [block.norm().item() for block in p.detach().split(splits)] == pytest.approx(
+            radii, rel=1e-5
+        )
+        assert distance(p, before) > 0.05
+
+
+def test_hyperball_gives_zeros_the_norm_of_torchs_initialisation() -> None:
+    torch.manual_seed(0)
+    for shape in ((64, 256), (256, 64), (64, 64)):
+        p = nn.Parameter(torch.zeros(shape))
+        optimizer = Muon([p], lr=0.0, adjust_lr_fn="hyperball")
+        train([p], optimizer, 1)
+        assert not p.any()  # lr 0 leaves it
+        optimizer.param_groups[0]["lr"] = 1e-3
+        train([p], optimizer, 1)
+        torchs = nn.Linear(shape[1], shape[0]).weight
+        assert p.norm().item() == pytest.approx((shape[0] / 3) ** 0.5, rel=1e-5)
+        assert p.norm().item() == pytest.approx(torchs.norm().item(), rel=0.05)
+        assert (p * gradient(p, 0)).sum() < 0  # downhill
+        train([p], optimizer, 5)
+        assert p.norm().item() == pytest.approx((shape[0] / 3) ** 0.5, rel=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(24, 40), (40, 24)])
+def test_cautious_decay_is_of_the_weights_that_the_update_shrinks(shape: tuple[int, int]) -> None:
+    update = moved({}, shape)
+    W = draw(*shape).double()
+    decayed = moved({"weight_decay": 0.3, "cautious": True}, shape) - update
+    shrinks = update * W > 0
+    assert 0.3 < shrinks.double().mean() < 0.7
+    assert (decayed - 0.3 * W * shrinks).abs().max() < 1e-12
+    plain = moved({"weight_decay": 0.3}, shape) - update
+    assert (plain - 0.3 * W).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_the_momentum_rises_as_a_trainer_would_raise_it(nesterov: bool) -> None:
+    params, reference = weights(SHAPES), weights(SHAPES)
+    options: Options = dict(lr=0.1, momentum=0.95, nesterov=nesterov)
+    warm = Muon(params, momentum_start=0.85, momentum_warmup=4, **options)
+    plain = Muon(reference, **options)
+    for step, mu in enumerate((0.85, 0.875, 0.9, 0.925, 0.95, 0.95)):
+        plain.param_groups[0]["momentum"] = mu
+        train(params, warm, 1, first=step)
+        train(reference, plain, 1, first=step)
+        for p, q in zip(params, reference, strict=True):
+            assert distance(p, q) < 1e-6
+
+
+def test_dion_turns_to_the_polar_factor_at_full_rank() -> None:
+    for shape in ((12, 20), (20, 12)):
+        U, _, Vh = torch.linalg.svd(draw(*shape).double(), full_matrices=False)
+        G = U * torch.logspace(0, -3, 12, base=2, dtype=F64) @ Vh
+        p = nn.Parameter(torch.zeros(shape, dtype=F64))
+        optimizer = Dion([p], lr=1.0, weight_decay=0.0, rank_fraction=1.0)
+        train([p], optimizer, 60, of=lambda *_, G=G: G.clone())
+        before = p.detach().clone()
+        train([p], optimizer, 1, of=lambda *_, G=G: G.clone())
+        update = (before - p.detach()) / (shape[0] / shape[1]) ** 0.5
+        assert distance(update, polar(G)) < 1e-3
+
+
+def test_dion_keeps_what_its_subspace_does_not_see() -> None:
+    p = nn.Parameter(torch.zeros(16, 24, dtype=F64))
+    optimizer = Dion([p], momentum=0.0, rank_fraction=0.25)
+    train([p], optimizer, 1)
+    G, M = gradient(p, 0), optimizer.state[p]["momentum_buffer"]
+    assert torch.linalg.matrix_rank(M) == 12  # 4 of 16 directions are used up
+    seen = G - M
+    assert (seen * M).sum().abs() < 1e-9 * G.square().sum()
+
+
+# ---------------------------------------------------------------------------------------------
+# The recipes.
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_is_registered_under_its_usual_name(name: str) -> None:
+    groups = plan_of(name)
+    assert {row.role for group in groups for row in group.params} == {
+        "embed", "head", "matrix", "vector"
+    }  # fmt: skip
+    known = options(optim.recipes()[name])
+    tuned = {key: option for key, option in known.items() if option.range}
+    expected = {"lr", "weight_decay", "embed_lr", "head_lr", "vector_lr"}
+    expected -= {"muonh": {"weight_decay"}, "moonlight": {"embed_lr", "head_lr", "vector_lr"}}.get(
+        name, set()
+    )
+    assert set(tuned) == expected
+    for option in tuned.values():
+        assert isinstance(option.range, Log)
+        assert option.range.low < option.default < option.range.high
+
+
+def test_a_variant_is_muon_with_other_defaults() -> None:
+    muon, split = optim.recipes()["muon"], options(optim.recipes()["muon-split"])
+    assert split == options(muon) | {"blocks": split["blocks"]}
+    assert (options(muon)["blocks"].default, split["blocks"].default) == ("qkv", "heads")
+    normuon = options(optim.recipes()["normuon"])
+    assert normuon["second_moment"].default == "row"
+    adamuon = options(optim.recipes()["adamuon"])
+    assert adamuon["lr"].range != options(muon)["lr"].range
+    assert options(optim.recipes()["muonh"])["weight_decay"].default == 0.0
+    typed = plan_of("normuon", beta2=0.8, ns_coefficients="cans", cautious=True)[0].options
+    assert (typed["second_moment"], typed["beta2"], typed["cautious"]) == ("row", 0.8, True)
+    assert typed["ns_coefficients"] == "cans"
+
+
+def test_the_options_of_muon_that_had_been_there_stay_first_and_as_they_were() -> None:
+    known = options(optim.recipes()["muon"])
+    old = dict(
+        lr=0.03, weight_decay=0.05, momentum=0.95, nesterov=True, ns_coefficients="jordan",
+        ns_steps=5, adjust_lr_fn="original", embed_lr=0.3, head_lr=0.01, vector_lr=0.01,
+        aux_beta1=0.8, aux_beta2=0.95, aux_eps=1e-10, aux_weight_decay=0.0,
+    )  # fmt: skip
+    assert {key: option.default for key, option in list(known.items())[: len(old)]} == old
+    model = GPT(MODEL)
+    model.init_weights(0)
+    for group in plan_of("muon", model)[:2]:
+        params = [row.param for row in group.params]
+        train(params, optimizer := group.rule(params, **group.options), 1)
+        assert all(state.keys() == {"momentum_buffer"} for state in optimizer.state.values())
+
+
+def test_muon_split_orthogonalises_each_head() -> None:
+    model = GPT(MODEL)
+    model.init_weights(0)
+    groups = plan_of("muon-split", model, lr=0.1, weight_decay=0.0)
+    splits = {row.name: g.options.get("splits") for g in groups for row in g.params}
+    assert splits["blocks.1.attn.qkv.weight"] == (16,) * 6
+    assert splits["blocks.1.attn.proj.weight"] == (32,)
+    assert splits["blocks.1.mlp.fc.weight"] == (128,)
+
+    qkv = model.get_parameter("blocks.0.attn.qkv.weight")
+    (group,) = (g for g in groups if any(row.param is qkv for row in g.params))
+    start = qkv.detach().clone()
+    heads = [nn.Parameter(head.clone()) for head in start.split(16)]
+    part = lambda _, step, i: gradient(qkv, step).split(16)[i]  # noqa: E731
+    optimizer, apart = group.rule([qkv], **group.options), Muon(heads, lr=0.1)
+    train([qkv], optimizer, 1)
+    train(heads, apart, 1, of=part)
+    for head in (start - qkv.detach()).split(16):  # each has its own full rank
+        values = torch.linalg.svdvals(head / 0.1)
+        assert values.min() > 0.65 and values.max() < 1.15
+    train([qkv], optimizer, 3, first=1)
+    train(heads, apart, 3, first=1, of=part)
+    assert distance(qkv - start, torch.cat(heads) - start) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("blocks", "splits"), [("fused", (96,)), ("qkv", (32,) * 3), ("heads", (16,) * 6)]
+)
+@pytest.mark.parametrize("name", ["muon", "dion"])
+def test_blocks_say_how_query_key_and_value_are_cut(
+    name: str, blocks: str, splits: tuple[int, ...]
+) -> None:
+    found = {
+        row.name: group.options["splits"]
+        for group in plan_of(name, blocks=blocks)
+        for row in group.params
+        if row.role == "matrix"
+    }
+    assert found["blocks.0.attn.qkv.weight"] == splits
+
+
+def test_moonlight_has_one_lr_and_weight_decay_for_all() -> None:
+    groups = plan_of("moonlight", lr=0.02, weight_decay=0.3)
+    assert {(g.options["lr"], g.options["weight_decay"]) for g in groups} == {(0.02, 0.3)}
+    assert groups[-1].options["betas"] == (0.9, 0.95)
+    assert groups[0].options["adjust_lr_fn"] == "match_rms_adamw"
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("muon", {"blocks": "head"}, "blocks=head: must be fused, qkv or heads"),
+        ("muon", {"second_moment": "rows"}, "second_moment='rows'.*gradient, row, entry"),
+        ("muon", {"beta2": 1.0}, "beta2=1.0"),
+        ("muon", {"momentum_start": 1.0}, "momentum_start=1.0"),
+        ("muon", {"momentum_warmup": -1}, "momentum_warmup=-1"),
+        ("normuon", {"adjust_lr_fn": "exact"}, "exact.*exact_rms or hyperball"),
+        ("dion", {"rank_fraction": 0.0}, "rank_fraction=0.0"),
+        ("dion", {"momentum": 1.5}, "momentum=1.5"),
+    ],
+)
+def test_impossible_options_are_refused(name: str, settings: Options, message: str) -> None:
+    with pytest.raises((ValueError, UserError), match=message):
+        for group in plan_of(name, **settings):
+            group.rule([row.param for row in group.params], **group.options)
+
+
+def schedule(steps: int = 1) -> None:
+    """What every entrant has beside its recipe's options."""
+
+
+@pytest.mark.parametrize("name", ["polar-express", "muon-split"])
+def test_names_with_hyphens_are_entrants_and_sections(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "tuned.toml"
+    tune.write_settings(path, "tiny", name, {"lr": 0.04, "steps": 65}, 6)
+    assert tuned_settings("tiny", name, path) == {"lr": 0.04, "steps": 65}
+    entrant = parse(f"{name}:beta2=0.5", "tiny", schedule, {}, {}, None)
+    assert (entrant.recipe, entrant.settings["beta2"]) == (name, 0.5)
+    again = parse(entrant.spelled, "tiny", schedule, {}, {}, None)
+    assert again.settings == entrant.settings
