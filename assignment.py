@@ -90,18 +90,20 @@ def state_bytes(group: optim.Group, entrant: Entrant) -> list[int]:
         return _after_a_step(group, params)
     except (NotImplementedError, RuntimeError, TypeError):
         pass  # the rule needs numbers
-    shapes = {(p.shape, p.dtype): p for p in params}
-    sizes = {}
-    for key, p in shapes.items():
-        copy = torch.nn.Parameter(torch.randn(p.shape, dtype=p.dtype))
-        try:
-            sizes[key] = _after_a_step(group, [copy])[0]
-        except RuntimeError as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(
-                f"{entrant.label}: {group.rule.__name__} fails on {tuple(p.shape)}: {reason}"
-            ) from error
-    return [sizes[p.shape, p.dtype] for p in params]
+    shapes = list({(p.shape, p.dtype): p for p in params})
+    # The first of a group may hold what the others share.
+    copies = [(params[0].shape, params[0].dtype), *shapes]
+    numbers = [torch.nn.Parameter(torch.randn(shape, dtype=dtype)) for shape, dtype in copies]
+    try:
+        first, *sizes = _after_a_step(group, numbers)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{entrant.label}: {group.rule.__name__} fails on random numbers: {reason}; "
+            "mend its options"
+        ) from error
+    of_shape = dict(zip(shapes, sizes, strict=True))
+    return [first, *(of_shape[p.shape, p.dtype] for p in params[1:])]
 
 
 def _after_a_step(group: optim.Group, params: Sequence[torch.nn.Parameter]) -> list[int]:

@@ -5,9 +5,8 @@
     python speedrun.py adamw lamb kron schedule-free
 
 Each is on the hidden matrices, with AdamW on the rest, but for schedule-free, which has no cooldown
-that the rest could share. Where a library departs from a paper by default, the paper is followed,
-but for the bfloat16 and compilation of heavyball. A matrix goes to the library as the model stores
-it: query, key and value in one.
+that the rest could share. Where a library departs from a paper by default, the paper is followed. A
+matrix goes to the library as the model stores it: query, key and value in one.
 """
 
 from typing import Annotated
@@ -149,6 +148,7 @@ def lamb(
         eps=eps,
         weight_decay=weight_decay,
         weight_decouple=False,  # decay is part of the update that is scaled
+        adam_debias=True,  # else lr / (1 - beta1^t), ten times lr at first, in no version
     )
     return [matrices, *auxiliary(roles, embed_lr, head_lr, vector_lr)]
 
@@ -253,19 +253,25 @@ def kron(
     lr: Annotated[float, Log(1e-4, 1e-2)] = 0.001,
     weight_decay: Annotated[float, Log(0.03, 3.0)] = 0.3,
     beta1: float = 0.9,
+    precond_lr: float = 0.1,
+    precond_init_scale: float = 1.0,
     embed_lr: EmbedLR = 0.3,
     head_lr: HeadLR = 0.01,
     vector_lr: VectorLR = 0.01,
 ) -> list[Group]:
     """PSGD with Kronecker factors (Li 1512.04202), the momentum whitened by triangular factors.
 
-    The factors are refreshed in every one of the first 1000 steps, less and less often after.
+    The factors are refreshed in every one of the first 1000 steps, less and less often after. They
+    start from a fixed scale: the library's guess needs a first gradient that is not zero, and those
+    of matrices before a zero-initialised projection are.
     """
     matrices = Group(
         rule("heavyball.PSGDKron"),
         pick(roles, "matrix"),
         lr=lr,
         betas=(beta1, 0.999),  # the second is not used
+        precond_lr=precond_lr,
+        precond_init_scale=precond_init_scale,
         weight_decay=weight_decay,
     )
     return [matrices, *auxiliary(roles, embed_lr, head_lr, vector_lr)]

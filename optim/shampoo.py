@@ -18,14 +18,25 @@ from optim import Group, Log, Roles, by_splits, recipe
 from optim.adamw import EmbedLR, HeadLR, VectorLR, auxiliary
 
 
+def eigh(S: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues, ascending, and eigenvectors of a symmetric S (m, m); NaN if it is not finite.
+
+    In float64, since the iteration in float32 may not converge where S has a low rank, and without
+    the error that would end a race where a run has diverged.
+    """
+    finite = S.isfinite().all()
+    values, vectors = torch.linalg.eigh(torch.where(finite, S, 0.0).double())
+    return torch.where(finite, values, torch.nan).to(S.dtype), vectors.to(S.dtype)
+
+
 def matrix_power(S: Tensor, power: float, eps: float) -> Tensor:
     """S^power of a symmetric positive semi-definite S (m, m).
 
     Eigenvalues below eps times the largest count as that; zero gives zero.
     """
-    values, vectors = torch.linalg.eigh(S)
+    values, vectors = eigh(S)
     largest = values[-1]
-    powers = torch.where(largest > 0, values.clamp(min=eps * largest) ** power, 0.0)
+    powers = torch.where(largest == 0, 0.0, values.clamp(min=eps * largest) ** power)
     return (vectors * powers) @ vectors.mT
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from optim import Group, Log, Roles, by_splits, recipe
 from optim.adamw import EmbedLR, HeadLR, VectorLR, auxiliary
+from optim.shampoo import eigh
 
 
 def rotate(X: Tensor, bases: Sequence[Tensor | None], back: bool = False) -> Tensor:
@@ -25,7 +26,7 @@ def rotate(X: Tensor, bases: Sequence[Tensor | None], back: bool = False) -> Ten
 
 def eigenbasis(S: Tensor) -> Tensor:
     """Eigenvectors of a symmetric S, those of the largest eigenvalues first."""
-    return torch.linalg.eigh(S)[1].flip(-1)
+    return eigh(S)[1].flip(-1)
 
 
 def refresh(Q: Tensor, S: Tensor) -> tuple[Tensor, Tensor]:
@@ -105,6 +106,7 @@ class SOAP(torch.optim.Optimizer):
         ]
 
     def _update(self, p: Tensor, group: dict[str, Any]) -> None:
+        assert p.grad is not None
         state, (beta1, beta2) = self.state[p], group["betas"]
         state["step"] += 1
         state["exp_avg"].lerp_(p.grad, 1 - beta1)
@@ -112,7 +114,7 @@ class SOAP(torch.optim.Optimizer):
         p.mul_(1 - group["lr"] * group["weight_decay"])
         tensors = (p, p.grad, state["exp_avg"], state["exp_avg_sq"])
         parts = (x.split(self._heights(p, group)) for x in tensors)
-        for W, G, M, V, bases in zip(*parts, state["bases"], strict=True):
+        for (W, G, M, V), bases in zip(zip(*parts, strict=True), state["bases"], strict=True):
             V.lerp_(rotate(G, bases).square(), 1 - beta2)
             direction = rotate(M, bases) / ((V / correction2).sqrt() + group["eps"])
             W.sub_(rotate(direction, bases, back=True), alpha=group["lr"] / correction1)
