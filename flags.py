@@ -15,7 +15,9 @@ def command_line(
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("words", nargs="*", metavar="[tune] ENTRANT", help="default: adamw muon")
+    parser.add_argument(
+        "words", nargs="*", metavar="[tune | plan] ENTRANT", help="default: adamw muon"
+    )
     names = ", ".join(tracks)
     parser.add_argument("--track", help=f"one of {names}; default: gpt2 with a GPU, else tiny")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each entrant (default 3)")

@@ -17,14 +17,17 @@ import torch
 
 import machine
 from errors import UserError
-from optim.entrants import Entrant
+from optim.entrants import Entrant, split
 from results import store
 from results.schema import DIVERGED, FINISHED, REACHED, Point, Run, Trial
 from results.stats import crossing
 
 ROOT = Path(__file__).parent
 # The files that decide a number. Their text is stored once per hash, and the hash is in every row.
-PROGRAM = ("*.py", "optim/**/*.py", "engines/*.py", "data/*.py", "results/s*.py")
+PROGRAM = (
+    "*.py", "optim/**/*.py", "engines/*.py", "data/*.py", "results/s*.py",
+    "requirements-optimizers.txt",
+)  # fmt: skip
 # What running the program writes into its own tree.
 OUTPUTS = ("results/*.csv", "results/curves", "results/sources", "plots/*.png", "plots/*.svg")
 
@@ -78,12 +81,12 @@ def run_row(trainer: Any, facts: dict[str, Any], race: str, steps_planned: int, 
     bits = None if loss is None else loss / math.log(2) / trainer.data.bytes_per_token
     flops = trainer.gpt.flops_per_token(track.seq_len) * track.batch_tokens
     peak = machine.peak_memory(trainer.device)
-    recipe, _, options = facts["entrant"].partition(":")
+    recipe, options = split(facts["entrant"])
     digest = hashlib.sha256(options.encode()).hexdigest()[:6]
     return Run(
         **facts,
         race=race,
-        run=f"{race}-{recipe}-{digest}-s{facts['seed']}",
+        run=f"{race}-{recipe.replace(':', '-')}-{digest}-s{facts['seed']}",
         status=out.status,
         target=track.target,
         steps_planned=steps_planned,
@@ -137,7 +140,7 @@ def trial_row(
     aims = stage == "horizon"
     return Trial(
         **facts,
-        recipe=facts["entrant"].partition(":")[0],
+        recipe=split(facts["entrant"])[0],
         stage=stage,
         trial=trial,
         steps=steps,

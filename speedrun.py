@@ -4,6 +4,7 @@
     python speedrun.py adamw muon:lr=0.05 --seeds 5     # an entrant is name[:key=value,...]
     python speedrun.py adamw muon --resume              # go on with a race that was stopped
     python speedrun.py adamw muon --track gpt2 --dry-run    # what a race would take
+    python speedrun.py plan muon --track gpt2           # the rule of every parameter
     python speedrun.py tune adamw muon --trials 32      # the search behind optim/tuned.toml
 
 Every decision that could change a reported number, except model math and update math, is read in
@@ -29,6 +30,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
+import assignment
 import dryrun
 import engines
 import flags
@@ -344,6 +346,7 @@ class Trainer:
         exploded = 2 * math.log(self.data.vocab_size)  # twice the loss of a uniform guess
         out = Outcome(Clock(self.now, self.device), compile_seconds=self.warm_up())
         self.engine.mark = out.clock.mark
+        torch.manual_seed(seed)  # for rules that draw numbers
         machine.reset_peak_memory(self.device)
         unread: list[Tensor] = []  # losses that are still on the device
         losses: list[float] = []  # since the last validation
@@ -384,7 +387,7 @@ class Trainer:
         """
         clock = out.clock
         for group in (g for optimizer in self.optimizers for g in optimizer.param_groups):
-            group["lr"] = group["base_lr"] * factor
+            group["lr"] = group["initial_lr"] * factor
         clock.start()
         with clock.part("data"):
             inputs, targets = feed.next()
@@ -435,8 +438,9 @@ class Trainer:
         """The loss on the validation tokens, nats per token: the same ones every time."""
         begun = self.now()
         total = torch.zeros((), dtype=torch.float64, device=self.device)
-        for batch in self.val:
-            total += self.loss(*self.to_device(*batch))
+        with self.engine.evaluation():
+            for batch in self.val:
+                total += self.loss(*self.to_device(*batch))
         share = self.track.val_tokens / self.engine.world_size
         loss = self.engine.mean(total / share)
         out.val_seconds += self.now() - begun
@@ -562,6 +566,12 @@ def dry_run_main(track: Track, options: Options, arguments: argparse.Namespace) 
     dryrun.conduct(track, entrants_of(arguments), options.loss_chunk, arguments)
 
 
+def plan_main(track: Track, options: Options, arguments: argparse.Namespace) -> None:
+    """Show what each parameter gets; it needs neither data nor a GPU."""
+    arguments.words = arguments.words[1:]
+    assignment.conduct(track, entrants_of(arguments))
+
+
 def race_main(track: Track, options: Options, arguments: argparse.Namespace) -> None:
     """Race, then say who won."""
     entrants = entrants_of(arguments)
@@ -603,12 +613,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     dryrun.add_flags(parser)
     arguments = parser.parse_args(argv)
     command = dry_run_main if arguments.dry_run else race_main
-    if arguments.words[:1] == ["tune"]:
-        command = tune_main
+    command = {"tune": tune_main, "plan": plan_main}.get("".join(arguments.words[:1]), command)
     try:
         options = Options(**flags.given(arguments, Options))
         track = settle_track(arguments)
-        if not arguments.dry_run:
+        if command in (race_main, tune_main):
             store.ready(Path(options.results))
         command(track, options, arguments)
     except UserError as error:

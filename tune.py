@@ -300,7 +300,9 @@ def write_settings(path: Path, track: str, recipe: str, settings: Settings, tria
     lines = [HEADER]
     for track_name, recipes in sorted(document.items()):
         for recipe_name, section in sorted(recipes.items()):
-            lines.append(f"[{track_name}.{recipe_name}]")
+            is_bare = recipe_name.replace("-", "").replace("_", "").isalnum()
+            key = recipe_name if is_bare else json.dumps(recipe_name)  # lib:module.Class
+            lines.append(f"[{track_name}.{key}]")
             lines += [f"{key} = {json.dumps(value)}" for key, value in section.items()]
             lines.append("")
     path.write_text("\n".join(lines))

@@ -8,6 +8,7 @@ other engine must agree with.
 import os
 import pkgutil
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from importlib import import_module
 from typing import Any, Protocol
 
@@ -46,13 +47,20 @@ class Engine(Protocol):
         """The model's table of roles, with the parameters that this process updates."""
 
     def optimizers(self, plan: Sequence[Plan]) -> list[torch.optim.Optimizer]:
-        """Build one optimizer per rule of the plan; their groups have a `base_lr`."""
+        """Build one optimizer per rule of the plan; their groups have an `initial_lr`."""
 
     def backward(self, loss: Tensor, last: bool) -> None:
         """Accumulate gradients; `last` marks the last microbatch of a step."""
 
     def step(self) -> None:
         """Update the parameters and clear the gradients."""
+
+    def evaluation(self) -> AbstractContextManager[None]:
+        """Within it the weights are those that the optimizers would have evaluated.
+
+        A rule that trains other weights than it evaluates, such as a schedule-free one, has the
+        methods `eval` and `train`. Nothing of it is left afterwards.
+        """
 
     def mean(self, value: Tensor) -> float:
         """A scalar averaged over processes."""

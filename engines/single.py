@@ -1,7 +1,8 @@
 """The single-process engine: one device, nothing to communicate. The reference for all others."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
 
@@ -10,6 +11,15 @@ from torch import Tensor, nn
 
 from engines import Plan
 from errors import UserError
+
+
+def tensors_in(state: Any) -> Iterator[Tensor]:
+    """The tensors in an optimizer's state, however it is nested."""
+    if isinstance(state, Tensor):
+        yield state
+    elif isinstance(state, dict | list | tuple):
+        for value in state.values() if isinstance(state, dict) else state:
+            yield from tensors_in(value)
 
 
 class Engine:
@@ -43,7 +53,8 @@ class Engine:
         by_rule: dict[Callable[..., torch.optim.Optimizer], torch.optim.Optimizer] = {}
         for group in plan:
             built = group.rule([row.param for row in group.params], **group.options)
-            built.param_groups[0]["base_lr"] = group.options["lr"]
+            # The key of torch's schedulers: libraries have other uses for other names.
+            built.param_groups[0]["initial_lr"] = group.options["lr"]
             if group.rule in by_rule:
                 by_rule[group.rule].add_param_group(built.param_groups[0])
             else:
@@ -58,6 +69,22 @@ class Engine:
         for optimizer in self._optimizers:
             optimizer.step()
         self.model.zero_grad(set_to_none=not self.keep_grads)
+
+    @contextmanager
+    def evaluation(self) -> Iterator[None]:
+        switched: list[Any] = [each for each in self._optimizers if hasattr(each, "eval")]
+        weights = [p for each in switched for group in each.param_groups for p in group["params"]]
+        trained = [p.detach().clone() for p in weights]  # the way back through `train` rounds
+        for optimizer in switched:
+            optimizer.eval()
+        try:
+            yield
+        finally:
+            for optimizer in switched:
+                optimizer.train()
+            with torch.no_grad():
+                for p, value in zip(weights, trained, strict=True):
+                    p.copy_(value)
 
     def mean(self, value: Tensor) -> float:
         return value.item()
@@ -79,13 +106,8 @@ class Engine:
         params = list(self.model.parameters())
         tensors: dict[str, list[Tensor]] = {"params": [*params]}
         tensors["grads"] = [p.grad for p in params if p.grad is not None]
-        tensors["state"] = [
-            value
-            for optimizer in self._optimizers
-            for state in optimizer.state.values()
-            for value in state.values()
-            if isinstance(value, Tensor)
-        ]
+        states = (state for each in self._optimizers for state in each.state.values())
+        tensors["state"] = [value for state in states for value in tensors_in(state)]
         return {kind: sum(t.nbytes for t in found) for kind, found in tensors.items()}
 
     def save(self) -> dict[str, Any]:

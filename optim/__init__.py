@@ -5,7 +5,8 @@
 
 A recipe is a function in a file of this folder. Its keyword arguments are its command line
 (`lion:lr=3e-4`), its key in the CSVs and, where annotated with a range, its search space for the
-tuner. It returns data; `plan` checks them and an engine builds the optimizers.
+tuner; one that is named like an option of the schedule replaces that option's default. It returns
+data; `plan` checks them and an engine builds the optimizers.
 """
 
 import inspect
@@ -105,6 +106,17 @@ def recipes() -> dict[str, Recipe]:
     return _RECIPES
 
 
+def find(name: str) -> Recipe:
+    """The recipe of that name; `lib:` and a dotted path make one of any optimizer class.
+
+    Raises KeyError if there is none, UserError for a class that cannot be raced.
+    """
+    if name.startswith("lib:"):
+        made: Recipe = import_module(f"{__name__}.library").recipe_of(name)
+        return made
+    return recipes()[name]
+
+
 def options(function: Callable[..., Any]) -> dict[str, Option]:
     """The options that a recipe's signature, or any other keyword-only signature, declares."""
     hints = get_type_hints(function, include_extras=True)
@@ -132,7 +144,7 @@ def plan(
     `ns_backend`. Raises UserError if a parameter has no rule or two, or if Muon got anything but
     whole matrices of the hidden layers.
     """
-    groups = recipes()[recipe_name](roles, **settings)
+    groups = find(recipe_name)(roles, **settings)
     owners: dict[str, list[str]] = {row.name: [] for row in roles}
     for group in groups:
         for option, value in (("ns_dtype", matmul_dtype), ("ns_backend", ns_backend)):
@@ -140,7 +152,8 @@ def plan(
                 group.options.setdefault(option, value)
         for row in group.params:
             owners[row.name].append(group.rule.__name__)
-            if issubclass(group.rule, Muon) and (row.role != "matrix" or row.param.ndim != 2):
+            is_muon = issubclass(group.rule, (Muon, torch.optim.Muon))
+            if is_muon and (row.role != "matrix" or row.param.ndim != 2):
                 raise UserError(
                     f"{recipe_name}: {row.name} ({row.role}, {row.param.ndim}-D) was given to "
                     f"{group.rule.__name__}, which takes whole hidden matrices only; "
@@ -155,6 +168,13 @@ def plan(
     return [group for group in groups if group.params]
 
 
+def by_splits(roles: Roles) -> dict[tuple[int, ...], list[Role]]:
+    """The hidden matrices by the row counts of what is stacked in them."""
+    matrices = pick(roles, "matrix")
+    splits = dict.fromkeys(row.splits for row in matrices)
+    return {heights: [row for row in matrices if row.splits == heights] for heights in splits}
+
+
 def pick(roles: Roles, *names: str) -> list[Role]:
     """The rows whose role is one of `names`."""
     return [row for row in roles if row.role in names]
@@ -162,5 +182,5 @@ def pick(roles: Roles, *names: str) -> list[Role]:
 
 __all__ = [
     "Group", "Linear", "Log", "Option", "Recipe", "Role", "Roles",
-    "options", "pick", "plan", "recipe", "recipes",
+    "by_splits", "find", "options", "pick", "plan", "recipe", "recipes",
 ]  # fmt: skip

@@ -1,7 +1,8 @@
 """Entrants: who races, spelled `name[:key=value,...]`, with every option settled.
 
-    adamw                    the tuned settings of the track, or the recipe's defaults
-    muon:lr=0.05,steps=90    the same with two options replaced
+    adamw                        the tuned settings of the track, or the recipe's defaults
+    muon:lr=0.05,steps=90        the same with two options replaced
+    lib:heavyball.SOAP:lr=3e-3   any class of optimizers, by its dotted path (optim/library.py)
 
 An entrant's options are its recipe's and the schedule's.
 """
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from errors import UserError
-from optim import Option, options, recipes
+from optim import Option, find, options, recipes
 
 TUNED = Path(__file__).with_name("tuned.toml")
 
@@ -31,7 +32,7 @@ class Entrant:
     @property
     def recipe_settings(self) -> dict[str, Any]:
         """The options of its recipe alone."""
-        own = options(recipes()[self.recipe])
+        own = options(find(self.recipe))
         return {key: value for key, value in self.settings.items() if key in own}
 
     @property
@@ -43,9 +44,17 @@ class Entrant:
 
 def entrant_options(recipe: str, schedule: Callable[..., Any]) -> dict[str, Option]:
     """All options of an entrant: its recipe's, then the schedule's. Raises UserError."""
-    if recipe not in recipes():
+    if not recipe.startswith("lib:") and recipe not in recipes():
         raise UserError(_unknown("entrant", recipe, recipes()))
-    return options(recipes()[recipe]) | options(schedule)
+    own = options(find(recipe))
+    return own | {key: option for key, option in options(schedule).items() if key not in own}
+
+
+def split(text: str) -> tuple[str, str]:
+    """The name and the assignments of a spelled entrant; `lib:` is a part of the name."""
+    prefix = "lib:" if text.startswith("lib:") else ""
+    name, _, assignments = text.removeprefix(prefix).partition(":")
+    return prefix + name, assignments
 
 
 def parse(
@@ -62,7 +71,7 @@ def parse(
     replace those of the signatures, and everybody's. Raises UserError on an unknown name or key
     or a value of the wrong type.
     """
-    name, _, assignments = text.partition(":")
+    name, assignments = split(text)
     known = entrant_options(name, schedule)
     settings = {key: option.default for key, option in known.items()} | dict(defaults)
     section = _section(track, name, tuned)
@@ -86,7 +95,7 @@ def assigned(text: str, known: Mapping[str, Option]) -> dict[str, Any]:
     Raises UserError for one that is not in `known`, and for a value of the wrong type.
     """
     settings = {}
-    for assignment in filter(None, text.partition(":")[2].split(",")):
+    for assignment in filter(None, split(text)[1].split(",")):
         key, equals, value = assignment.partition("=")
         if key not in known:
             raise UserError(f"{text}: {_unknown('option', key, known)}")

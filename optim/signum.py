@@ -15,8 +15,10 @@ class Signum(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]
         for group in self.param_groups:
-            for p in group["params"]:
-                buffer = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
+            for p in (p for p in group["params"] if p.grad is not None):
+                if p not in self.state:
+                    self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+                buffer = self.state[p]["momentum_buffer"]
                 buffer.lerp_(p.grad, 1 - group["momentum"])
                 p.mul_(1 - group["lr"] * group["weight_decay"])
                 p.sub_(buffer.sign(), alpha=group["lr"])

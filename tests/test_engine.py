@@ -152,9 +152,9 @@ def test_there_is_one_optimizer_a_rule_and_every_group_knows_its_lr() -> None:
     optimizers = engine.optimizers(plan)
     assert [type(o).__name__ for o in optimizers] == ["Muon", "AdamW"]
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    assert all(group["base_lr"] == group["lr"] for group in groups)
-    assert {group["base_lr"] for group in optimizers[0].param_groups} == {0.5}
-    assert 0.25 in {group["base_lr"] for group in optimizers[1].param_groups}
+    assert all(group["initial_lr"] == group["lr"] for group in groups)
+    assert {group["initial_lr"] for group in optimizers[0].param_groups} == {0.5}
+    assert 0.25 in {group["initial_lr"] for group in optimizers[1].param_groups}
     held = [id(p) for group in groups for p in group["params"]]
     assert sorted(held) == sorted(id(p) for p in model.parameters())
 
@@ -164,7 +164,7 @@ def test_an_lr_set_between_steps_is_the_one_taken() -> None:
     optimizers = engine.optimizers(optim.plan(engine.roles(), "muon", {}, torch.float32))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = group["base_lr"] * 0.0
+            group["lr"] = group["initial_lr"] * 0.0
     before = weights(model)
     train(engine, model, [0])
     assert all(torch.equal(p, before[name]) for name, p in weights(model).items())

@@ -1,0 +1,143 @@
+"""What each parameter gets: its rule, learning rate, weight decay and optimizer state.
+
+    python speedrun.py plan muon --track gpt2
+
+Needs neither data nor a GPU: the model, its table of roles, the recipe and the rules are the real
+ones, on tensors without storage. Bytes of state are counted after a step. A rule that cannot step
+without numbers steps on the CPU, once for each shape.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import torch
+
+import dryrun
+import optim
+from engines.single import tensors_in
+from errors import UserError
+from model import GPT
+from optim.entrants import Entrant
+from planner import corpora
+from results.report import aligned
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one parameter gets."""
+
+    name: str
+    role: str
+    shape: tuple[int, ...]
+    blocks: tuple[int, ...]  # rows of the matrices that its rule takes it for
+    rule: str
+    lr: float  # before the schedule
+    weight_decay: float
+    numel: int
+    state_bytes: int
+
+    def cells(self) -> list[str]:
+        heights = [(rows, len(list(same))) for rows, same in groupby(self.blocks)]
+        return [
+            self.name,
+            self.role,
+            " x ".join(map(str, self.shape)),
+            " + ".join(f"{count} x {rows}" if count > 1 else f"{rows}" for rows, count in heights),
+            self.rule,
+            f"{self.lr:g}",
+            f"{self.weight_decay:g}",
+            f"{self.state_bytes:,}",
+        ]
+
+
+HEADINGS = ["parameter", "role", "shape", "blocks", "rule", "lr", "weight decay", "state bytes"]
+
+
+def rows(gpt: GPT, entrant: Entrant) -> list[Row]:
+    """A row for each parameter of a model on the meta device, in the model's order.
+
+    Raises UserError if the entrant's options make no plan.
+    """
+    engine, groups = dryrun.place(gpt, entrant)
+    order = {row.name: number for number, row in enumerate(engine.roles())}
+    found = []
+    for group in groups:
+        options = group.options
+        sizes = state_bytes(group, entrant)
+        for row, size in zip(group.params, sizes, strict=True):
+            found.append(
+                Row(
+                    name=row.name,
+                    role=row.role,
+                    shape=tuple(row.param.shape),
+                    blocks=tuple(options.get("splits") or ()),
+                    rule=group.rule.__name__,
+                    lr=options["lr"],
+                    weight_decay=options.get("weight_decay", 0.0),
+                    numel=row.param.numel(),
+                    state_bytes=size,
+                )
+            )
+    return sorted(found, key=lambda row: order[row.name])
+
+
+def state_bytes(group: optim.Group, entrant: Entrant) -> list[int]:
+    """Bytes of state of each parameter of a group, after a step on its device or on the CPU."""
+    params = [row.param for row in group.params]
+    try:
+        return _after_a_step(group, params)
+    except (NotImplementedError, RuntimeError, TypeError):
+        pass  # the rule needs numbers
+    shapes = list({(p.shape, p.dtype): p for p in params})
+    # The first of a group may hold what the others share.
+    copies = [(params[0].shape, params[0].dtype), *shapes]
+    numbers = [torch.nn.Parameter(torch.randn(shape, dtype=dtype)) for shape, dtype in copies]
+    try:
+        first, *sizes = _after_a_step(group, numbers)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{entrant.label}: {group.rule.__name__} fails on random numbers: {reason}; "
+            "mend its options"
+        ) from error
+    of_shape = dict(zip(shapes, sizes, strict=True))
+    return [first, *(of_shape[p.shape, p.dtype] for p in params[1:])]
+
+
+def _after_a_step(group: optim.Group, params: Sequence[torch.nn.Parameter]) -> list[int]:
+    optimizer = group.rule(params, **group.options)
+    for p in params:
+        p.grad = torch.randn_like(p)
+    with torch.random.fork_rng(devices=[]), torch.compiler.set_stance("force_eager"):
+        optimizer.step()
+    for p in params:
+        p.grad = None
+    return [sum(t.nbytes for t in tensors_in(optimizer.state[p])) for p in params]
+
+
+def text(table: Sequence[Row]) -> str:
+    """The rows, then totals by rule."""
+    rules = dict.fromkeys(row.rule for row in table)
+    totals = [_total(rule, [row for row in table if row.rule == rule]) for rule in rules]
+    totals.append(_total("all", table))
+    headings = ["rule", "tensors", "parameters", "state bytes", "bytes a parameter"]
+    return "\n\n".join(
+        (aligned([HEADINGS, *(row.cells() for row in table)]), aligned([headings, *totals]))
+    )
+
+
+def _total(name: str, table: Sequence[Row]) -> list[str]:
+    count, size = sum(row.numel for row in table), sum(row.state_bytes for row in table)
+    return [name, f"{len(table)}", f"{count:,}", f"{size:,}", f"{size / count:.2f}"]
+
+
+def conduct(track: Any, entrants: Iterable[Entrant]) -> None:
+    """Print the assignment of each entrant on a `speedrun.Track`."""
+    with torch.device("meta"):
+        gpt = GPT(track.config(corpora.corpus(track.dataset).vocab_size))
+    for entrant in entrants:
+        print(
+            f"{entrant.label}: {entrant.origin}", text(rows(gpt, entrant)), sep="\n\n", end="\n\n"
+        )

@@ -1,0 +1,234 @@
+"""Any optimizer class at all, by its dotted path: the adapter to other people's libraries.
+
+    python speedrun.py muon lib:heavyball.SOAP:lr=3e-3
+    python speedrun.py lib:torch.optim.NAdam:betas=0.9/0.95,scope=all
+
+The options of `lib:PATH` are those arguments of the class's constructor that are numbers, switches,
+words or tuples of numbers, with its defaults; a tuple is spelled with slashes. Beside them:
+
+scope: "matrices", with our AdamW for the rest, or "all". Either way `embed_lr`, `head_lr` and
+    `vector_lr` are those of the rest, and weight decay is the hidden matrices' alone.
+version: of the library, or the hash of a file of your own; the rows of a race hold it, and
+    another one is refused.
+
+The tuner searches `lr` from a tenth to ten times its default, `weight_decay` alike or, where the
+default is 0, from 0.01 to 1. An argument that is named like an option of the schedule keeps its
+default. optim/borrowed.py has recipes for the classes that are raced most.
+"""
+
+import difflib
+import hashlib
+import inspect
+from collections.abc import Iterable
+from functools import cache
+from importlib import import_module, metadata
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import torch
+
+from errors import UserError
+from optim import Group, Log, Option, Recipe, Roles, options, pick
+from optim.adamw import EmbedLR, HeadLR, VectorLR, auxiliary
+
+PINS = Path(__file__).parents[1] / "requirements-optimizers.txt"
+LR = 1e-3  # of a class that has no default
+RESERVED = {"steps", "warmup", "cooldown"}  # the schedule's
+
+OptimizerClass = type[torch.optim.Optimizer]
+
+
+class number:  # noqa: N801  its name is the answer to a word in its place
+    """An int where the text is one, else a float."""
+
+    def __new__(cls, text: str) -> Any:
+        try:
+            return int(text)
+        except ValueError:
+            return float(text)
+
+
+class numbers(tuple[Any, ...]):  # noqa: N801
+    """A tuple of numbers, spelled with slashes: commas separate options."""
+
+    def __new__(cls, values: str | Iterable[Any]) -> "numbers":
+        if isinstance(values, str):
+            values = [number(text) for text in values.split("/")]
+        return super().__new__(cls, values)
+
+    def __str__(self) -> str:
+        return "/".join(map(str, self))
+
+
+def rule(path: str) -> OptimizerClass:
+    """The class at a dotted path. Raises UserError if it is no optimizer that can be had here."""
+    module_name, _, name = path.rpartition(".")
+    if not module_name:
+        raise UserError(f"lib:{path}: must be a module and a class, such as lib:torch.optim.NAdam")
+    try:
+        module = import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise UserError(f"lib:{path}: {_install(error.name or module_name)}") from None
+    _require_pin(path)
+    found = getattr(module, name, None)
+    if not (isinstance(found, type) and issubclass(found, torch.optim.Optimizer)):
+        classes = [
+            key
+            for key, value in vars(module).items()
+            if isinstance(value, type) and issubclass(value, torch.optim.Optimizer)
+        ]
+        near = difflib.get_close_matches(name, classes, n=2) or sorted(classes)[:5]
+        raise UserError(
+            f"lib:{path}: {module_name} has no torch.optim.Optimizer called {name}; "
+            f"try {' or '.join(near) or 'another module'}"
+        )
+    if module_name.startswith("heavyball") and not torch.cuda.is_available():
+        # Autotuned compilation of each function, which takes minutes on a CPU.
+        import_module("heavyball.utils").compile_mode = None  # type: ignore[attr-defined]
+    return found
+
+
+def _pins() -> dict[str, str]:
+    """Versions by the name of the module."""
+    pairs = (line.split("==") for line in PINS.read_text().split())
+    return {name.replace("-", "_"): version for name, version in pairs}
+
+
+def _install(module: str) -> str:
+    top = module.partition(".")[0]
+    what = f"-r {PINS.name}" if top in _pins() else top
+    return f"{top} is not installed; run: python -m pip install {what}"
+
+
+def _require_pin(path: str) -> None:
+    """A pinned library must have its pinned version: rows of a race name the pins alone."""
+    top = path.partition(".")[0]
+    pinned = _pins().get(top)
+    if pinned and metadata.version(top) != pinned:
+        raise UserError(
+            f"lib:{path}: {top} {metadata.version(top)} is installed, results are those of "
+            f"{pinned}; run: python -m pip install -r {PINS.name}"
+        )
+
+
+def _version(found: OptimizerClass) -> str:
+    """Of the distribution that has the class, or the hash of its file; torch has a column."""
+    top = found.__module__.partition(".")[0]
+    distributions = metadata.packages_distributions().get(top)
+    if top == "torch" or not distributions:
+        return "torch" if top == "torch" else _file_hash(found)
+    return metadata.version(distributions[0])
+
+
+def _file_hash(found: OptimizerClass) -> str:
+    return hashlib.sha256(Path(inspect.getfile(found)).read_bytes()).hexdigest()[:12]
+
+
+def declared(path: str, found: OptimizerClass) -> dict[str, Option]:
+    """The arguments of a class that can be given as options.
+
+    Raises UserError, naming them, if it wants others, or a closure in each step.
+    """
+    parameters = list(inspect.signature(found).parameters.values())[1:]  # the first: parameters
+    wanted = [p.name for p in parameters if _is_required(p) and p.name != "lr"]
+    wanted += [p.name for p in list(inspect.signature(found.step).parameters.values())[1:]
+               if _is_required(p)]  # fmt: skip
+    if wanted:
+        raise UserError(
+            f"lib:{path}: it wants {', '.join(wanted)}, which an entrant cannot give; "
+            "write a recipe in optim/ that does"
+        )
+    if "lr" not in [p.name for p in parameters]:
+        raise UserError(
+            f"lib:{path}: it has no argument lr, which the schedule sets; write a recipe in optim/"
+        )
+    known = {p.name: _option(p) for p in parameters if p.name not in RESERVED}
+    return {name: option for name, option in known.items() if option}
+
+
+def _is_required(p: inspect.Parameter) -> bool:
+    return p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+
+
+def _option(p: inspect.Parameter) -> Option | None:
+    """None for what has no spelling, such as a function or None."""
+    default = p.default
+    if p.name == "lr":
+        is_rate = isinstance(default, int | float) and default > 0
+        lr = float(default) if is_rate else LR
+        return Option(float, lr, Log(lr / 10, lr * 10))
+    if p.name == "weight_decay" and isinstance(default, int | float):
+        decay = float(default)
+        return Option(float, decay, Log(decay / 10, decay * 10) if decay else Log(0.01, 1.0))
+    if isinstance(default, bool | float | str):
+        return Option(type(default), default, None)
+    if isinstance(default, int):  # many a default of 0 is that of a float
+        return Option(int if p.annotation in (int, "int") else number, default, None)
+    if isinstance(default, tuple) and default and all(isinstance(x, int | float) for x in default):
+        return Option(numbers, numbers(default), None)
+    return None
+
+
+def _rest(
+    roles: Roles,
+    scope: str = "matrices",
+    embed_lr: EmbedLR = 0.3,
+    head_lr: HeadLR = 0.01,
+    vector_lr: VectorLR = 0.01,
+) -> None:
+    """The options of the adapter."""
+
+
+@cache
+def recipe_of(name: str) -> Recipe:
+    """The recipe `lib:PATH`. Raises UserError for a class that cannot be raced."""
+    path = name.removeprefix("lib:")
+    found = rule(path)
+    version = _version(found)
+    own = declared(path, found)
+    adapter = options(_rest) | {"version": Option(str, version, None)}
+
+    def made(roles: Roles, **settings: Any) -> list[Group]:
+        given = {key: settings[key] for key in own if key not in adapter}
+        given = {k: tuple(v) if isinstance(v, numbers) else v for k, v in given.items()}
+        if settings["version"] != version:
+            raise UserError(
+                f"{name}: version={settings['version']}: {version} is installed; install the other"
+            )
+        if settings["scope"] not in ("matrices", "all"):
+            raise UserError(f"{name}: scope={settings['scope']}: must be matrices or all")
+        _try(name, found, given)
+        rates = [settings[key] for key in ("embed_lr", "head_lr", "vector_lr")]
+        matrices = Group(found, pick(roles, "matrix"), **given)
+        if settings["scope"] == "matrices":
+            return [matrices, *auxiliary(roles, *rates)]
+        rest = given | ({"weight_decay": 0.0} if "weight_decay" in given else {})
+        by_role = zip(("embed", "head", "vector"), rates, strict=True)
+        return [matrices, *(Group(found, pick(roles, r), **rest | {"lr": lr}) for r, lr in by_role)]
+
+    known = {key: option for key, option in own.items() if key not in adapter} | adapter
+    made.__annotations__ = {
+        key: option.type if option.range is None else Annotated[option.type, option.range]
+        for key, option in known.items()
+    }
+    kind = inspect.Parameter.KEYWORD_ONLY
+    made.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [inspect.Parameter(key, kind, default=option.default) for key, option in known.items()]
+    )
+    assert options(made) == known and get_type_hints(made)
+    return made
+
+
+def _try(name: str, found: OptimizerClass, given: dict[str, Any]) -> None:
+    """Raise UserError now if the class cannot take a step on a matrix with these options."""
+    p = torch.nn.Parameter(torch.eye(4))
+    p.grad = torch.eye(4)
+    try:
+        with torch.random.fork_rng(devices=[]), torch.compiler.set_stance("force_eager"):
+            found([p], **given).step()
+    except Exception as error:  # whatever a stranger's class raises
+        what = (str(error).strip().splitlines() or [""])[0][:200]
+        raise UserError(
+            f"{name}: it fails on a 4 by 4 matrix: {type(error).__name__}: {what}; "
+            "mend its options, or write a recipe in optim/"
+        ) from None

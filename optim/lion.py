@@ -1,0 +1,72 @@
+"""Lion (Chen et al. 2302.06675): the sign of a momentum that looks ahead, AdamW on the rest.
+
+    python speedrun.py lion:lr=0.0003,weight_decay=1
+
+Every entry of an update is lr in size, so the learning rate is 3 to 10 times smaller than AdamW's
+and the weight decay larger by as much. Half of AdamW's state.
+"""
+
+from collections.abc import Iterable
+from typing import Annotated, Any
+
+import torch
+
+from optim import Group, Log, Roles, pick, recipe
+from optim.adamw import EmbedLR, HeadLR, VectorLR, auxiliary
+
+
+class Lion(torch.optim.Optimizer):
+    """Lion, algorithm 2 of the paper.
+
+        W <- (1 - lr weight_decay) W - lr sign(beta1 M + (1 - beta1) G)
+        M <- beta2 M + (1 - beta2) G
+
+    State: one `exp_avg` a parameter. Raises ValueError for betas outside [0, 1).
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-4,
+        betas: tuple[float, float] = (0.9, 0.99),
+        weight_decay: float = 0.0,
+    ) -> None:
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"betas={betas}: must be at least 0 and below 1")
+        super().__init__(params, dict(lr=lr, betas=betas, weight_decay=weight_decay))
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if not params:
+                continue
+            for p in params:
+                if p not in self.state:
+                    self.state[p]["exp_avg"] = torch.zeros_like(p)
+            momenta = [self.state[p]["exp_avg"] for p in params]
+            grads = [p.grad for p in params]
+            beta1, beta2 = group["betas"]
+            updates = torch._foreach_lerp(momenta, grads, 1 - beta1)
+            torch._foreach_sign_(updates)
+            torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_add_(params, updates, alpha=-group["lr"])
+            torch._foreach_lerp_(momenta, grads, 1 - beta2)
+
+
+@recipe
+def lion(
+    roles: Roles,
+    lr: Annotated[float, Log(1e-4, 1e-2)] = 0.001,
+    weight_decay: Annotated[float, Log(0.03, 3.0)] = 0.3,
+    beta1: float = 0.9,
+    beta2: float = 0.99,
+    embed_lr: EmbedLR = 0.3,
+    head_lr: HeadLR = 0.01,
+    vector_lr: VectorLR = 0.01,
+) -> list[Group]:
+    """Lion on the hidden matrices."""
+    matrices = Group(
+        Lion, pick(roles, "matrix"), lr=lr, betas=(beta1, beta2), weight_decay=weight_decay
+    )
+    return [matrices, *auxiliary(roles, embed_lr, head_lr, vector_lr)]

@@ -1,0 +1,331 @@
+"""Classes by their dotted path, and recipes from libraries, through the trainer and the files.
+
+    python -m pytest tests/test_library.py
+
+Claims: `lib:PATH` has the constructor's options, is spelled in a row as it reads back, is tuned,
+resumed and verified like any recipe; what cannot be raced is refused by name; a schedule-free rule
+is validated on its average and trains as if it had not been.
+"""
+
+import re
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import optim
+import speedrun
+import tune
+from errors import UserError
+from model import GPT, GPTConfig
+from optim import Linear, Log, library
+from optim.entrants import entrant_options, parse, split
+from optim.library import numbers
+from results import store, verify
+from speedrun import Options, Schedule, Track, Trainer
+
+ROLES = GPT(GPTConfig(vocab_size=37, block_size=8, n_layer=1, n_head=2, n_embd=16)).roles()
+
+
+class Rule(torch.optim.SGD):
+    """Every kind of argument."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 0.25,
+        betas: tuple[float, float] = (0.9, 0.95),
+        weight_decay=0,  # type: ignore[no-untyped-def]
+        often: int = 3,
+        clip=1,  # type: ignore[no-untyped-def]
+        nesterov: bool = False,
+        mode: str = "a",
+        schedule: Any = None,
+        steps: int = 7,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(params, lr)
+        self.given = (betas, weight_decay, often, clip, nesterov, mode, schedule, steps)
+        if len(betas) != 2:
+            raise KeyError("two betas")
+
+
+class Needy(torch.optim.SGD):
+    def __init__(self, params: Any, model: Any, horizon: int, lr: float = 0.1) -> None:
+        super().__init__(params, lr)
+
+
+class Rateless(torch.optim.SGD):
+    def __init__(self, params: Any, momentum: float = 0.1) -> None:
+        super().__init__(params)
+
+
+class Unset(torch.optim.SGD):
+    def __init__(self, params: Any, lr: float) -> None:
+        super().__init__(params, lr)
+
+
+MINE = f"lib:{__name__}.Rule"
+
+
+def enter(text: str) -> Any:
+    return parse(text, "tiny", Schedule, {"steps": 10}, {}, None)
+
+
+def plan(text: str) -> list[optim.Group]:
+    entrant = enter(text)
+    return optim.plan(ROLES, entrant.recipe, entrant.recipe_settings, torch.float32)
+
+
+def refusal(text: str) -> str:
+    with pytest.raises(UserError) as caught:
+        plan(text)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# ---- Options -----------------------------------------------------------------------------------
+
+
+def test_the_options_are_those_of_the_constructor_and_the_adapter() -> None:
+    known = entrant_options(MINE, Schedule)
+    found = {key: (o.type, o.default) for key, o in known.items()}
+    assert found["lr"] == (float, 0.25) and found["weight_decay"] == (float, 0.0)
+    assert found["betas"] == (numbers, (0.9, 0.95)) and str(found["betas"][1]) == "0.9/0.95"
+    assert found["often"] == (int, 3) and found["nesterov"] == (bool, False)
+    assert found["mode"] == (str, "a") and found["scope"] == (str, "matrices")
+    assert found["steps"] == (int, 0)  # the schedule's
+    assert not {"schedule", "args", "kwargs", "params"} & set(found)
+    assert known["lr"].range == Log(0.025, 2.5) and known["weight_decay"].range == Log(0.01, 1.0)
+    assert optim.options(optim.find("lib:torch.optim.AdamW"))["weight_decay"].range == Log(
+        0.001, 0.1
+    )
+
+
+def test_the_schedule_s_options_stay_the_schedule_s() -> None:
+    assert {field.name for field in fields(Schedule)} <= library.RESERVED
+
+
+def test_what_is_typed_reaches_the_constructor() -> None:
+    text = f"{MINE}:betas=0.5/0.75,weight_decay=0.1,often=4,clip=1.5,nesterov=true,mode=b,lr=2"
+    first, *rest = plan(text)
+    built = first.rule([torch.nn.Parameter(torch.eye(2))], **first.options)
+    assert built.given == ((0.5, 0.75), 0.1, 4, 1.5, True, "b", None, 7)  # type: ignore[attr-defined]
+    assert type(built.given[0]) is tuple  # type: ignore[attr-defined]
+    assert built.param_groups[0]["lr"] == 2
+    assert {row.role for row in first.params} == {"matrix"}
+    assert {group.rule for group in rest} == {torch.optim.AdamW}
+
+
+def test_everything_may_be_its_own_with_the_rates_of_the_rest() -> None:
+    groups = plan("lib:torch.optim.NAdam:scope=all,lr=1,weight_decay=0.5,embed_lr=2,vector_lr=3")
+    found = {g.params[0].role: (g.options["lr"], g.options["weight_decay"]) for g in groups}
+    assert {group.rule for group in groups} == {torch.optim.NAdam}
+    assert found == {"matrix": (1, 0.5), "embed": (2, 0), "head": (0.01, 0), "vector": (3, 0)}
+
+
+def test_a_rate_without_a_default_has_the_adapter_s() -> None:
+    assert enter(f"lib:{__name__}.Unset").settings["lr"] == library.LR
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "lib:torch.optim.NAdam:betas=0.8/0.95,lr=0.0123456789,decoupled_weight_decay=True",
+        f"{MINE}:clip=2,mode=c,scope=all",
+        f"{MINE}:clip=2.5",
+    ],
+)
+def test_a_row_s_spelling_reads_back_as_itself(text: str) -> None:
+    entrant = enter(text)
+    again = parse(entrant.spelled, "elsewhere", Schedule, {"steps": 3}, {}, None)
+    assert (again.recipe, again.settings) == (entrant.recipe, entrant.settings)
+    assert again.spelled == entrant.spelled
+    assert verify._options(entrant.spelled)["lr"] == str(entrant.settings["lr"])
+
+
+def test_the_name_of_an_entrant_may_have_a_colon() -> None:
+    assert split("muon:lr=1,steps=2") == ("muon", "lr=1,steps=2")
+    assert split("lib:a.B:lr=1") == ("lib:a.B", "lr=1")
+    assert split("lib:a.B") == ("lib:a.B", "")
+
+
+def test_recipes_are_named_with_hyphens() -> None:
+    assert "schedule-free" in optim.recipes() and "schedule_free" not in optim.recipes()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("lib:Adam", "must be a module and a class"),
+        ("lib:torch.optim.AdamV", "no torch.optim.Optimizer called AdamV; try Adam"),
+        ("lib:torch.optim.lr_scheduler.LambdaLR", "no torch.optim.Optimizer called LambdaLR"),
+        ("lib:nowhere_at_all.Adam", r"nowhere_at_all is not installed.*pip install nowhere_at_all"),
+        ("lib:torch.optim.LBFGS", "it wants closure, which"),
+        ("lib:torch.optim.SparseAdam", "fails on a 4 by 4 matrix: RuntimeError: .*SparseAdam"),
+        (f"lib:{__name__}.Needy", "it wants model, horizon, which an entrant cannot give"),
+        (f"lib:{__name__}.Rateless", "no argument lr"),
+        (f"{MINE}:betas=0.9", "fails on a 4 by 4 matrix: KeyError: 'two betas'"),
+        (f"{MINE}:betas=0.9/x", "betas=0.9/x: must be numbers"),
+        (f"{MINE}:clip=x", "clip=x: must be number"),
+        (f"{MINE}:often=1.5", "often=1.5: must be int"),
+        (f"{MINE}:scope=some", "scope=some: must be matrices or all"),
+        (f"{MINE}:version=0.1", "version=0.1: [0-9a-f]{12} is installed"),
+        (f"{MINE}:modes=b", "unknown option 'modes': did you mean mode"),
+        ("lib:torch.optim.Muon:scope=all", r"embed.weight \(embed, 2-D\) was given to Muon"),
+    ],
+)
+def test_what_cannot_be_raced_is_refused_by_name(text: str, message: str) -> None:
+    assert re.search(message, refusal(text)), refusal(text)
+
+
+def test_a_library_that_is_missing_or_another_version_is_answered_with_the_command(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(library.metadata, "version", lambda name: "0.1")
+    pytest.importorskip("pytorch_optimizer")
+    message = refusal("lamb")
+    assert "pytorch_optimizer 0.1 is installed" in message
+    assert message.endswith("pip install -r requirements-optimizers.txt")
+
+    def without(name: str, *rest: Any) -> Any:
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name.partition(".")[0])
+
+    monkeypatch.setattr(library, "import_module", without)
+    for name, top in (("lamb", "pytorch_optimizer"), ("kron", "heavyball")):
+        assert refusal(name) == (
+            f"lib:{library_path(name)}: {top} is not installed; "
+            "run: python -m pip install -r requirements-optimizers.txt"
+        )
+
+
+def library_path(name: str) -> str:
+    return {"lamb": "pytorch_optimizer.Lamb", "kron": "heavyball.PSGDKron"}[name]
+
+
+# ---- Through the trainer -----------------------------------------------------------------------
+
+
+def test_a_race_of_any_class_is_recorded_resumed_and_verified(
+    micro_flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "results"
+    race = ["signum", "lib:torch.optim.NAdam:lr=0.01,betas=0.8/0.9", "--steps=4", *micro_flags]
+    assert speedrun.main([*race, "--seeds=1"]) == 0
+    assert speedrun.main([*race, "--seeds=2", "--resume"]) == 0
+    runs = store.read_runs(root)
+    assert [(run.entrant.startswith("lib:torch.optim.NAdam:"), run.seed) for run in runs] == [
+        (False, 0), (True, 0), (True, 1), (False, 1)
+    ]  # fmt: skip
+    assert "betas=0.8/0.9" in runs[1].entrant and "lib-torch.optim.NAdam" in runs[1].run
+    assert len({run.race for run in runs}) == 1
+    assert verify.problems(root) == []
+
+
+def test_a_class_is_tuned_like_a_recipe(micro_track: Track, micro_options: Options) -> None:
+    name = "lib:torch.optim.NAdam"
+    trainer = Trainer(micro_track, micro_options)
+    knobs = entrant_options(name, Schedule)
+    settle = lambda text: speedrun.enter(text, "tiny")  # noqa: E731
+    study = tune.Study(trainer, name, knobs, settle, tune.Plan(1, tune.Shard(), "search"))
+    study._first("search", range(1))
+    (row,) = store.read_trials(Path(micro_options.results))
+    assert row.recipe == name
+    assert study._find(tune.Job("search", 0, study.points[0] | {"steps": study.steps}, 1000)) == row
+
+
+def test_a_tuned_class_is_found_again(tmp_path: Path) -> None:
+    path = tmp_path / "tuned.toml"
+    tune.write_settings(path, "tiny", "lib:torch.optim.NAdam", {"lr": 0.5, "steps": 7}, trial=3)
+    tune.write_settings(path, "tiny", "schedule-free", {"lr": 0.25, "steps": 9}, trial=4)
+    for text, lr in (("lib:torch.optim.NAdam", 0.5), ("schedule-free", 0.25)):
+        assert parse(text, "tiny", Schedule, {}, {}, path).settings["lr"] == lr
+
+
+class Averaged(torch.optim.SGD):
+    """Trains as SGD does, and evaluates weights of zero."""
+
+    def eval(self) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                self.state[p]["trained"] = p.detach().clone()
+                p.data.zero_()
+
+    def train(self) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.data.copy_(1.001 * self.state[p].pop("trained"))  # a way back that rounds
+
+
+def test_validation_sees_the_weights_to_evaluate_and_leaves_no_trace(
+    micro_track: Track, micro_options: Options
+) -> None:
+    trainer = Trainer(micro_track, micro_options)
+    plain = "lib:torch.optim.SGD:scope=all,lr=0.1,embed_lr=0.1"
+    averaged = plain.replace("torch.optim.SGD", f"{__name__}.Averaged")
+
+    def run(text: str) -> tuple[list[float], list[float], list[Tensor]]:
+        points = trainer.run(speedrun.enter(text, "tiny", 8), seed=0).points
+        weights = [p.detach().clone() for p in trainer.gpt.parameters()]
+        return [p.train_loss for p in points], [p.val_loss for p in points], weights
+
+    (train, _, weights), (train2, zeros, weights2) = run(plain), run(averaged)
+    assert train == train2
+    assert all(torch.equal(a, b) for a, b in zip(weights, weights2, strict=True))
+    assert zeros == pytest.approx([6.931471806] * len(zeros))  # a uniform guess of 1024
+
+
+def test_schedule_free_has_no_cooldown_and_is_validated_on_its_average(
+    micro_track: Track, micro_options: Options
+) -> None:
+    pytest.importorskip("pytorch_optimizer")
+    entrant = speedrun.enter("schedule-free", "tiny", 8)
+    assert speedrun.schedule_of(entrant).cooldown == 0
+    assert entrant_options("schedule-free", Schedule)["cooldown"].range is None
+    trainer = Trainer(micro_track, micro_options)
+    out = trainer.run(entrant, seed=0)
+    (optimizer,) = trainer.optimizers
+    assert all(group["train_mode"] for group in optimizer.param_groups)
+    kept, trainer.engine._optimizers = trainer.engine._optimizers, []  # type: ignore[attr-defined]
+    trained = trainer.validate(out)  # as if nothing had to be switched
+    optimizer.eval()
+    assert trainer.validate(out) == pytest.approx(out.points[-1].val_loss, abs=1e-5)
+    assert abs(trained - out.points[-1].val_loss) > 1e-3
+    trainer.engine._optimizers = kept  # type: ignore[attr-defined]
+
+
+def test_a_rule_may_draw_numbers(
+    micro_track: Track, micro_options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Noisy(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            for group in self.param_groups:
+                for p in group["params"]:
+                    p.grad += 1e-2 * torch.randn_like(p)
+            return super().step(closure)
+
+    monkeypatch.setattr(library, "rule", lambda path: Noisy)
+    trainer = Trainer(micro_track, micro_options)
+    losses = [
+        [p.val_loss for p in trainer.run(speedrun.enter("lib:noisy.Noisy", "tiny", 4), s).points]
+        for s in (0, 0, 1)
+    ]
+    library.recipe_of.cache_clear()
+    assert losses[0] == losses[1] != losses[2]
+
+
+@pytest.mark.parametrize("name", sorted(optim.recipes()))
+def test_every_entrant_is_tuned_over_as_many_numbers(name: str) -> None:
+    known = entrant_options(name, Schedule)
+    ranges = {key: option.range for key, option in known.items() if option.range}
+    assert len(ranges) == len([o for o in entrant_options("adamw", Schedule).values() if o.range])
+    assert {"lr", "weight_decay", "embed_lr", "head_lr", "vector_lr"} <= set(ranges)
+    for key, bounds in ranges.items():
+        if isinstance(bounds, Log):
+            assert bounds.low < known[key].default < bounds.high
+        else:
+            assert isinstance(bounds, Linear) and bounds.low <= known[key].default <= bounds.high
