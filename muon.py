@@ -328,10 +328,10 @@ class Block(NamedTuple):
     radius: float  # that weights of zero get, where norms are kept, else 0
 
     def move(self, X: Tensor, eps: float) -> None:
-        """Apply the orthogonalised U, X, to the weights."""
+        """Apply X, the orthogonalised U, to the weights."""
         W = self.W
         if self.decay:
-            W.mul_(1 - self.decay * (X * W > 0))
+            W.sub_(W * (X * W > 0), alpha=self.decay)
         if not self.radius:
             W.add_(X, alpha=-self.step_size)
             return

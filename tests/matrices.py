@@ -24,6 +24,12 @@ BF16, F16, F32, F64 = torch.bfloat16, torch.float16, torch.float32, torch.float6
 # Wide, tall, the same turned over, square, and a second one of a shape.
 SHAPES = ((32, 96), (96, 32), (32, 96), (48, 48))
 
+# Muon's family, by the names of its recipes.
+NAMES = (
+    "muon", "moonlight", "polar-express", "deepseek-v4", "normuon", "adamuon", "muon2", "muonh",
+    "muon-split", "dion",
+)  # fmt: skip
+
 Options = dict[str, Any]
 
 

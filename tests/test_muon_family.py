@@ -10,25 +10,20 @@ model.
 import io
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import optim
-import tune
-from errors import UserError
 from model import GPT, GPTConfig
 from muon import COEFFICIENTS, Muon, newton_schulz
-from optim import Log, options
 from optim.dion import Dion
-from optim.entrants import parse, tuned_settings
 from tests.matrices import (
     BF16,
     F64,
     JORDAN,
+    NAMES,
     Options,
     distance,
     draw,
@@ -39,22 +34,13 @@ from tests.matrices import (
     weights,
 )
 
-NAMES = (
-    "muon", "moonlight", "polar-express", "deepseek-v4", "normuon", "adamuon", "muon2", "muonh",
-    "muon-split", "dion",
-)  # fmt: skip
 SHAPES = ((16, 40), (40, 16), (16, 40), (24, 24))
 MODEL = GPTConfig(vocab_size=37, block_size=8, n_layer=2, n_head=2, n_embd=32)
 
 
-def plan_of(name: str, model: GPT | None = None, **settings: Any) -> list[optim.Group]:
-    roles = (model or GPT(MODEL)).roles()
-    return optim.plan(roles, name, settings, torch.float32)
-
-
 def rule_of(name: str) -> Callable[..., torch.optim.Optimizer]:
     """A recipe's rule for the hidden matrices with its options, but whole matrices."""
-    group = plan_of(name)[0]
+    group = optim.plan(GPT(MODEL).roles(), name, {}, torch.float32)[0]
     assert group.params[0].role == "matrix"
     fixed = {
         key: value for key, value in group.options.items() if key not in ("splits", "ns_dtype")
@@ -204,7 +190,7 @@ def test_a_quadratic_is_lowered_the_same_way_every_time(name: str) -> None:
     for _ in range(2):
         W = nn.Parameter(start.clone())
         optimizer = rule_of(name)([W], weight_decay=0.0)
-        scale = {"muonh": 0.2, "dion": 1.5}.get(name, 0.4)
+        scale = {"muonh": 0.2, "dion": 0.6}.get(name, 0.4)
         for step in range(120):
             optimizer.param_groups[0]["lr"] = scale * (1 - step / 120)
             optimizer.zero_grad()
@@ -272,10 +258,10 @@ def test_gradients_are_left_as_they_are(name: str) -> None:
 def test_the_scale_of_the_gradients_does_not_matter(name: str) -> None:
     params, scaled = weights(SHAPES), weights(SHAPES)
     train(params, rule_of(name)(params, lr=0.1), 3)
-    tiny = lambda *a: 2.0**-30 * gradient(*a)  # noqa: E731
+    tiny = lambda *a: 2.0**-20 * gradient(*a)  # noqa: E731
     train(scaled, rule_of(name)(scaled, lr=0.1), 3, of=tiny)
     for p, q in zip(params, scaled, strict=True):
-        assert distance(p, q) < 1e-5
+        assert distance(p, q) < 1e-6
 
 
 def test_a_batch_of_variants_keeps_what_is_each_ones_own() -> None:
@@ -335,9 +321,9 @@ def test_state_is_as_large_as_published(name: str, floats: Callable[[int, int], 
 # What each reduces to.
 
 
-def moved(options: Options, shape: tuple[int, int] = (24, 40), **group: Any) -> Tensor:
+def moved(options: Options, shape: tuple[int, int] = (24, 40)) -> Tensor:
     """The first update of a matrix, over its lr."""
-    p = nn.Parameter(draw(*shape).double())
+    p = nn.Parameter(draw(*shape, seed=5).double())
     before = p.detach().clone()
     train([p], Muon([p], lr=0.5, **options), 1)
     return (before - p.detach()) / 0.5
@@ -405,7 +391,7 @@ def test_hyperball_gives_zeros_the_norm_of_torchs_initialisation() -> None:
 @pytest.mark.parametrize("shape", [(24, 40), (40, 24)])
 def test_cautious_decay_is_of_the_weights_that_the_update_shrinks(shape: tuple[int, int]) -> None:
     update = moved({}, shape)
-    W = draw(*shape).double()
+    W = draw(*shape, seed=5).double()
     decayed = moved({"weight_decay": 0.3, "cautious": True}, shape) - update
     shrinks = update * W > 0
     assert 0.3 < shrinks.double().mean() < 0.7
@@ -449,137 +435,3 @@ def test_dion_keeps_what_its_subspace_does_not_see() -> None:
     assert torch.linalg.matrix_rank(M) == 12  # 4 of 16 directions are used up
     seen = G - M
     assert (seen * M).sum().abs() < 1e-9 * G.square().sum()
-
-
-# ---------------------------------------------------------------------------------------------
-# The recipes.
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_recipe_is_registered_under_its_usual_name(name: str) -> None:
-    groups = plan_of(name)
-    assert {row.role for group in groups for row in group.params} == {
-        "embed", "head", "matrix", "vector"
-    }  # fmt: skip
-    known = options(optim.recipes()[name])
-    tuned = {key: option for key, option in known.items() if option.range}
-    expected = {"lr", "weight_decay", "embed_lr", "head_lr", "vector_lr"}
-    expected -= {"muonh": {"weight_decay"}, "moonlight": {"embed_lr", "head_lr", "vector_lr"}}.get(
-        name, set()
-    )
-    assert set(tuned) == expected
-    for option in tuned.values():
-        assert isinstance(option.range, Log)
-        assert option.range.low < option.default < option.range.high
-
-
-def test_a_variant_is_muon_with_other_defaults() -> None:
-    muon, split = optim.recipes()["muon"], options(optim.recipes()["muon-split"])
-    assert split == options(muon) | {"blocks": split["blocks"]}
-    assert (options(muon)["blocks"].default, split["blocks"].default) == ("qkv", "heads")
-    normuon = options(optim.recipes()["normuon"])
-    assert normuon["second_moment"].default == "row"
-    adamuon = options(optim.recipes()["adamuon"])
-    assert adamuon["lr"].range != options(muon)["lr"].range
-    assert options(optim.recipes()["muonh"])["weight_decay"].default == 0.0
-    typed = plan_of("normuon", beta2=0.8, ns_coefficients="cans", cautious=True)[0].options
-    assert (typed["second_moment"], typed["beta2"], typed["cautious"]) == ("row", 0.8, True)
-    assert typed["ns_coefficients"] == "cans"
-
-
-def test_the_options_of_muon_that_had_been_there_stay_first_and_as_they_were() -> None:
-    known = options(optim.recipes()["muon"])
-    old = dict(
-        lr=0.03, weight_decay=0.05, momentum=0.95, nesterov=True, ns_coefficients="jordan",
-        ns_steps=5, adjust_lr_fn="original", embed_lr=0.3, head_lr=0.01, vector_lr=0.01,
-        aux_beta1=0.8, aux_beta2=0.95, aux_eps=1e-10, aux_weight_decay=0.0,
-    )  # fmt: skip
-    assert {key: option.default for key, option in list(known.items())[: len(old)]} == old
-    model = GPT(MODEL)
-    model.init_weights(0)
-    for group in plan_of("muon", model)[:2]:
-        params = [row.param for row in group.params]
-        train(params, optimizer := group.rule(params, **group.options), 1)
-        assert all(state.keys() == {"momentum_buffer"} for state in optimizer.state.values())
-
-
-def test_muon_split_orthogonalises_each_head() -> None:
-    model = GPT(MODEL)
-    model.init_weights(0)
-    groups = plan_of("muon-split", model, lr=0.1, weight_decay=0.0)
-    splits = {row.name: g.options.get("splits") for g in groups for row in g.params}
-    assert splits["blocks.1.attn.qkv.weight"] == (16,) * 6
-    assert splits["blocks.1.attn.proj.weight"] == (32,)
-    assert splits["blocks.1.mlp.fc.weight"] == (128,)
-
-    qkv = model.get_parameter("blocks.0.attn.qkv.weight")
-    (group,) = (g for g in groups if any(row.param is qkv for row in g.params))
-    start = qkv.detach().clone()
-    heads = [nn.Parameter(head.clone()) for head in start.split(16)]
-    part = lambda _, step, i: gradient(qkv, step).split(16)[i]  # noqa: E731
-    optimizer, apart = group.rule([qkv], **group.options), Muon(heads, lr=0.1)
-    train([qkv], optimizer, 1)
-    train(heads, apart, 1, of=part)
-    for head in (start - qkv.detach()).split(16):  # each has its own full rank
-        values = torch.linalg.svdvals(head / 0.1)
-        assert values.min() > 0.65 and values.max() < 1.15
-    train([qkv], optimizer, 3, first=1)
-    train(heads, apart, 3, first=1, of=part)
-    assert distance(qkv - start, torch.cat(heads) - start) < 1e-6
-
-
-@pytest.mark.parametrize(
-    ("blocks", "splits"), [("fused", (96,)), ("qkv", (32,) * 3), ("heads", (16,) * 6)]
-)
-@pytest.mark.parametrize("name", ["muon", "dion"])
-def test_blocks_say_how_query_key_and_value_are_cut(
-    name: str, blocks: str, splits: tuple[int, ...]
-) -> None:
-    found = {
-        row.name: group.options["splits"]
-        for group in plan_of(name, blocks=blocks)
-        for row in group.params
-        if row.role == "matrix"
-    }
-    assert found["blocks.0.attn.qkv.weight"] == splits
-
-
-def test_moonlight_has_one_lr_and_weight_decay_for_all() -> None:
-    groups = plan_of("moonlight", lr=0.02, weight_decay=0.3)
-    assert {(g.options["lr"], g.options["weight_decay"]) for g in groups} == {(0.02, 0.3)}
-    assert groups[-1].options["betas"] == (0.9, 0.95)
-    assert groups[0].options["adjust_lr_fn"] == "match_rms_adamw"
-
-
-@pytest.mark.parametrize(
-    ("name", "settings", "message"),
-    [
-        ("muon", {"blocks": "head"}, "blocks=head: must be fused, qkv or heads"),
-        ("muon", {"second_moment": "rows"}, "second_moment='rows'.*gradient, row, entry"),
-        ("muon", {"beta2": 1.0}, "beta2=1.0"),
-        ("muon", {"momentum_start": 1.0}, "momentum_start=1.0"),
-        ("muon", {"momentum_warmup": -1}, "momentum_warmup=-1"),
-        ("normuon", {"adjust_lr_fn": "exact"}, "exact.*exact_rms or hyperball"),
-        ("dion", {"rank_fraction": 0.0}, "rank_fraction=0.0"),
-        ("dion", {"momentum": 1.5}, "momentum=1.5"),
-    ],
-)
-def test_impossible_options_are_refused(name: str, settings: Options, message: str) -> None:
-    with pytest.raises((ValueError, UserError), match=message):
-        for group in plan_of(name, **settings):
-            group.rule([row.param for row in group.params], **group.options)
-
-
-def schedule(steps: int = 1) -> None:
-    """What every entrant has beside its recipe's options."""
-
-
-@pytest.mark.parametrize("name", ["polar-express", "muon-split"])
-def test_names_with_hyphens_are_entrants_and_sections(name: str, tmp_path: Path) -> None:
-    path = tmp_path / "tuned.toml"
-    tune.write_settings(path, "tiny", name, {"lr": 0.04, "steps": 65}, 6)
-    assert tuned_settings("tiny", name, path) == {"lr": 0.04, "steps": 65}
-    entrant = parse(f"{name}:beta2=0.5", "tiny", schedule, {}, {}, None)
-    assert (entrant.recipe, entrant.settings["beta2"]) == (name, 0.5)
-    again = parse(entrant.spelled, "tiny", schedule, {}, {}, None)
-    assert again.settings == entrant.settings
