@@ -168,11 +168,29 @@ def plan(
     return [group for group in groups if group.params]
 
 
-def by_splits(roles: Roles) -> dict[tuple[int, ...], list[Role]]:
-    """The hidden matrices by the row counts of what is stacked in them."""
-    matrices = pick(roles, "matrix")
-    splits = dict.fromkeys(row.splits for row in matrices)
-    return {heights: [row for row in matrices if row.splits == heights] for heights in splits}
+def splits_of(row: Role, blocks: str) -> tuple[int, ...]:
+    """Row counts of the matrices that a parameter is cut into. Raises UserError.
+
+    blocks: "fused" leaves it whole, "qkv" takes query, key and value apart, "heads" their heads.
+    """
+    if blocks not in ("fused", "qkv", "heads"):
+        raise UserError(f"blocks={blocks}: must be fused, qkv or heads")
+    if blocks == "fused":
+        return (row.param.size(0),)
+    if blocks == "heads" and row.head_rows:
+        return (row.head_rows,) * (row.param.size(0) // row.head_rows)
+    return row.splits
+
+
+def matrix_groups(
+    rule: type[torch.optim.Optimizer], roles: Roles, blocks: str, **options: Any
+) -> list[Group]:
+    """Groups of the hidden matrices, one for each way in which they are cut; see `splits_of`."""
+    rows = [(row, splits_of(row, blocks)) for row in pick(roles, "matrix")]
+    return [
+        Group(rule, [row for row, own in rows if own == splits], splits=splits, **options)
+        for splits in dict.fromkeys(splits for _, splits in rows)
+    ]
 
 
 def pick(roles: Roles, *names: str) -> list[Role]:
@@ -182,5 +200,5 @@ def pick(roles: Roles, *names: str) -> list[Role]:
 
 __all__ = [
     "Group", "Linear", "Log", "Option", "Recipe", "Role", "Roles",
-    "by_splits", "find", "options", "pick", "plan", "recipe", "recipes",
+    "find", "matrix_groups", "options", "pick", "plan", "recipe", "recipes", "splits_of",
 ]  # fmt: skip

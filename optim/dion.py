@@ -13,9 +13,8 @@ from typing import Annotated, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from optim import Group, Log, Roles, recipe
+from optim import Group, Log, Roles, matrix_groups, recipe
 from optim.adamw import EmbedLR, HeadLR, VectorLR, auxiliary
-from optim.muon import matrix_groups
 
 
 class Block(NamedTuple):

@@ -10,43 +10,15 @@ A variant is Muon with other defaults: it has all of Muon's options, so that var
 import inspect
 from typing import Annotated, Any, get_args
 
-import torch
-
 import optim.kernels  # noqa: F401  adds its backends
-from errors import UserError
 from muon import Muon
-from optim import Group, Log, Role, Roles, pick, recipe
+from optim import Group, Log, Roles, matrix_groups, recipe
 from optim.adamw import EmbedLR, HeadLR, VectorLR, auxiliary
 
 # On an update of root mean square 0.2, two to five times Muon's at the width of the track tiny,
 # a lower lr does the same, and with it a higher weight decay.
 RMS_LR = Log(0.002, 0.1)
 RMS_WEIGHT_DECAY = Log(0.02, 2.0)
-
-
-def splits_of(row: Role, blocks: str) -> tuple[int, ...]:
-    """Row counts of the matrices that a parameter is cut into. Raises UserError.
-
-    blocks: "fused" leaves it whole, "qkv" takes query, key and value apart, "heads" their heads.
-    """
-    if blocks not in ("fused", "qkv", "heads"):
-        raise UserError(f"blocks={blocks}: must be fused, qkv or heads")
-    if blocks == "fused":
-        return (row.param.size(0),)
-    if blocks == "heads" and row.head_rows:
-        return (row.head_rows,) * (row.param.size(0) // row.head_rows)
-    return row.splits
-
-
-def matrix_groups(
-    rule: type[torch.optim.Optimizer], roles: Roles, blocks: str, **options: Any
-) -> list[Group]:
-    """Groups of the hidden matrices, one for each way in which they are cut; see `splits_of`."""
-    rows = [(row, splits_of(row, blocks)) for row in pick(roles, "matrix")]
-    return [
-        Group(rule, [row for row, own in rows if own == splits], splits=splits, **options)
-        for splits in dict.fromkeys(splits for _, splits in rows)
-    ]
 
 
 @recipe

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from muon import lr_scale
-from optim import Group, Log, Roles, by_splits, recipe
+from optim import Group, Log, Roles, matrix_groups, recipe
 from optim.adamw import EmbedLR, HeadLR, VectorLR, auxiliary
 
 
@@ -141,18 +141,15 @@ def shampoo(
     vector_lr: VectorLR = 0.01,
 ) -> list[Group]:
     """Shampoo on the hidden matrices; query, key and value apart, as Muon has them."""
-    matrices = [
-        Group(
-            Shampoo,
-            rows,
-            lr=lr,
-            betas=(beta1, beta2),
-            weight_decay=weight_decay,
-            power=power,
-            precondition_frequency=precondition_frequency,
-            eps=eps,
-            splits=splits,
-        )
-        for splits, rows in by_splits(roles).items()
-    ]
+    matrices = matrix_groups(
+        Shampoo,
+        roles,
+        "qkv",
+        lr=lr,
+        betas=(beta1, beta2),
+        weight_decay=weight_decay,
+        power=power,
+        precondition_frequency=precondition_frequency,
+        eps=eps,
+    )
     return [*matrices, *auxiliary(roles, embed_lr, head_lr, vector_lr)]

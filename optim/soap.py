@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from optim import Group, Log, Roles, by_splits, recipe
+from optim import Group, Log, Roles, matrix_groups, recipe
 from optim.adamw import EmbedLR, HeadLR, VectorLR, auxiliary
 from optim.shampoo import eigh
 
@@ -160,18 +160,15 @@ def soap(
     vector_lr: VectorLR = 0.01,
 ) -> list[Group]:
     """SOAP on the hidden matrices; query, key and value apart, as Muon has them."""
-    matrices = [
-        Group(
-            SOAP,
-            rows,
-            lr=lr,
-            betas=(beta1, beta2),
-            weight_decay=weight_decay,
-            eps=eps,
-            precondition_frequency=precondition_frequency,
-            max_precond_dim=max_precond_dim,
-            splits=splits,
-        )
-        for splits, rows in by_splits(roles).items()
-    ]
+    matrices = matrix_groups(
+        SOAP,
+        roles,
+        "qkv",
+        lr=lr,
+        betas=(beta1, beta2),
+        weight_decay=weight_decay,
+        eps=eps,
+        precondition_frequency=precondition_frequency,
+        max_precond_dim=max_precond_dim,
+    )
     return [*matrices, *auxiliary(roles, embed_lr, head_lr, vector_lr)]
