@@ -249,7 +249,7 @@ def test_a_switch_is_spelled_true_or_false(word: str, value: bool) -> None:
     ("text", "parts"),
     [
         ("muno", ["unknown entrant 'muno'", "did you mean muon", "adamw"]),
-        ("adam", ["unknown entrant 'adam'", "did you mean adamw"]),
+        ("adamv", ["unknown entrant 'adamv'", "did you mean adam"]),
         ("", ["unknown entrant ''", "adamw", "muon"]),
         ("muon:momentun=0.9", ["unknown option 'momentun'", "did you mean momentum", "ns_steps"]),
         ("adamw:ns_steps=3", ["unknown option 'ns_steps'", "beta1"]),
