@@ -121,5 +121,9 @@ class Engine:
     def load(self, saved: dict[str, Any]) -> None:
         self.model.load_state_dict(saved["model"])
         for optimizer, state in zip(self._optimizers, saved["optimizers"], strict=True):
-            optimizer.load_state_dict(deepcopy(state))  # it keeps what it is given
+            state = deepcopy(state)  # it keeps what it is given ...
+            optimizer.load_state_dict(state)
+            params = [p for group in optimizer.param_groups for p in group["params"]]
+            for index, held in state["state"].items():  # ... cast to the type of the parameter
+                optimizer.state[params[index]] = held
         self.model.zero_grad(set_to_none=not self.keep_grads)
