@@ -198,12 +198,21 @@ def test_a_compilation_that_fails_is_noted_and_the_run_goes_on(
 def test_auto_takes_bfloat16_only_where_the_machine_is_fast_at_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    speed = {torch.float32: 1.0, torch.bfloat16: 1.0}
-    monkeypatch.setattr(machine, "matmul_flops", lambda device, dtype, n, repeats: speed[dtype])
+    speed, sides = {torch.float32: 1.0, torch.bfloat16: 1.0}, []
+
+    def matmul_flops(device: torch.device, dtype: torch.dtype, n: int, repeats: int) -> float:
+        sides.append(n)
+        return speed[dtype]
+
+    monkeypatch.setattr(machine, "matmul_flops", matmul_flops)
     cpu = torch.device("cpu")
     assert speedrun.choose_dtype("auto", cpu) == torch.float32
     speed[torch.bfloat16] = 5.0
     assert speedrun.choose_dtype("auto", cpu) == torch.bfloat16
+    assert max(sides) <= 512  # emulated, a large product would take minutes
+    sides.clear()
+    assert speedrun.choose_dtype("auto", torch.device("cuda")) == torch.bfloat16
+    assert min(sides) >= 2048  # a small one would time its launch, which all precisions share
     assert speedrun.choose_dtype("float32", cpu) == torch.float32
 
 
