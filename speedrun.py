@@ -462,9 +462,9 @@ class Trainer:
                 with torch.no_grad():
                     self.loss(inputs, targets)
                 self.engine.step()
-        except torch.OutOfMemoryError:
-            return NO_MEMORY
         except RuntimeError as error:
+            if machine.out_of_memory(error):
+                return NO_MEMORY
             if self.eager:
                 raise
             self.eager = f"compilation failed: {str(error).strip().splitlines()[0][:200]}"
@@ -479,6 +479,7 @@ class Trainer:
                 f"{self.microbatch} sequences of {self.track.seq_len} tokens do not fit the "
                 f"memory of {machine.device_name(self.device)}; run with --microbatch {smaller}"
             )
+        torch.compiler.reset()  # torch compiles a function for eight shapes and no more
         torch.cuda.empty_cache()
         half = range(1, self.microbatch // 2 + 1)
         self.microbatch = self.divide_batch(max(n for n in half if self.batch_seqs % n == 0))
