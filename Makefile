@@ -18,11 +18,11 @@ RACE := $(if $(filter 1,$(NPROC)),$(PY),$(TORCHRUN))
 
 PY_DATA := $(if $(filter tiny,$(TRACK)),data.corpus,data.fineweb --track $(TRACK))
 
-.PHONY: help speedrun test setup data vocab race tune plots report verify readme bench clean
+.PHONY: help speedrun test setup data vocab race tune plots report verify readme bench gpu-check clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo '  variables: TRACK=$(TRACK) ENTRANTS="$(ENTRANTS)" SEEDS=$(SEEDS) NPROC=$(NPROC) TRIALS=$(TRIALS) ARGS="..."'
 	@echo '  a quick look:  make race ARGS="--steps 20 --width 64"   more: $(PY) speedrun.py --help'
@@ -52,6 +52,9 @@ bench: data  ## measure the step and the optimizers (the machine to itself)
 	$(PY) -m bench.optimizer_step
 	$(PY) -m bench.newton_schulz
 	$(PY) -m bench.data
+
+gpu-check:  ## check and measure a GPU in nine minutes; PYTHON needs torch and matplotlib alone
+	$(if $(wildcard $(PY)),$(PY),$(PYTHON)) -m bench.gpu_check $(ARGS)
 
 test: .venv/dev data vocab  ## set up, lint, check types, run the tests
 	$(PY) -m ruff check .

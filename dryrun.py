@@ -91,6 +91,26 @@ def measure(gpt: GPT, entrant: Entrant, validations: int) -> race.Entrant:
     )
 
 
+def shape_of(gpt: GPT, seq_len: int, loss_chunk: int) -> Shape:
+    """What decides the activations of a model, on the meta device or not, that is trained.
+
+    seq_len: tokens of a sequence. loss_chunk: tokens whose logits are in memory at once; 0: all.
+    """
+    config = gpt.config
+    weights = sum(row.param.numel() for row in gpt.roles() if row.role in ("matrix", "head"))
+    return Shape(
+        n_layer=config.n_layer,
+        n_embd=config.n_embd,
+        n_head=config.n_head,
+        mlp_ratio=config.mlp_ratio,
+        seq_len=seq_len,
+        table_rows=config.table_rows,
+        product_weights=weights,
+        residual_bytes=gpt.embed.weight.element_size(),
+        loss_chunk=loss_chunk,
+    )
+
+
 def conduct(
     track: Any, entrants: Sequence[Entrant], loss_chunk: int, arguments: argparse.Namespace
 ) -> None:
@@ -103,25 +123,13 @@ def conduct(
     config = track.config(corpus.vocab_size)
     with torch.device("meta"):
         gpt = GPT(config)
-    weights = sum(row.param.numel() for row in gpt.roles() if row.role in ("matrix", "head"))
-    shape = Shape(
-        n_layer=config.n_layer,
-        n_embd=config.n_embd,
-        n_head=config.n_head,
-        mlp_ratio=config.mlp_ratio,
-        seq_len=track.seq_len,
-        table_rows=config.table_rows,
-        product_weights=weights,
-        residual_bytes=gpt.embed.weight.element_size(),
-        loss_chunk=loss_chunk,
-    )
     task = race.Task(
         track=track.name,
         corpus=corpus,
         shuffle=track.shuffle,
         batch_tokens=track.batch_tokens,
         val_tokens=track.val_tokens,
-        shape=shape,
+        shape=shape_of(gpt, track.seq_len, loss_chunk),
         model_flops=gpt.flops_per_token(track.seq_len),
     )
     columns = []

@@ -86,6 +86,12 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether this is a lack of memory, also where a library or a compiler says it its own way."""
+    words = ("out of memory", "can't allocate memory", "ALLOC_FAILED")  # CUDA, CPU, cuBLAS
+    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
+
+
 def compiler_missing(device: torch.device) -> str:
     """Why torch.compile cannot work here; empty if it can. A CPU needs a C++ compiler."""
     candidates = [os.environ.get("CXX", ""), "g++", "clang++"]

@@ -223,7 +223,10 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.fc(x)
-        return self.proj(F.relu(x).square() if self.relu2 else F.gelu(x))
+        if not self.relu2:
+            return self.proj(F.gelu(x))
+        x = F.relu(x)
+        return self.proj(x * x)  # not x.square(), which a GPU's autocast makes float32
 
 
 class Block(nn.Module):

@@ -29,7 +29,10 @@ PROGRAM = (
     "requirements-optimizers.txt",
 )  # fmt: skip
 # What running the program writes into its own tree.
-OUTPUTS = ("results/*.csv", "results/curves", "results/sources", "plots/*.png", "plots/*.svg")
+OUTPUTS = (
+    "results/*.csv", "results/curves", "results/sources", "results/gpu", "plots/*.png",
+    "plots/*.svg",
+)  # fmt: skip
 
 # What all runs of a race have in common.
 SAME = (

@@ -222,11 +222,13 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     """The precision of the matrix products.
 
     "auto" takes bfloat16 where it is at least 1.5 times as fast as float32: where the processor
-    has units for it. Without them it is emulated, a hundred times slower, hence the small product.
+    has units for it. A CPU without them emulates it, a hundred times slower, hence the small
+    product there; on a GPU a small one would time its launch.
     """
     names = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     if name == "auto":
-        speed = {dt: machine.matmul_flops(device, dt, n=256, repeats=3) for dt in names.values()}
+        n = 4096 if device.type == "cuda" else 256
+        speed = {dt: machine.matmul_flops(device, dt, n, repeats=3) for dt in names.values()}
         fast = speed[torch.bfloat16] > 1.5 * speed[torch.float32]
         return torch.bfloat16 if fast else torch.float32
     if name not in names:
@@ -484,9 +486,9 @@ class Trainer:
                 with torch.no_grad():
                     self.loss(inputs, targets)
                 self.engine.step()
-        except torch.OutOfMemoryError:
-            return NO_MEMORY
         except RuntimeError as error:
+            if machine.out_of_memory(error):
+                return NO_MEMORY
             if self.eager:
                 raise
             self.eager = f"compilation failed: {str(error).strip().splitlines()[0][:200]}"
@@ -501,6 +503,7 @@ class Trainer:
                 f"{self.microbatch} sequences of {self.track.seq_len} tokens do not fit the "
                 f"memory of {machine.device_name(self.device)}; run with --microbatch {smaller}"
             )
+        torch.compiler.reset()  # torch compiles a function for eight shapes and no more
         torch.cuda.empty_cache()
         half = range(1, self.microbatch // 2 + 1)
         self.microbatch = self.divide_batch(max(n for n in half if self.batch_seqs % n == 0))

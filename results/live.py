@@ -1,11 +1,13 @@
 """What a race shows while it runs: a progress bar with the time left, a table of the runs so far.
 
-On a terminal the display is drawn in place, with rich; elsewhere each validation is a line.
+On a terminal the display is drawn in place, with rich; elsewhere, and where rich is not installed,
+each validation is a line.
 """
 
 import sys
 import time
 from collections.abc import Sequence
+from importlib.util import find_spec
 from types import TracebackType
 from typing import Any
 
@@ -24,7 +26,7 @@ class Live:
         self._label, self._begun, self._steps_left = "", 0.0, 0
 
     def __enter__(self) -> "Live":
-        if sys.stdout.isatty() and not self.silent:
+        if sys.stdout.isatty() and not self.silent and find_spec("rich"):
             from rich.live import Live as Drawn
             from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -195,15 +195,49 @@ def test_a_compilation_that_fails_is_noted_and_the_run_goes_on(
     assert trainer.eager == "compilation failed: no such instruction"
 
 
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("no room"), RuntimeError("cuBLAS: CUBLAS_STATUS_ALLOC_FAILED")]
+)
+def test_the_microbatch_shrinks_until_it_fits_and_changes_nothing(
+    error: RuntimeError, micro_track: Track, micro_options: Options
+) -> None:
+    whole = Trainer(micro_track, micro_options).run(entrant("adamw", 4), seed=0)
+    trainer = Trainer(micro_track, micro_options)
+    model = trainer.model
+
+    def small_memory(inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        if len(inputs) > 2:
+            raise error
+        return model(inputs, targets)
+
+    trainer.model = small_memory
+    out = trainer.run(entrant("adamw", 4), seed=0)
+    assert (trainer.batch_seqs, trainer.microbatch) == (8, 2)
+    assert out.points[-1].val_loss == pytest.approx(whole.points[-1].val_loss, rel=1e-4)
+    fixed = Trainer(micro_track, replace(micro_options, microbatch=4))
+    fixed.model = small_memory
+    with pytest.raises(UserError, match="4 sequences of 32 tokens.*--microbatch 2"):
+        fixed.run(entrant("adamw", 4), seed=0)
+
+
 def test_auto_takes_bfloat16_only_where_the_machine_is_fast_at_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    speed = {torch.float32: 1.0, torch.bfloat16: 1.0}
-    monkeypatch.setattr(machine, "matmul_flops", lambda device, dtype, n, repeats: speed[dtype])
+    speed, sides = {torch.float32: 1.0, torch.bfloat16: 1.0}, []
+
+    def matmul_flops(device: torch.device, dtype: torch.dtype, n: int, repeats: int) -> float:
+        sides.append(n)
+        return speed[dtype]
+
+    monkeypatch.setattr(machine, "matmul_flops", matmul_flops)
     cpu = torch.device("cpu")
     assert speedrun.choose_dtype("auto", cpu) == torch.float32
     speed[torch.bfloat16] = 5.0
     assert speedrun.choose_dtype("auto", cpu) == torch.bfloat16
+    assert max(sides) <= 512  # emulated, a large product would take minutes
+    sides.clear()
+    assert speedrun.choose_dtype("auto", torch.device("cuda")) == torch.bfloat16
+    assert min(sides) >= 2048  # a small one would time its launch, which all precisions share
     assert speedrun.choose_dtype("float32", cpu) == torch.float32
 
 

@@ -326,6 +326,23 @@ def test_a_backend_can_be_forced(gpu: dict[str, Any]) -> None:
     assert choose((5, 8, 16), F32, CUDA, JORDAN, "fast") == "fast-2"  # each has its own choice
 
 
+def test_a_backend_that_fails_is_not_taken_but_the_first_one_must_work(
+    gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(X: Tensor, abc: Coefficients) -> Tensor:
+        raise OSError("no C compiler")
+
+    backends = muon.BACKENDS
+    for name, left in (("fast-2", "fast-1"), ("fast-1", "plain")):
+        monkeypatch.setitem(backends, name, backends[name]._replace(iterate=broken))
+        with pytest.warns(UserWarning, match="fails here: no C compiler") as warned:
+            assert choose((4, 8, 16), BF16, CUDA, JORDAN) == left
+        assert any(f"'{name}'" in str(warning.message) for warning in warned)
+        muon.CHOSEN.clear()
+    with pytest.raises(OSError, match="no C compiler"):
+        choose((4, 8, 16), BF16, CUDA, JORDAN, "fast")
+
+
 def test_what_another_process_chose_is_taken_without_measuring(gpu: dict[str, Any]) -> None:
     choose((4, 8, 16), BF16, CUDA, JORDAN)
     muon.CHOSEN.update(dict.fromkeys(muon.CHOSEN, "fast-1"))

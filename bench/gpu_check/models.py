@@ -1,0 +1,123 @@
+"""Checks of the model on the device: what tests/test_model.py claims, where it is to run.
+
+Each kind of model at a toy width, with weights none of which hides a mistake by being 0 or 1. The
+reference is the same model in float64 on the CPU, which the tests hold to the equations.
+"""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from bench.gpu_check.parts import Notes
+from bench.gpu_check.setting import Setting
+from model import GPT, GPTConfig, preset
+
+KINDS = ("gpt2", "gpt2-2024")
+VOCABULARY = 500
+Found = tuple[float, dict[str, Tensor]]  # the loss, and the gradients in float64 on the CPU
+
+
+def config(kind: str, setting: Setting) -> GPTConfig:
+    """Two layers and two heads of the size that the kind has, so that a GPU takes its kernels."""
+    given = preset(kind, VOCABULARY, 32 if setting.size == "toy" else 256)
+    width = given.n_embd // given.n_head * 2
+    return replace(given, n_layer=2, n_head=2, n_embd=width, embed_dtype="float32")
+
+
+def model(config: GPTConfig, device: torch.device, loss_chunk: int = 0) -> GPT:
+    """The same weights on any device."""
+    gpt = GPT(config, loss_chunk)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in gpt.parameters():
+            noise = torch.randn(p.shape, generator=generator)
+            p.copy_(1 + 0.2 * noise if p.ndim == 1 else noise * (0.5 / p.size(1)) ** 0.5)
+    return gpt.to(device)
+
+
+def batch(config: GPTConfig, device: torch.device, sequences: int = 3) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    shape = (sequences, config.block_size + 1)
+    tokens = torch.randint(VOCABULARY, shape, generator=generator).to(device)
+    return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+
+
+def measured(gpt: GPT, low: bool = False) -> Found:
+    """Loss a token and gradients; `low`: with matrix products in bfloat16."""
+    device = gpt.embed.weight.device
+    inputs, targets = batch(gpt.config, device)
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=low):
+        loss = gpt(inputs, targets) / targets.numel()
+    loss.backward()
+    grads = {name: p.grad for name, p in gpt.named_parameters()}
+    return loss.item(), {name: g.double().cpu() for name, g in grads.items() if g is not None}
+
+
+def compare(notes: Notes, what: str, found: Found, exact: Found, loss: float, grad: float) -> None:
+    """Relative deviations of the loss and of the worst gradient, at most `loss` and `grad`."""
+    off = {name: float((found[1][name] - g).norm() / g.norm()) for name, g in exact[1].items()}
+    worst = max(off, key=off.__getitem__)
+    notes.check(f"{what}: loss", abs(found[0] / exact[0] - 1), most=loss)
+    notes.check(f"{what}: gradients", off[worst], most=grad, note=f"the worst is {worst}")
+
+
+def run(setting: Setting, notes: Notes, seconds: float) -> None:
+    """The part."""
+    device, cpu = setting.device, torch.device("cpu")
+    for kind in KINDS:
+        sizes = config(kind, setting)
+        chunk = sizes.block_size + 7  # no divisor of the tokens
+        with notes.attempt(f"{kind} against float64 on the CPU"):
+            exact = measured(model(sizes, cpu).double())
+            here = measured(model(sizes, device))
+            compare(notes, f"{kind}: float32 off float64 on the CPU", here, exact, 1e-5, 1e-3)
+            by_chunks = measured(model(sizes, device, chunk))
+            compare(
+                notes, f"{kind}: the loss by chunks off it at once", by_chunks, here, 1e-5, 1e-4
+            )
+            low = measured(model(sizes, device), low=True)
+            compare(notes, f"{kind}: bfloat16 off float32", low, here, 0.01, 0.1)
+            chunked = measured(model(sizes, device, chunk), low=True)
+            compare(notes, f"{kind}: chunks in bfloat16 off float32", chunked, here, 0.01, 0.1)
+        for low_precision in (False, True):
+            with notes.attempt(f"{kind}: causality"):
+                causality(notes, model(sizes, device), kind, low_precision)
+    with notes.attempt("initial weights"):
+        initial_weights(notes, device)
+
+
+@torch.no_grad()
+def causality(notes: Notes, gpt: GPT, kind: str, low: bool) -> None:
+    """A token changes no logits before its position; from there on all, unless rounded away."""
+    inputs, _ = batch(gpt.config, gpt.embed.weight.device)
+    seen: list[Tensor] = []
+    gpt.head.register_forward_hook(lambda _, __, z: seen.append(z.detach().float()))
+
+    def logits(tokens: Tensor) -> Tensor:
+        with torch.autocast(tokens.device.type, dtype=torch.bfloat16, enabled=low):
+            gpt(tokens, tokens)
+        return seen.pop()
+
+    t = inputs.size(1) // 2
+    changed = inputs.clone()
+    changed[:, t] = (changed[:, t] + 1) % VOCABULARY
+    moved = (logits(changed) - logits(inputs)).abs().amax(dim=(0, 2))  # T
+    what = f"{kind}, {'bfloat16' if low else 'float32'}: a token moves logits"
+    notes.check(f"{what} before it by", float(moved[:t].max()), most=1e-5)
+    after = moved[t : t + 1] if low else moved[t:]
+    notes.check(f"{what} from it on by", float(after.min()), least=1e-5)
+
+
+def initial_weights(notes: Notes, device: torch.device) -> None:
+    """A seed gives the same bits on any device, and leaves its generators alone."""
+    sizes = replace(preset("gpt2", VOCABULARY, 32), n_layer=2, n_head=1, n_embd=128)
+    there, here = GPT(sizes), GPT(sizes).to(device)
+    state = torch.get_rng_state()
+    there.init_weights(3)
+    here.init_weights(3)
+    kept = torch.equal(torch.get_rng_state(), state)
+    pairs = zip(there.parameters(), here.parameters(), strict=True)
+    differ = sum(int((p != q.cpu()).sum()) for p, q in pairs)
+    notes.check("initial weights that differ from the CPU's", differ, most=0)
+    notes.check("the global generator moved", 0 if kept else 1, most=0)

