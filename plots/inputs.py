@@ -10,10 +10,11 @@ from pathlib import Path
 
 from errors import UserError
 from plots.style import Look, looks
-from results.report import BASELINE, by_label, select, spelled
+from results.report import select
 from results.schema import DIVERGED, Point, Run, Trial
 from results.stats import Costs, Estimate, costs, expected_cost, speedup
 from results.store import read_curve, read_runs, read_trials
+from results.table import BASELINE, by_label, spelled, standing
 
 
 class MissingDataError(Exception):
@@ -83,13 +84,7 @@ class Inputs:
 
     def ranking(self, unit: str) -> list[Entrant]:
         """The entrants from the cheapest to the target; then those that never met it, by loss."""
-
-        def key(entrant: Entrant) -> tuple[float, float]:
-            cost, loss = entrant.cost(unit), entrant.final_loss()
-            infinity = float("inf")
-            return (cost.value if cost else infinity, infinity if loss is None else loss)
-
-        return sorted(self.entrants, key=key)
+        return sorted(self.entrants, key=lambda entrant: standing(entrant.runs, unit))
 
 
 @dataclass(frozen=True)

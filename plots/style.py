@@ -18,7 +18,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 from matplotlib.typing import RcKeyType
 
-from results.report import spelled
+from results.table import spelled
 
 WIDTH_IN = 9.0  # 900 pixels at 100 to the inch; PNGs have twice that
 DPI = 200

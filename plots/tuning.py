@@ -12,7 +12,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from plots import style
 from plots.inputs import Inputs, MissingDataError
 from plots.style import Look
-from results.report import spelled
+from results.table import spelled
 from results.schema import Trial
 
 COLUMNS = 3
