@@ -26,7 +26,10 @@ ROOT = Path(__file__).parent
 # The files that decide a number. Their text is stored once per hash, and the hash is in every row.
 PROGRAM = ("*.py", "optim/**/*.py", "engines/*.py", "data/*.py", "results/s*.py")
 # What running the program writes into its own tree.
-OUTPUTS = ("results/*.csv", "results/curves", "results/sources", "plots/*.png", "plots/*.svg")
+OUTPUTS = (
+    "results/*.csv", "results/curves", "results/sources", "results/scale",
+    "plots/*.png", "plots/*.svg",
+)  # fmt: skip
 
 # What all runs of a race have in common.
 SAME = (

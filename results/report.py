@@ -9,8 +9,8 @@ A marked part of the README is `<!-- begin:NAME -->` to `<!-- end:NAME -->` with
 `headline`, `race`, `machine`, `league`, `resolution`, `scale` and `tuned`. `<!-- begin:NAME RACE
 -->` shows that race; without RACE it is --race, or else the newest race that was run on an
 unchanged track, for `league` and `resolution` the newest one of three or more entrants.
-`<!-- begin:csv FILE -->` shows any CSV file as a table, `<!-- begin:file FILE -->` a program as
-it is.
+`<!-- begin:scale FOLDER -->` shows what bench.scale left there, `<!-- begin:csv FILE -->` any CSV
+file as a table, `<!-- begin:file FILE -->` a program as it is.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from errors import UserError
-from results import league
+from results import league, scale
 from results.pairs import UNITS, Pair, Pairs
 from results.schema import REACHED, Run
 from results.stats import Estimate
@@ -192,6 +192,8 @@ def rewrite(readme: str, runs: Sequence[Run], tuned: Sequence[Tuned], race: str 
             return f"{begin}{csv_table(Path(argument or ''))}\n{end}"
         if name == "file":
             return f"{begin}```python\n{read_file(Path(argument or ''))}```\n{end}"
+        if name == "scale":
+            return f"{begin}{scale.markdown(scale.measured(Path(argument or scale.SCALE)))}\n{end}"
         if name == "league":
             field = league.newest(runs, argument or race)
             return f"{begin}{league.markdown(field) if field else league.NONE_YET}\n{end}"

@@ -229,7 +229,7 @@ def detectable(n: int, sd: float, alpha: float = SIGNIFICANT, power: float = POW
     low, high = 0.0, 1.0
     while _power(high, n, alpha) < power:
         low, high = high, 2 * high
-    for _ in range(50):
+    for _ in range(32):
         middle = (low + high) / 2
         low, high = (middle, high) if _power(middle, n, alpha) < power else (low, middle)
     return high * sd
@@ -243,7 +243,7 @@ def _power(difference: float, n: int, alpha: float) -> float:
     """
     df, shift = 2 * (n - 1), difference * math.sqrt(n / 2)
     critical = t_quantile(1 - alpha / 2, df)
-    s = np.linspace(0, 1 + 10 / math.sqrt(df), 2001)[1:]  # estimated over true deviation
+    s = np.linspace(0, 1 + 10 / math.sqrt(df), 1001)[1:]  # estimated over true deviation
     log_density = (df - 1) * np.log(s) - df * s**2 / 2
     log_density += math.log(2) + df / 2 * math.log(df / 2) - math.lgamma(df / 2)
     found = [_normal(shift - critical * x) + _normal(-shift - critical * x) for x in s.tolist()]

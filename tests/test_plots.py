@@ -22,10 +22,10 @@ from matplotlib.transforms import Bbox
 from plots import make, style
 from plots.inputs import MissingDataError, load, split
 from plots.tuning import learning_rate, lr_sensitivity
-from results.table import summarise
 from results.schema import DIVERGED, MISSED, REACHED, Point, Run
 from results.stats import costs, crossing, expected_cost, speedup
 from results.store import append, read_curve, read_runs, read_trials, record
+from results.table import summarise
 from tests.rows import SOURCE, make_run, make_trial
 
 TARGET = 3.91
