@@ -150,6 +150,6 @@ def _unknown(what: str, name: str, known: Mapping[str, Any]) -> str:
 
 if __name__ == "__main__":
     try:
-        print(*tuned_recipes(*sys.argv[1:]))
+        print(*tuned_recipes(sys.argv[1]))
     except UserError as error:
         sys.exit(f"optim.entrants: {error}")

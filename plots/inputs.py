@@ -132,17 +132,18 @@ def load(root: Path, race: str | None = None) -> Inputs:
     Raises UserError when there are neither runs nor trials, when the named race is not in
     runs.csv, and for a file that is not as the schema says.
     """
-    runs, trials = read_runs(root), read_trials(root)
-    if not runs and not trials:
+    runs, trials, scale = read_runs(root), read_trials(root), measured(root / SCALE)
+    if not runs and not trials and not scale:
         raise UserError(f"no runs in {root / 'runs.csv'}; run: make speedrun")
     chosen = select(runs, race) if runs or race else []
-    search = _search(trials, chosen[0].track_hash if chosen else trials[-1].track_hash)
+    newest = [*trials[-1:], *chosen[:1]]
+    track_hash = newest[-1].track_hash if newest else ""
+    search, sweeps = _search(trials, track_hash), newest_sweeps(trials, track_hash)
     named = [(run.started, run.label) for run in runs] + [(t.started, t.recipe) for t in trials]
     history = [name for _, name in sorted(named, key=lambda pair: pair[0])]
-    sweeps = newest_sweeps(trials, chosen[0].track_hash if chosen else trials[-1].track_hash)
     recipes = list(dict.fromkeys(trial.recipe for trial in [*search, *sweeps]))
     entrants, styles = _entrants(root, chosen, history), looks(history, recipes)
-    return Inputs(entrants, search, styles, sweeps, measured(root / SCALE))
+    return Inputs(entrants, search, styles, sweeps, scale)
 
 
 def _entrants(root: Path, runs: Iterable[Run], history: Sequence[str]) -> list[Entrant]:

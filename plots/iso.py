@@ -6,7 +6,6 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
 
 from plots import style
@@ -35,13 +34,15 @@ def iso_loss(inputs: Inputs) -> Figure:
     drawn = [entrant for entrant in others if entrant.label in shown]
     columns = min(COLUMNS, len(drawn))
     rows = math.ceil(len(drawn) / columns)
+    left_out = ", ".join(entrant.name for entrant in others if entrant not in drawn)
     figure = style.sheet(
         _title(inputs, baseline, drawn[0], shown[drawn[0].label]),
-        f"{baseline.name}'s cost of a validation loss over the entrant's, over the runs that did "
-        "not diverge; band: 95% interval in seconds; vertical line: the target. Each run's "
-        "schedule ends near the target. At higher losses it is still at a high lr, so an entrant "
-        "that cools down later looks slower there than a run scheduled for that loss would be: "
-        "only the ratio at the target is the race's result.",
+        f"{baseline.name}'s cost of a validation loss over the entrant's, where all runs that did "
+        "not diverge met it. Solid: seconds, with its 95% interval; dashed: steps; vertical line: "
+        "the target. Each run's schedule ends near the target. At higher losses it is still at a "
+        "high lr, so an entrant that cools down later looks slower there than a run scheduled for "
+        "that loss would be: only the ratio at the target is the race's result."
+        f"{f' Meets no loss of the range: {left_out}.' if left_out else ''}",
         footer(inputs),
         (1.65 if rows > 1 else 2.8) * rows + 0.5,
     )
@@ -57,12 +58,6 @@ def iso_loss(inputs: Inputs) -> Figure:
     for axes in panels[:, 0]:
         axes.set_ylabel(f"times {baseline.name}")
     _scales(panels[0, 0], losses, list(shown.values()))
-    handles = [
-        Line2D([], [], color=style.INK, linewidth=1.8),
-        Line2D([], [], color=style.INK, linewidth=1.2, linestyle=DASHES),
-    ]
-    legend = panels[0, 0].legend(handles, ["seconds", "steps"], loc="upper left", ncols=1)
-    legend.set_in_layout(False)
     return figure
 
 

@@ -126,7 +126,7 @@ def pareto(inputs: Inputs) -> Figure:
     front = _front([e for e in inputs.entrants if e.label in cost], cost, state)
     size = style.unit(max(state.values()) or 1, style.BYTES)
     time = style.unit(max(cost.values()), style.SECONDS)
-    on = ", ".join(
+    on = " or ".join(
         f"{e.name} ({style.number(cost[e.label] / time.size)}\N{NO-BREAK SPACE}{time.name}, "
         f"{style.number(state[e.label] / size.size)}\N{NO-BREAK SPACE}{size.name})"
         for e in front
@@ -151,7 +151,7 @@ def pareto(inputs: Inputs) -> Figure:
         y = estimate.value / time.size if estimate else top
         if estimate and estimate.low is not None and estimate.high is not None:
             whisker = [estimate.low / time.size, estimate.high / time.size]
-            axes.plot([x, x], whisker, color=entrant.look.color, linewidth=1.2, alpha=0.7)
+            axes.plot([x, x], whisker, color=entrant.look.color, linewidth=1, alpha=0.6)
         axes.plot(
             x, y, marker=entrant.look.marker, markersize=7, color=entrant.look.color,
             mfc=entrant.look.color if estimate else "white", mew=0.6 if estimate else 1.5,
@@ -161,15 +161,13 @@ def pareto(inputs: Inputs) -> Figure:
     ys = [cost[e.label] / time.size for e in front]
     axes.step(xs, ys, where="post", color=style.MUTED, linewidth=1, linestyle=":", zorder=1)
     names = style.short_names([entrant.label for entrant in inputs.entrants])
-    _names_beside(
-        axes,
-        [
-            (e, state[e.label] / size.size, cost.get(e.label, top * time.size) / time.size)
-            for e in inputs.entrants
-        ],
-        {e.label: names[e.label] + ("" if e.label in cost else ": not reached")
-         for e in inputs.entrants},
-    )  # fmt: skip
+    notes = []
+    for entrant in inputs.entrants:
+        known, label = entrant.label in cost, names[entrant.label]
+        y = cost[entrant.label] / time.size if known else top
+        at = (state[entrant.label] / size.size, y)
+        notes.append(style.Note(label if known else f"{label}: not reached", *at, entrant.look))
+    style.notes_beside(axes, notes)
     axes.set_xlabel(f"optimizer state ({size.name})")
     axes.set_ylabel(f"training time to target ({time.name})")
     axes.xaxis.set_major_locator(style.ticks(8))
@@ -185,25 +183,6 @@ def _front(
         if not front or cost[entrant.label] < cost[front[-1].label]:
             front.append(entrant)
     return front
-
-
-def _names_beside(
-    axes: Axes, points: Sequence[tuple[Entrant, float, float]], names: dict[str, str]
-) -> None:
-    """A column of names right of the axes, in the order of the points' heights, with leaders."""
-    order = sorted(points, key=lambda point: (-point[2], point[1]))
-    step = 1 / max(len(order), 1)
-    for row, (entrant, x, y) in enumerate(order):
-        at = 1 - (row + 0.5) * step
-        axes.annotate(
-            names[entrant.label], xy=(x, y), xytext=(1.04, at), textcoords="axes fraction",
-            size=style.SMALL_PT, weight="bold", color=entrant.look.text, va="center",
-            annotation_clip=False,
-            arrowprops={
-                "arrowstyle": "-", "color": entrant.look.color, "linewidth": 0.6, "alpha": 0.7,
-                "shrinkA": 1, "shrinkB": 4, "relpos": (0, 0.5),
-            },
-        )  # fmt: skip
 
 
 # ---- Who differs from whom ---------------------------------------------------------------------
@@ -242,14 +221,13 @@ def significance(inputs: Inputs) -> Figure:
     names = style.short_names(labels)
     axes.set_xlim(-0.5, n - 0.5)
     axes.set_ylim(n - 0.5, -0.5)
-    axes.set_xticks(range(n), [names[label] for label in labels], rotation=50, ha="left")
+    axes.set_xticks(range(n), [names[label] for label in labels], rotation=90)
     axes.set_yticks(range(n), [names[label] for label in labels])
     axes.xaxis.tick_top()
     for ticks in (axes.get_xticklabels(), axes.get_yticklabels()):
         for tick, entrant in zip(ticks, ranking, strict=True):
             tick.set_color(entrant.look.text)
             tick.set_fontweight("bold")
-            tick.set_rotation_mode("anchor")
     axes.tick_params(length=0)
     axes.grid(False)
     axes.spines[:].set_visible(False)
@@ -268,9 +246,7 @@ def _cell(axes: Axes, row: int, column: int, pair: Pair) -> None:
             text += f"\n{probability(pair.p)}"
     box = Rectangle((column - 0.48, row - 0.48), 0.96, 0.96, facecolor=color, edgecolor="none")
     axes.add_patch(box)
-    axes.text(
-        column, row, text, ha="center", va="center", size=style.SMALL_PT - 0.5, linespacing=1.15
-    )
+    axes.text(column, row, text, ha="center", va="center", size=style.SMALL_PT, linespacing=1.15)
 
 
 def probability(p: float) -> str:

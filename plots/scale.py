@@ -13,8 +13,8 @@ from results.schema import Published
 from results.stats import Estimate
 
 OURS, STEPS = style.RESERVED["muon"], "#7A5C8E"
-THEIRS = "#4B5A6B"
-BODY_IN = 4.0
+BODY_IN = 5.6
+GREY = style.Look("#8A97A5", (0.29, 0.35, 0.42), "d", "-")
 
 
 def scale(inputs: Inputs) -> Figure:
@@ -34,13 +34,14 @@ def scale(inputs: Inputs) -> Figure:
         "settings transferred from tiny and re-checked · results/scale, results/published",
         BODY_IN,
     )
-    panels = figure.subplots(1, 2, sharey=True)
+    panels = figure.subplots(2, 1, sharey=True)
     batch_points = [p for p in others if p.batch_tokens]
     _panel(panels[0], batches, lambda m: m.batch_tokens, batch_points, _batch_range)
     _panel(panels[1], widths, lambda m: m.params, others, _size_range)
     panels[0].set_xlabel("tokens of a step")
     panels[1].set_xlabel("parameters")
-    panels[0].set_ylabel("Muon's speed-up over AdamW")
+    for axes in panels:
+        axes.set_ylabel("Muon's speed-up over AdamW")
     panels[0].yaxis.set_major_formatter(lambda value, _: f"{value:g}x")
     return figure
 
@@ -52,25 +53,24 @@ def _axis(
     rows: dict[int, list[Measured]] = {}
     for point in points:
         rows.setdefault(fixed(point), []).append(point)
-    return sorted(max(rows.values(), key=len), key=along)
+    longest: list[Measured] = max(rows.values(), key=len)
+    return sorted(longest, key=along)
 
 
 def _title(batches: Sequence[Measured], widths: Sequence[Measured]) -> str:
-    def ends(points: Sequence[Measured], name: Callable[[Measured], str]) -> str:
-        first, last = points[0], points[-1]
-        return (
-            f"{_value(first)} at {name(first)} and {_value(last)} at {name(last)}"
-            if first is not last
-            else f"{_value(first)} at {name(first)}"
-        )
-
-    by_batch = ends(batches, lambda m: f"{m.batch_tokens:,} tokens a step")
-    by_width = ends(widths, lambda m: f"width {m.width}")
-    return f"Muon is {by_batch} as fast as AdamW; {by_width}"
+    (a, b), (c, d) = (batches[0], batches[-1]), (widths[0], widths[-1])
+    return (
+        f"Muon is {_value(a)} as fast as AdamW at {a.batch_tokens:,} tokens a step and "
+        f"{_value(b)} at {b.batch_tokens:,}; {_value(c)} at width {c.width} and {_value(d)} at "
+        f"width {d.width}"
+    )
 
 
 def _value(point: Measured) -> str:
-    return f"{point.bound} {point.seconds.value:.2f}x".strip()
+    ratio = point.seconds
+    chance = ratio.low is not None and ratio.high is not None and ratio.low <= 1 <= ratio.high
+    value = f"{point.bound} {ratio.value:.2f}x".strip()
+    return f"{value} (which may be chance)" if chance else value
 
 
 def _batch_range(point: Published) -> tuple[float, float]:
@@ -100,16 +100,16 @@ def _panel(
     for other in others:
         low, high = place(other)
         middle = (other.speedup_low + other.speedup_high) / 2
-        axes.plot([low, high], [middle] * 2, color=THEIRS, linewidth=1.5, alpha=0.6)
-        axes.plot([high, high], [other.speedup_low, other.speedup_high], color=THEIRS, lw=1.5)
-        axes.plot(high, middle, "d", color=THEIRS, markersize=6, mfc="white", zorder=3)
-        notes.append((f"{other.source} ({other.basis})", high, middle))
+        axes.plot([low, high], [middle] * 2, color=GREY.color, linewidth=1.5, alpha=0.6)
+        axes.plot([high, high], [other.speedup_low, other.speedup_high], color=GREY.color, lw=1.5)
+        axes.plot(high, middle, "d", color=GREY.color, markersize=6, mfc="white", zorder=3)
+        notes.append(style.Note(f"{other.source} ({other.basis})", high, middle, GREY))
     axes.axhline(1, color=style.INK, linewidth=0.9)
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0,), numticks=12))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0), numticks=24))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
-    _beside(axes, notes)
+    style.notes_beside(axes, notes)
 
 
 def _marker(axes: Axes, x: float, ratio: Estimate, bound: str, color: str, filled: bool) -> None:
@@ -134,16 +134,3 @@ def _short(value: float) -> str:
         if value >= candidate.size:
             unit = candidate
     return f"{value / unit.size:g}{unit.name}"
-
-
-def _beside(axes: Axes, notes: Sequence[tuple[str, float, float]]) -> None:
-    """Names above the panel's upper edge downwards, in the order of the points, with leaders."""
-    for row, (text, x, y) in enumerate(sorted(notes, key=lambda note: -note[2])):
-        axes.annotate(
-            text, xy=(x, y), xytext=(0.02, 0.985 - 0.055 * row), textcoords="axes fraction",
-            size=style.SMALL_PT, color=THEIRS, va="center",
-            arrowprops={
-                "arrowstyle": "-", "color": THEIRS, "linewidth": 0.5, "alpha": 0.6,
-                "shrinkA": 1, "shrinkB": 4, "relpos": (1, 0.5),
-            },
-        )  # fmt: skip

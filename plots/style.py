@@ -221,6 +221,44 @@ def row_labels(axes: Axes, names: Sequence[str], styles: dict[str, Look]) -> Non
         tick.set_fontweight("bold")
 
 
+@dataclass(frozen=True)
+class Note:
+    """A name for the point (x, y) of some axes."""
+
+    text: str
+    x: float
+    y: float
+    look: Look
+
+
+def notes_beside(axes: Axes, notes: Sequence[Note]) -> None:
+    """Writes names in a column right of the axes, in the order of the points' heights.
+
+    A leader goes from each to its point, so that names never overlap, however close the points.
+    """
+    for row, note in enumerate(sorted(notes, key=lambda note: (-note.y, note.x))):
+        axes.annotate(
+            note.text,
+            xy=(note.x, note.y),
+            xytext=(1.04, 1 - (row + 0.5) / len(notes)),
+            textcoords="axes fraction",
+            size=SMALL_PT,
+            weight="bold",
+            color=note.look.text,
+            va="center",
+            annotation_clip=False,
+            arrowprops={
+                "arrowstyle": "-",
+                "color": note.look.color,
+                "linewidth": 0.6,
+                "alpha": 0.7,
+                "shrinkA": 1,
+                "shrinkB": 4,
+                "relpos": (0, 0.5),
+            },
+        )
+
+
 def row_height_in(names: Sequence[str]) -> float:
     """Inches that the tallest of these names needs as a row label."""
     return max(_stack(name).count("\n") + 1 for name in names) * SMALL_PT * LINE_SPACING / 72

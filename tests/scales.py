@@ -80,7 +80,9 @@ def write_scale(root: Path) -> None:
     ):  # fmt: skip
         horizon = round(60 * 6144 / batch)
         at = {round(horizon * h): 4.2 - 0.5 * math.log(h) for h in (0.75, 1.0, 1.4, 2.0)}
-        losses = {steps: [mean + 0.006 * rng.normal() for _ in range(3)] for steps, mean in at.items()}
+        losses = {
+            steps: [mean + 0.006 * rng.normal() for _ in range(3)] for steps, mean in at.items()
+        }
         muon = [4.2 - 0.5 * math.log(gain) + 0.004 * rng.normal() for _ in range(3)]
         point = ScalePoint(f"scale-w{width}-b{batch}-abc", width, batch, horizon)
         write_point(root, point, losses, muon, params=sizes[width])
