@@ -11,7 +11,7 @@ from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
 from plots import style
 from plots.compare import RATIO_TICKS
 from plots.inputs import Entrant, Inputs, MissingDataError
-from plots.wording import footer
+from plots.wording import doubt, footer
 from results.stats import Costs, Estimate, crossing, speedup
 
 COLUMNS = 4
@@ -105,10 +105,13 @@ def _title(inputs: Inputs, baseline: Entrant, entrant: Entrant, lines: Lines) ->
     at = [(loss, ratio) for loss, ratio in lines["seconds"] if loss == inputs.target]
     if at:
         last, late = at[0]
-    return (
+    title = (
         f"{entrant.name} is {early.value:.2f}x as fast as {baseline.name} to loss {first:.3g} and "
-        f"{late.value:.2f}x to {last:.3g}{', the target' if at else ''}"
+        f"{late.value:.2f}x to {last:.3g}"
     )
+    if at:
+        return f"{title}, the target{doubt(inputs, baseline, entrant, 'seconds')}"
+    return f"{title}; not all runs of both reach the target {inputs.target:g}"
 
 
 def _panel(axes: Axes, entrant: Entrant, name: str, lines: Lines, target: float) -> None:
@@ -129,9 +132,12 @@ def _panel(axes: Axes, entrant: Entrant, name: str, lines: Lines, target: float)
 
 
 def _scales(axes: Axes, losses: np.ndarray, shown: Sequence[Lines]) -> None:
-    values = [r.value for lines in shown for line in lines.values() for _, r in line]
+    ratios = [r for lines in shown for line in lines.values() for _, r in line]
+    values = [r.value for r in ratios]
+    widest = 1.3 * max(values)  # of a band that is shown whole
+    values += [min(r.high, widest) for r in ratios if r.high is not None]
     span = max(max(*values, 1.0) / min(*values, 1.0), 1.1)
-    low, high = min(*values, 1.0) / span**0.12, max(*values, 1.0) * span**0.25
+    low, high = min(*values, 1.0) / span**0.12, max(*values, 1.0) * span**0.06
     axes.set_yscale("log")
     axes.set_ylim(low, high)
     chosen = [[t for t in marks if low <= t <= high] for marks in RATIO_TICKS]

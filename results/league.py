@@ -26,8 +26,8 @@ from results.table import (
 
 NONE_YET = "No race of more than two entrants is recorded yet: `make compare` runs it."
 NOTE = (
-    "Brackets: 95% intervals of one entrant or pair. An entrant that no run of took to the target "
-    "has a lower bound, what its runs spent. Entrants are called distinguishable where Welch's "
+    "Brackets: 95% intervals of one entrant or pair. An entrant that never reached the target has "
+    "a lower bound: what its runs spent. Entrants are called distinguishable where Welch's "
     f"t-test on the logarithm of the cost, corrected by Holm's method over all pairs of the race, "
     f"has p < {SIGNIFICANT:.2g}. Final losses belong to different horizons and are not compared."
 )
