@@ -18,7 +18,8 @@ RACE := $(if $(filter 1,$(NPROC)),$(PY),$(TORCHRUN))
 
 PY_DATA := $(if $(filter tiny,$(TRACK)),data.corpus,data.fineweb --track $(TRACK))
 
-.PHONY: help speedrun test setup data vocab race tune plots report verify readme bench gpu-check clean
+.PHONY: help speedrun compare scale test setup data vocab race tune sweep plots report verify \
+	readme bench gpu-check clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -29,11 +30,23 @@ help:  ## list the targets
 
 speedrun: race plots  ## set up, race Muon against AdamW, draw the charts
 
+# Whoever is tuned for the track, 5 seeds each, unless ENTRANTS and SEEDS are given.
+compare: ENTRANTS = $(shell $(PY) -m optim.entrants $(TRACK))
+compare: SEEDS = 5
+compare: race plots report  ## race everybody who is tuned for TRACK; draw the charts, print the league
+
+scale: data  ## race AdamW against Muon at 3 batch sizes and 3 widths of tiny (the machine to itself)
+	$(PY) -m bench.scale
+	$(PY) -m plots.make
+
 race: data  ## race ENTRANTS on TRACK, SEEDS runs each (ARGS=--resume goes on with a stopped race)
 	$(RACE) speedrun.py $(ENTRANTS) --track $(TRACK) --seeds $(SEEDS) $(ARGS)
 
 tune: data  ## search settings for ENTRANTS, TRIALS each, into optim/tuned.toml
 	$(PY) speedrun.py tune $(ENTRANTS) --track $(TRACK) --trials $(TRIALS) $(ARGS)
+
+sweep: data  ## run ENTRANTS at 7 learning rates around the tuned one, two decades
+	$(PY) speedrun.py tune $(ENTRANTS) --track $(TRACK) --stage sweep $(ARGS)
 
 plots: setup  ## draw the charts of the newest race into plots/
 	$(PY) -m plots.make

@@ -26,7 +26,7 @@ from optim.entrants import Entrant
 from planner import corpora, race
 from planner.hardware import Machine
 from planner.memory import Shape
-from results.report import aligned
+from results.table import aligned
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

@@ -30,8 +30,8 @@ PROGRAM = (
 )  # fmt: skip
 # What running the program writes into its own tree.
 OUTPUTS = (
-    "results/*.csv", "results/curves", "results/sources", "results/gpu", "plots/*.png",
-    "plots/*.svg",
+    "results/*.csv", "results/curves", "results/sources", "results/scale", "results/gpu",
+    "plots/*.png", "plots/*.svg",
 )  # fmt: skip
 
 # What all runs of a race have in common.

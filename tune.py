@@ -1,6 +1,7 @@
 """The tuner: the same number of trials for every recipe, and every one of them kept.
 
     python speedrun.py tune adamw muon --track tiny --trials 32
+    python speedrun.py tune adamw muon --stage sweep
 
 Four stages, each a set of rows in results/tuning.csv. search: points of a Sobol sequence over the
 recipe's ranges and the schedule's, one seed, all at the track's common horizon. refine: a quarter
@@ -8,6 +9,9 @@ as many points close to the best, beyond the ranges where it lies at their edge.
 few again, with fresh seeds. horizon: for those, the shortest horizon at which every fresh seed
 meets the track's target, and Student's t-test says that their mean does (one-sided, p < 0.01): a
 race has other seeds. The outcome goes to optim/tuned.toml, which names the trial it came from.
+
+The stage sweep is no part of that search: the lr of the tuned settings times SWEEP, two decades of
+it, with everything else as tuned, at the common horizon. It shows how much a wrong lr costs.
 
 A trial that has its row is not run again, so an interrupted search goes on with the same command.
 Trials are compared by loss alone: they may share the machine, one `--shard` to a core.
@@ -28,11 +32,12 @@ from torch.quasirandom import SobolEngine
 import record
 from errors import UserError
 from optim import Option
-from optim.entrants import Entrant, assigned
+from optim.entrants import Entrant, assigned, tuned_settings
 from results import stats, store
 from results.schema import REACHED, Trial
 
 STAGES = ("search", "refine", "confirm", "horizon")
+SWEEP = tuple(10 ** (k / 3) for k in range(-3, 4))  # times the tuned lr
 SEARCH_SEED = 1000
 FRESH_SEEDS = (1001, 1002, 1003, 1004, 1005)  # races count from 0: none repeats a trial
 FEW = 4  # settings that are confirmed and shortened
@@ -74,8 +79,8 @@ class Plan:
     def __post_init__(self) -> None:
         if self.trials < 1:
             raise UserError(f"--trials {self.trials}: must be at least 1; run with --trials 32")
-        if self.stage not in STAGES:
-            raise UserError(f"--stage {self.stage}: must be one of {', '.join(STAGES)}")
+        if self.stage not in (*STAGES, "sweep"):
+            raise UserError(f"--stage {self.stage}: must be one of {', '.join(STAGES)}, sweep")
 
 
 class Incomplete(Exception):  # noqa: N818
@@ -88,7 +93,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--trials", type=int, default=32, help="of each recipe (default 32)")
     group.add_argument("--shard", default="1/1", metavar="I/N", help="part I of N of the trials")
     group.add_argument(
-        "--stage", default="horizon", help=f"the last of {', '.join(STAGES)} (default)"
+        "--stage",
+        default="horizon",
+        help=f"the last of {', '.join(STAGES)} (default); or sweep, of the tuned lr",
     )
 
 
@@ -195,14 +202,17 @@ class Study:
             raise Incomplete(f"{rows.count(None)} {jobs[0].stage} trials of {self.recipe} are left")
         return [row for row in rows if row]
 
-    def _first(self, stage: str, trials: range) -> list[Trial]:
-        """Points at the common horizon, with the seed of the search."""
+    def at_horizon(self, stage: str, points: Mapping[int, Settings]) -> list[Trial]:
+        """Points by their index, at the common horizon, with the seed of the search."""
         return self._all(
             [
-                Job(stage, index, self.points[index] | {"steps": self.steps}, SEARCH_SEED)
-                for index in trials
+                Job(stage, index, point | {"steps": self.steps}, SEARCH_SEED)
+                for index, point in points.items()
             ]
         )
+
+    def _first(self, stage: str, trials: range) -> list[Trial]:
+        return self.at_horizon(stage, {index: self.points[index] for index in trials})
 
     def search(self) -> list[Trial]:
         """Every point of the sequence; the rows, best first."""
@@ -250,6 +260,16 @@ class Study:
                     fails = probe
                 probe = (fails + meets) // 2
         return best
+
+    def sweep(self, tuned: Settings) -> list[Trial]:
+        """The settings with SWEEP times their lr. Raises UserError if they have none."""
+        if "lr" not in tuned:
+            raise UserError(
+                f"{self.recipe}: no tuned lr to sweep on this track; "
+                f"run: python speedrun.py tune {self.recipe}"
+            )
+        lrs = [float(f"{tuned['lr'] * factor:.3g}") for factor in SWEEP]
+        return self.at_horizon("sweep", {i: tuned | {"lr": lr} for i, lr in enumerate(lrs)})
 
     def _meets(self, index: int, steps: int) -> bool:
         """Whether all fresh seeds meet the target, by more than chance; the first miss decides."""
@@ -314,6 +334,9 @@ def conduct(study: Study, tuned: Path) -> None:
     Raises Incomplete where it must wait for other shards.
     """
     recipe = study.recipe
+    if study.plan.stage == "sweep":
+        study.sweep(tuned_settings(study.trainer.track.name, recipe, tuned))
+        return
     searched = study.search()
     if searched[0].final_loss is None:
         raise UserError(f"{recipe}: every trial diverged; narrow its ranges in optim/")

@@ -4,10 +4,13 @@
     muon:lr=0.05,steps=90        the same with two options replaced
     lib:heavyball.SOAP:lr=3e-3   any class of optimizers, by its dotted path (optim/library.py)
 
+    python -m optim.entrants tiny    # who is tuned for a track, AdamW first
+
 An entrant's options are its recipe's and the schedule's.
 """
 
 import difflib
+import sys
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -110,19 +113,31 @@ def tuned_settings(track: str, recipe: str, tuned: Path | None = TUNED) -> dict[
     return _settings(_section(track, recipe, tuned))
 
 
+def tuned_recipes(track: str, tuned: Path | None = TUNED) -> list[str]:
+    """The recipes that are tuned for a track, AdamW first. Raises UserError if there are none."""
+    named = sorted(_tracks(tuned).get(track, {}), key=lambda recipe: (recipe != "adamw", recipe))
+    if not named:
+        raise UserError(f"nobody is tuned for {track}; run: python speedrun.py tune adamw muon")
+    return named
+
+
 def _settings(section: Mapping[str, Any]) -> dict[str, Any]:
     """A section of tuned.toml without what says where it comes from."""
     return {key: value for key, value in section.items() if key not in ("trials", "source")}
 
 
 def _section(track: str, recipe: str, tuned: Path | None) -> dict[str, Any]:
+    section: dict[str, Any] = _tracks(tuned).get(track, {}).get(recipe, {})
+    return section
+
+
+def _tracks(tuned: Path | None) -> dict[str, Any]:
     if tuned is None or not tuned.exists():
         return {}
     try:
-        section: dict[str, Any] = tomllib.loads(tuned.read_text()).get(track, {}).get(recipe, {})
+        return tomllib.loads(tuned.read_text())
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{tuned}: not TOML: {error}; git checkout {tuned.name}") from None
-    return section
 
 
 def _convert(text: str, key: str, value: str, kind: type) -> Any:
@@ -140,3 +155,10 @@ def _unknown(what: str, name: str, known: Mapping[str, Any]) -> str:
     near = difflib.get_close_matches(name, known, n=2)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     return f"unknown {what} {name!r}: {hint}one of {', '.join(known)}"
+
+
+if __name__ == "__main__":
+    try:
+        print(*tuned_recipes(sys.argv[1]))
+    except UserError as error:
+        sys.exit(f"optim.entrants: {error}")

@@ -16,6 +16,7 @@ from results.stats import Estimate, costs
 
 ROW_IN = 0.62  # at least, for an entrant
 BAR_IN = 0.26
+MOST = 6  # entrants whose speed-up is taken apart
 
 # Marks of a logarithmic axis of ratios; the first set with few enough of them in range is used.
 RATIO_TICKS = (
@@ -172,11 +173,14 @@ def speedup(inputs: Inputs) -> Figure:
     )
     if any(parts.clock.low is not None for _, parts in splits):
         caption += " Whiskers: 95% intervals."
+    if len(splits) > MOST:
+        caption += f" Shown are the {MOST} fastest of {len(splits)}; all are in chart significance."
+        splits = splits[:MOST]
     left_out = [entrant.name for entrant in others if entrant.cost("seconds") is None]
     if left_out:
         caption += f" Did not reach the target: {', '.join(left_out)}."
     figure = style.sheet(
-        _speedup_title(baseline, *splits[0]),
+        _speedup_title(inputs, baseline, *splits[0]),
         caption,
         footer(inputs),
         4 * BAR_IN * len(splits) + 0.6,
@@ -189,11 +193,11 @@ def speedup(inputs: Inputs) -> Figure:
     return figure
 
 
-def _speedup_title(baseline: Entrant, entrant: Entrant, parts: Split) -> str:
+def _speedup_title(inputs: Inputs, baseline: Entrant, entrant: Entrant, parts: Split) -> str:
     return (
         f"{entrant.name} is {parts.clock.value:.2f}x as fast as {baseline.name}: "
         f"{change(parts.samples, 'fewer')} steps, each {1 / parts.step.value:.2f}x as long"
-        f"{doubt(parts.clock)}"
+        f"{doubt(inputs, baseline, entrant, 'seconds')}"
     )
 
 

@@ -16,6 +16,7 @@ from results.stats import costs, mean, speedup
 PANEL_IN = 2.7  # height of the part with the curves
 STAIR_IN = 0.17  # height of one line of text below them
 PANEL_WIDTH_IN = 2.5  # at least
+MANY = 7  # entrants from which on each also has a panel of its own; see plots.many
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,14 @@ class Panel:
 
 def loss_curves(inputs: Inputs) -> Figure:
     """Three panels that share their y axis: mean and range over seeds, target, crossings."""
-    window = _window(inputs)
+    window = window_of(inputs)
     caption = "Line: mean over seeds; band: lowest and highest." if _repeated(inputs) else ""
     if any(entrant.cost("steps") for entrant in inputs.entrants):
         caption += " Marker on the target, and number below: mean crossing of the runs that met it."
     if any(run.status == DIVERGED for run in inputs.runs):
         caption += " Thin line to a cross: a run that diverged."
+    if len(inputs.entrants) >= MANY:
+        caption += " Each entrant by itself: charts loss_by_steps and loss_by_seconds."
     height = PANEL_IN + STAIR_IN * len(inputs.entrants) + 0.6
     figure = style.sheet(_title(inputs), caption.strip(), footer(inputs), height)
     panels = figure.subplots(1, len(QUANTITIES), sharey=True)
@@ -103,16 +106,16 @@ def _title(inputs: Inputs) -> str:
     link = "and" if (steps.value > 1) == (time.value > 1) else "but"
     return (
         f"{reaches} in {change(steps, 'fewer')} steps {link} {change(time, 'less')} time "
-        f"than {rival.name}{doubt(steps, time)}"
+        f"than {rival.name}{doubt(inputs, rival, winner, 'steps', 'seconds')}"
     )
 
 
-def _window(inputs: Inputs) -> Window:
+def window_of(inputs: Inputs) -> Window:
     """Everything near the target: the last three fifths of the runs that met it."""
     shown = [e for e in inputs.entrants if e.cost("steps")] or inputs.entrants
     tops, floors = [inputs.target], [inputs.target]
     for entrant in shown:
-        steps, loss, low, _ = _mean_curve(entrant.finished(), "step")
+        steps, loss, low, _ = mean_curve(entrant.finished(), "step")
         if len(steps):
             tops.append(float(np.interp(0.4 * steps[-1], steps, loss)))
             floors.append(float(low.min()))
@@ -122,7 +125,7 @@ def _window(inputs: Inputs) -> Window:
     return Window(floor - stairs * (top - floor), floor, top)
 
 
-def _mean_curve(
+def mean_curve(
     curves: Sequence[Sequence[Point]], column: str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Mean x, and mean, lowest and highest loss, at the steps where all curves have a validation.
@@ -165,7 +168,7 @@ def _panel(axes: Axes, inputs: Inputs, quantity: Quantity, window: Window) -> No
 
 def _curves(panel: Panel, entrant: Entrant) -> None:
     axes, look = panel.axes, entrant.look
-    x, loss, low, high = _mean_curve(entrant.finished(), panel.quantity.column)
+    x, loss, low, high = mean_curve(entrant.finished(), panel.quantity.column)
     x /= panel.unit.size
     axes.fill_between(x, low, high, color=look.color, alpha=0.22, linewidth=0)
     axes.plot(

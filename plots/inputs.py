@@ -4,16 +4,20 @@ Claims: every number comes from the CSVs through `results.store`, `results.stats
 `results.report`, so a chart, the printed table and the README never disagree.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from errors import UserError
 from plots.style import Look, looks
-from results.report import BASELINE, by_label, select, spelled
+from results.pairs import Pairs
+from results.report import select
+from results.scale import SCALE, Measured, measured
 from results.schema import DIVERGED, Point, Run, Trial
 from results.stats import Costs, Estimate, costs, expected_cost, speedup
 from results.store import read_curve, read_runs, read_trials
+from results.table import BASELINE, by_label, spelled, standing
 
 
 class MissingDataError(Exception):
@@ -57,11 +61,17 @@ class Inputs:
     entrants: Sequence[Entrant]  # in the order in which they first ran; none without a race
     trials: Sequence[Trial]  # searched and refined, at the newest horizon, on the race's track
     recipe_looks: dict[str, Look]  # of the recipes in `trials`, in the order of their first trial
+    sweeps: Sequence[Trial] = ()  # of lr alone: the newest of each recipe, on the race's track
+    scale: Sequence[Measured] = ()  # AdamW against Muon at other batch sizes and widths
 
     @property
     def runs(self) -> list[Run]:
         """All runs of the race."""
         return [run for entrant in self.entrants for run in entrant.runs]
+
+    def pairs(self, unit: str) -> Pairs:
+        """Who differs from whom, in "steps" or "seconds"."""
+        return Pairs({entrant.label: entrant.runs for entrant in self.entrants}, unit)
 
     @property
     def target(self) -> float:
@@ -83,13 +93,7 @@ class Inputs:
 
     def ranking(self, unit: str) -> list[Entrant]:
         """The entrants from the cheapest to the target; then those that never met it, by loss."""
-
-        def key(entrant: Entrant) -> tuple[float, float]:
-            cost, loss = entrant.cost(unit), entrant.final_loss()
-            infinity = float("inf")
-            return (cost.value if cost else infinity, infinity if loss is None else loss)
-
-        return sorted(self.entrants, key=key)
+        return sorted(self.entrants, key=lambda entrant: standing(entrant.runs, unit))
 
 
 @dataclass(frozen=True)
@@ -128,15 +132,18 @@ def load(root: Path, race: str | None = None) -> Inputs:
     Raises UserError when there are neither runs nor trials, when the named race is not in
     runs.csv, and for a file that is not as the schema says.
     """
-    runs, trials = read_runs(root), read_trials(root)
-    if not runs and not trials:
+    runs, trials, scale = read_runs(root), read_trials(root), measured(root / SCALE)
+    if not runs and not trials and not scale:
         raise UserError(f"no runs in {root / 'runs.csv'}; run: make speedrun")
     chosen = select(runs, race) if runs or race else []
-    search = _search(trials, chosen[0].track_hash if chosen else trials[-1].track_hash)
+    newest = [*trials[-1:], *chosen[:1]]
+    track_hash = newest[-1].track_hash if newest else ""
+    search, sweeps = _search(trials, track_hash), newest_sweeps(trials, track_hash)
     named = [(run.started, run.label) for run in runs] + [(t.started, t.recipe) for t in trials]
     history = [name for _, name in sorted(named, key=lambda pair: pair[0])]
-    recipes = list(dict.fromkeys(trial.recipe for trial in search))
-    return Inputs(_entrants(root, chosen, history), search, looks(history, recipes))
+    recipes = list(dict.fromkeys(trial.recipe for trial in [*search, *sweeps]))
+    entrants, styles = _entrants(root, chosen, history), looks(history, recipes)
+    return Inputs(entrants, search, styles, sweeps, scale)
 
 
 def _entrants(root: Path, runs: Iterable[Run], history: Sequence[str]) -> list[Entrant]:
@@ -154,3 +161,15 @@ def _search(trials: Sequence[Trial], track_hash: str) -> list[Trial]:
     """The trials that can be compared: one track, to the last frozen value; one horizon."""
     search = [t for t in trials if t.track_hash == track_hash and t.stage in ("search", "refine")]
     return [trial for trial in search if trial.steps == search[-1].steps]
+
+
+def newest_sweeps(trials: Sequence[Trial], track_hash: str) -> list[Trial]:
+    """The sweeps of lr on one track: of each recipe those with the settings of its newest row."""
+    sweeps = [t for t in trials if t.track_hash == track_hash and t.stage == "sweep"]
+    newest = {trial.recipe: _but_lr(trial) for trial in sweeps}
+    return [trial for trial in sweeps if _but_lr(trial) == newest[trial.recipe]]
+
+
+def _but_lr(trial: Trial) -> str:
+    """An entrant without its option `lr`."""
+    return re.sub(r"(?<=[:,])lr=[^,]*", "", trial.entrant)

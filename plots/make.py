@@ -11,6 +11,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import matplotlib
@@ -21,8 +22,11 @@ from plots.bars import memory, step_time
 from plots.compare import speedup, time_to_target
 from plots.curves import loss_curves
 from plots.inputs import Inputs, MissingDataError, load
+from plots.iso import iso_loss
+from plots.many import loss_by, pareto, significance
+from plots.scale import scale
 from plots.style import SETTINGS, settle
-from plots.tuning import lr_sensitivity
+from plots.tuning import lr_sensitivity, lr_sweep
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,7 @@ class Chart:
 
     name: str
     draw: Callable[[Inputs], Figure]
-    of_race: bool = True  # else of the tuning trials
+    of_race: bool = True  # else of trials, or of many races
 
 
 CHARTS = (
@@ -40,7 +44,14 @@ CHARTS = (
     Chart("speedup", speedup),
     Chart("memory", memory),
     Chart("step_time", step_time),
+    Chart("loss_by_steps", partial(loss_by, unit="steps")),
+    Chart("loss_by_seconds", partial(loss_by, unit="seconds")),
+    Chart("iso_loss", iso_loss),
+    Chart("pareto", pareto),
+    Chart("significance", significance),
     Chart("lr_sensitivity", lr_sensitivity, of_race=False),
+    Chart("lr_sweep", lr_sweep, of_race=False),
+    Chart("scale", scale, of_race=False),
 )
 
 
@@ -48,10 +59,6 @@ def draw(chart: Chart, inputs: Inputs) -> Figure:
     """The chart as a figure. Raises MissingDataError, which names the next command."""
     if chart.of_race and not inputs.entrants:
         raise MissingDataError("no race in runs.csv; run: make speedrun")
-    if not chart.of_race and not inputs.trials:
-        raise MissingDataError(
-            "no search trials in tuning.csv; run: python speedrun.py tune adamw muon"
-        )
     with matplotlib.rc_context(SETTINGS):
         figure = chart.draw(inputs)
         settle(figure)

@@ -18,7 +18,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 from matplotlib.typing import RcKeyType
 
-from results.report import spelled
+from results.table import spelled
 
 WIDTH_IN = 9.0  # 900 pixels at 100 to the inch; PNGs have twice that
 DPI = 200
@@ -219,6 +219,44 @@ def row_labels(axes: Axes, names: Sequence[str], styles: dict[str, Look]) -> Non
     for tick, name in zip(axes.get_yticklabels(), names, strict=True):
         tick.set_color(styles[name].text)
         tick.set_fontweight("bold")
+
+
+@dataclass(frozen=True)
+class Note:
+    """A name for the point (x, y) of some axes."""
+
+    text: str
+    x: float
+    y: float
+    look: Look
+
+
+def notes_beside(axes: Axes, notes: Sequence[Note]) -> None:
+    """Writes names in a column right of the axes, in the order of the points' heights.
+
+    A leader goes from each to its point, so that names never overlap, however close the points.
+    """
+    for row, note in enumerate(sorted(notes, key=lambda note: (-note.y, note.x))):
+        axes.annotate(
+            note.text,
+            xy=(note.x, note.y),
+            xytext=(1.04, 1 - (row + 0.5) / len(notes)),
+            textcoords="axes fraction",
+            size=SMALL_PT,
+            weight="bold",
+            color=note.look.text,
+            va="center",
+            annotation_clip=False,
+            arrowprops={
+                "arrowstyle": "-",
+                "color": note.look.color,
+                "linewidth": 0.6,
+                "alpha": 0.7,
+                "shrinkA": 1,
+                "shrinkB": 4,
+                "relpos": (0, 0.5),
+            },
+        )
 
 
 def row_height_in(names: Sequence[str]) -> float:

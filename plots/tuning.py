@@ -1,4 +1,4 @@
-"""Final loss of every trial of the tuner against its learning rate, a panel for each recipe."""
+"""Final loss against learning rate, a panel for each recipe: of the search, and of sweeps."""
 
 import math
 from collections.abc import Sequence
@@ -12,11 +12,11 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from plots import style
 from plots.inputs import Inputs, MissingDataError
 from plots.style import Look
-from results.report import spelled
 from results.schema import Trial
+from results.table import spelled
 
-COLUMNS = 3
-PANEL_IN = 2.6
+COLUMNS, PANEL_IN = 3, 2.6
+MANY, MANY_COLUMNS, MANY_PANEL_IN = 7, 4, 1.75  # from so many recipes on, smaller panels
 
 
 def lr_sensitivity(inputs: Inputs) -> Figure:
@@ -28,7 +28,7 @@ def lr_sensitivity(inputs: Inputs) -> Figure:
     losses = [t.final_loss for ts in by_recipe.values() for t in ts if t.final_loss is not None]
     if not losses:
         raise MissingDataError(
-            "no finished search trial with an lr; run: python speedrun.py tune adamw muon"
+            "no search trials in tuning.csv; run: python speedrun.py tune adamw muon"
         )
     # A few hopeless trials must not squeeze the rest: they stand at the top edge.
     top = min(losses) + 1.1 * (float(np.quantile(losses, 0.85)) - min(losses)) or 0.1
@@ -40,18 +40,86 @@ def lr_sensitivity(inputs: Inputs) -> Figure:
         caption += " Open triangle: higher than shown."
     if len(losses) < sum(map(len, by_recipe.values())):
         caption += " Cross: diverged."
-    columns = min(COLUMNS, len(by_recipe))
-    rows = math.ceil(len(by_recipe) / columns)
-    figure = style.sheet(_title(by_recipe), caption, _footer(by_recipe), PANEL_IN * rows + 0.2)
-    panels = figure.subplots(rows, columns, sharey=True, squeeze=False)
+    figure, panels = _grid(_title(by_recipe), caption, _footer(by_recipe), len(by_recipe))
+    many = len(by_recipe) >= MANY
     for axes, (recipe, trials) in zip(panels.flat, by_recipe.items(), strict=False):
-        _panel(axes, trials, inputs.recipe_looks[recipe], top)
-    for axes in panels.flat[len(by_recipe) :]:
-        axes.set_visible(False)
-    for axes in panels[:, 0]:
-        axes.set_ylabel("final validation loss\n(nats per token)")
+        _panel(axes, trials, inputs.recipe_looks[recipe], top, "\n" if many else ": ")
+        if many:
+            axes.xaxis.set_major_locator(LogLocator(numticks=6))
     panels[0, 0].set_ylim(min(losses) - 0.12 * (top - min(losses)), top)
     return figure
+
+
+def _grid(title: str, caption: str, footer: str, count: int) -> tuple[Figure, np.ndarray]:
+    """A sheet with `count` visible panels that share their loss axis."""
+    most, height = (MANY_COLUMNS, MANY_PANEL_IN) if count >= MANY else (COLUMNS, PANEL_IN)
+    columns = min(most, count)
+    rows = math.ceil(count / columns)
+    figure = style.sheet(title, caption, footer, height * rows + 0.2)
+    panels = figure.subplots(rows, columns, sharey=True, squeeze=False)
+    for axes in panels.flat[count:]:
+        axes.set_visible(False)
+    for axes in panels[:, 0]:
+        axes.set_ylabel(
+            "final loss" if count >= MANY else "final validation loss\n(nats per token)"
+        )
+    return figure, panels
+
+
+def lr_sweep(inputs: Inputs) -> Figure:
+    """The tuned settings with other learning rates, at one horizon: what a wrong lr costs."""
+    by_recipe: dict[str, list[Trial]] = {}
+    for trial in inputs.sweeps:
+        by_recipe.setdefault(trial.recipe, []).append(trial)
+    best = {recipe: found for recipe, trials in by_recipe.items() if (found := _best(trials))}
+    if not best:
+        raise MissingDataError("no sweep of an lr in tuning.csv; run: make sweep")
+    losses = [loss for trials in by_recipe.values() for _, loss in _finished(trials)]
+    low = min(losses)
+    top = low + 1.1 * (float(np.quantile(losses, 0.8)) - low) or low + 0.1
+    order = sorted(best, key=lambda recipe: _cost_of_error(by_recipe[recipe]))
+    costs = [f"{spelled(r)} {_cost_of_error(by_recipe[r]):.3f}" for r in (order[0], order[-1])]
+    title = f"Half or twice the best lr costs {' nats per token, '.join(dict.fromkeys(costs))}"
+    caption = (
+        "Each marker: the tuned settings with another lr, everything else as tuned, at one horizon "
+        "and one seed. Other learning rates (embedding, head, vectors) stay as tuned. Dashed: the "
+        "tuned lr; ringed: the best."
+    )
+    if max(losses) > top:
+        caption += " Open triangle: higher than shown."
+    if any(trial.final_loss is None for trial in inputs.sweeps):
+        caption += " Cross: diverged."
+    figure, panels = _grid(title, caption, _footer(by_recipe, "sweep of lr"), len(best))
+    for axes, recipe in zip(panels.flat, best, strict=False):
+        trials = sorted(by_recipe[recipe], key=lambda trial: learning_rate(trial) or 0.0)
+        separator = "\n" if len(best) >= MANY else ": "
+        look = inputs.recipe_looks[recipe]
+        _panel(axes, trials, look, top, separator, line=_finished(trials))
+        axes.axvline(_middle(trials), color=style.MUTED, linewidth=0.8, dashes=(4, 2), zorder=1)
+        axes.xaxis.set_major_locator(LogLocator(numticks=6))
+    panels[0, 0].set_ylim(low - 0.12 * (top - low), top)
+    return figure
+
+
+def _middle(trials: Sequence[Trial]) -> float:
+    """The lr that was swept around: of the trial in the middle of the sweep."""
+    lrs = sorted(lr for trial in trials if (lr := learning_rate(trial)))
+    return lrs[len(lrs) // 2]
+
+
+def _cost_of_error(trials: Sequence[Trial]) -> float:
+    """How much the loss rises, on average, at half and at twice the best lr of a sweep.
+
+    By interpolation in the logarithm of lr; at an end of the sweep the side that is there counts.
+    """
+    points = _finished(trials)
+    lr, loss = min(points, key=lambda point: point[1])
+    x, y = [math.log(lr) for lr, _ in points], [loss for _, loss in points]
+    sides = [lr / 2, lr * 2]
+    inside = [side for side in sides if points[0][0] <= side <= points[-1][0]]
+    if not inside:
+        return 0.0
+    return float(np.mean(np.interp(np.log(inside), x, y))) - loss
 
 
 def learning_rate(trial: Trial) -> float | None:
@@ -86,7 +154,7 @@ def _title(by_recipe: dict[str, list[Trial]]) -> str:
     return title
 
 
-def _footer(by_recipe: dict[str, list[Trial]]) -> str:
+def _footer(by_recipe: dict[str, list[Trial]], stages: str = "search, refinement") -> str:
     trials = [trial for group in by_recipe.values() for trial in group]
     counts = sorted({len(group) for group in by_recipe.values()})
     each = " to ".join(str(n) for n in dict.fromkeys((counts[0], counts[-1])))
@@ -94,11 +162,19 @@ def _footer(by_recipe: dict[str, list[Trial]]) -> str:
     devices = " / ".join(dict.fromkeys(trial.device for trial in trials))
     return (
         f"Track {trials[0].track} · {each} trials each of {trials[0].steps} steps, "
-        f"{seeds} {'seed' if seeds == 1 else 'seeds'} · {devices} · search, refinement"
+        f"{seeds} {'seed' if seeds == 1 else 'seeds'} · {devices} · {stages}"
     )
 
 
-def _panel(axes: Axes, trials: Sequence[Trial], look: Look, top: float) -> None:
+def _panel(
+    axes: Axes,
+    trials: Sequence[Trial],
+    look: Look,
+    top: float,
+    separator: str,
+    line: Sequence[tuple[float, float]] | None = None,
+) -> None:
+    """separator: between name and best in the title. line: in place of the lower hull."""
     points = _finished(trials)
     inside = [(lr, loss) for lr, loss in points if loss <= top]
     above = [(lr, top) for lr, loss in points if loss > top]
@@ -110,7 +186,8 @@ def _panel(axes: Axes, trials: Sequence[Trial], look: Look, top: float) -> None:
         axes.plot(*_xy(above), "^", markersize=6, mfc="white", mew=1.2, clip_on=False, **color)
     if diverged:
         axes.plot(*_xy(diverged), "x", markersize=6, mew=1.6, clip_on=False, **color)
-    axes.plot(*_xy(_lower_hull(points)), color=look.color, linewidth=1, alpha=0.6)
+    line = _lower_hull(points) if line is None else line
+    axes.plot(*_xy(line), color=look.color, linewidth=1, alpha=0.6)
     axes.set_xscale("log")
     axes.set_xlabel("learning rate (lr)")
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0), numticks=12))
@@ -120,7 +197,7 @@ def _panel(axes: Axes, trials: Sequence[Trial], look: Look, top: float) -> None:
     best = _best(trials)
     if best is not None:
         axes.plot(*best, "o", markersize=11, mfc="none", mec=style.INK, mew=1.2, zorder=4)
-        title += f": {best[1]:.3f} at lr {best[0]:.2g}"
+        title += f"{separator}{best[1]:.3f} at lr {best[0]:.2g}"
     axes.set_title(title, color=look.text, pad=8)
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 
-from plots.inputs import Inputs
+from plots.inputs import Entrant, Inputs
 from results.stats import Estimate
 
 
@@ -19,10 +19,13 @@ def interval(estimate: Estimate, form: Callable[[float], str]) -> str:
     return f"{form(estimate.low)} to {form(estimate.high)}"
 
 
-def doubt(*ratios: Estimate) -> str:
-    """What a title adds when the interval of one of these ratios holds 1; empty otherwise."""
-    holds = [r.low is not None and r.high is not None and r.low <= 1 <= r.high for r in ratios]
-    return ", which may be chance" if any(holds) else ""
+def doubt(inputs: Inputs, baseline: Entrant, challenger: Entrant, *units: str) -> str:
+    """What a title adds when the race cannot tell two entrants apart in one of these units.
+
+    That is after Holm's correction for all pairs of the race; empty otherwise.
+    """
+    pairs = [inputs.pairs(unit).of(baseline.label, challenger.label) for unit in units]
+    return ", which may be chance" if any(p.p is not None and not p.distinct for p in pairs) else ""
 
 
 def seeds(inputs: Inputs) -> str:

@@ -93,10 +93,38 @@ class Trial(Provenance):
     """One row of tuning.csv: one training run of the tuner."""
 
     recipe: str  # name in the registry
-    stage: str  # search, refine, confirm or horizon; see tune
+    stage: str  # search, refine, confirm, horizon or sweep, see tune; transfer, see bench.scale
     trial: int  # index of the point
     steps: int  # horizon of this run
     status: str  # horizon: reached, missed or diverged; else finished or diverged
     target: float | None  # of the horizon stage
     final_loss: float | None  # nats per token; empty when diverged
     train_seconds: float  # not comparable between trials: they may share the machine
+
+
+@dataclass(frozen=True)
+class ScalePoint:
+    """One row of scale/points.csv: one finished race of AdamW against Muon at another scale.
+
+    Its runs are in scale/runs.csv, the trials of its settings in scale/tuning.csv.
+    """
+
+    race: str
+    width: int  # channels
+    batch_tokens: int  # tokens of one step
+    steps: int  # Muon's horizon, and one of AdamW's
+
+
+@dataclass(frozen=True)
+class Published:
+    """One row of published/speedups.csv: what others report of Muon over AdamW."""
+
+    source: str
+    reference: str
+    basis: str  # steps, tokens, FLOPs or seconds
+    params_low: int  # the range of sizes that it is reported for
+    params_high: int
+    batch_tokens: int | None  # tokens of one step; empty where several or none are given
+    speedup_low: float
+    speedup_high: float
+    how: str  # stated, or "from its logs"

@@ -5,8 +5,9 @@ interval from Student's t, because a race has few seeds.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -15,6 +16,8 @@ from results.schema import REACHED, Point, Run
 
 CONFIDENCE = 0.95
 ALPHA = 0.01  # a mean meets a target when chance explains it less often than this
+SIGNIFICANT = 1 - CONFIDENCE  # two entrants differ when chance explains it less often than this
+POWER = 0.8  # how often a difference that is called detectable is found
 
 # ---- One run -----------------------------------------------------------------------------------
 
@@ -112,6 +115,78 @@ def speedup(baseline: Costs, challenger: Costs) -> Estimate | None:
     return None if a is None or b is None else _estimate(_difference(a, b), exponentiate=True)
 
 
+@dataclass(frozen=True)
+class Ratio:
+    """A speed-up of one entrant over another and how likely chance makes it as large."""
+
+    estimate: Estimate
+    p: float | None  # two-sided; None where an entrant has a single run
+    at_least: bool = False  # the slower one never reached the target: this is a lower bound
+    at_most: bool = False  # the same where the challenger is the slower one
+
+
+def compare(baseline: Costs, challenger: Costs) -> Ratio | None:
+    """`speedup`, tested by Welch's t-test on the logarithm of the expected costs.
+
+    An entrant that never reached the target is censored: its cost is at least what a run of it
+    spent, on average, and its spread, which is unknown, is taken to be that of the other. That
+    decides nothing unless the other reached the target for less: None then, and where neither
+    reached it.
+    """
+    a, b = _log_cost(baseline), _log_cost(challenger)
+    if a is None and b is None:
+        return None
+    missed = baseline if a is None else challenger if b is None else None
+    if missed is None:
+        assert a is not None and b is not None
+        difference = _difference(a, b)
+    else:
+        known = a if a is not None else b
+        assert known is not None
+        bound = _at_least(missed, known)
+        if bound.value <= known.value:
+            return None
+        difference = _difference(bound, known) if a is None else _difference(known, bound)
+        if difference.variance is not None:  # both spreads are from the runs of one entrant
+            difference = replace(difference, df=known.df)
+    p = None if difference.variance is None else 2 * t_cdf(-abs(_t(difference)), difference.df)
+    estimate = _estimate(difference, exponentiate=True)
+    return Ratio(estimate, p, at_least=a is None, at_most=b is None)
+
+
+def _at_least(missed: Costs, known: "_Sample") -> "_Sample":
+    """The logarithm of what runs that all missed spent, with the spread of a known log cost."""
+    n, spent = len(missed.spent), float(np.mean(missed.spent))
+    variance = None if known.variance is None else known.variance * known.n / n
+    return _Sample(math.log(spent) if spent else -math.inf, variance, known.df, n)
+
+
+def iso_loss(losses: Mapping[int, Sequence[float]], reference: Sequence[float]) -> Estimate | None:
+    """The horizon at which one entrant's final loss is another's: its steps, and an interval.
+
+    losses: final losses of the entrant's runs by their horizon, in steps; each went to the end of
+    its own schedule. reference: final losses of the other. Between two neighbouring horizons the
+    mean loss is taken to be linear in the logarithm of the steps. None where the reference lies
+    outside of the means: nothing is extrapolated. n counts the runs behind the estimate.
+    """
+    wanted, known = _mean(reference), [(math.log(n), _mean(losses[n])) for n in sorted(losses)]
+    for (x, a), (y, b) in pairwise(known):
+        if not a.value >= wanted.value >= b.value or a.value == b.value:
+            continue
+        w = (a.value - wanted.value) / (a.value - b.value)
+        slope = (b.value - a.value) / (y - x)
+        parts = [(wanted, 1.0), (a, 1 - w), (b, w)]
+        place, n = x + w * (y - x), sum(sample.n for sample, _ in parts)
+        if any(sample.variance is None for sample, _ in parts):
+            return _estimate(_Sample(place, None, 0, n), exponentiate=True)
+        terms = [((k / slope) ** 2 * (s.variance or 0.0), s.df) for s, k in parts]
+        variance = sum(v for v, _ in terms)
+        spread = sum(v**2 / df for v, df in terms)
+        df = variance**2 / spread if spread else sum(df for _, df in terms)
+        return _estimate(_Sample(place, variance, df, n), exponentiate=True)
+    return None
+
+
 def mean(values: Sequence[float]) -> Estimate:
     """The mean of at least one value."""
     return _estimate(_mean(values))
@@ -120,6 +195,67 @@ def mean(values: Sequence[float]) -> Estimate:
 def deviation(values: Sequence[float]) -> float | None:
     """Standard deviation of the population that the values are from; None for fewer than two."""
     return float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+
+def pooled_deviation(groups: Sequence[Sequence[float]]) -> float | None:
+    """Standard deviation within groups; None where no group has two values."""
+    df = sum(len(group) - 1 for group in groups if group)
+    if df < 1:
+        return None
+    squares = sum(float(np.var(group)) * len(group) for group in groups if group)
+    return math.sqrt(squares / df)
+
+
+# ---- Many comparisons, and what they can show --------------------------------------------------
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p-values of a family of tests, adjusted by the step-down method of Holm (1979).
+
+    Rejecting those below alpha errs anywhere in the family with a probability of at most alpha.
+    """
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))
+        adjusted[i] = largest
+    return adjusted
+
+
+def detectable(n: int, sd: float, alpha: float = SIGNIFICANT, power: float = POWER) -> float:
+    """The smallest difference of two means that n values each show, in the unit of `sd`.
+
+    That is: the two-sided t-test at level alpha finds it with a probability of `power`. n >= 2.
+    """
+    low, high = 0.0, 1.0
+    while _power(high, n, alpha) < power:
+        low, high = high, 2 * high
+    for _ in range(32):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _power(middle, n, alpha) < power else (low, middle)
+    return high * sd
+
+
+def _power(difference: float, n: int, alpha: float) -> float:
+    """How often Student's two-sided t-test of n values each finds a difference, in deviations.
+
+    By integrating the normal distribution over that of the estimated deviation, which makes the
+    noncentral t distribution.
+    """
+    df, shift = 2 * (n - 1), difference * math.sqrt(n / 2)
+    critical = t_quantile(1 - alpha / 2, df)
+    s = np.linspace(0, 1 + 10 / math.sqrt(df), 1001)[1:]  # estimated over true deviation
+    log_density = (df - 1) * np.log(s) - df * s**2 / 2
+    log_density += math.log(2) + df / 2 * math.log(df / 2) - math.lgamma(df / 2)
+    found = [_normal(shift - critical * x) + _normal(-shift - critical * x) for x in s.tolist()]
+    return float(np.trapezoid(np.exp(log_density) * found, s))
+
+
+def _normal(z: float) -> float:
+    """The probability that a standard normal variable is below z."""
+    return math.erfc(-z / math.sqrt(2)) / 2
+
+
+# ---- Means -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from errors import UserError
+from results import scale
 from results.schema import DIVERGED, FINISHED, MISSED, REACHED, Point, Run, Trial
 from results.stats import crossing
 from results.store import (
@@ -55,6 +56,8 @@ OUTCOMES = {  # statuses that a trial can have, by its stage
     "refine": (FINISHED, DIVERGED),
     "confirm": (FINISHED, DIVERGED),
     "horizon": (REACHED, MISSED, DIVERGED),
+    "sweep": (FINISHED, DIVERGED),
+    "transfer": (FINISHED, DIVERGED),
 }
 
 
@@ -73,6 +76,9 @@ def problems(root: Path) -> list[str]:
     found += _check_trials(trials)
     for section in read_tuned(root.resolve().parent / "optim" / "tuned.toml"):
         found += _check_tuned(section, trials)
+    found += scale.problems(root)
+    if (root / scale.SCALE).is_dir():
+        found += [f"{scale.SCALE}: {problem}" for problem in problems(root / scale.SCALE)]
     return found
 
 

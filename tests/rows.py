@@ -99,3 +99,22 @@ def make_trial(**changes: Any) -> Trial:
         train_seconds=20.0,
     )
     return Trial(**(values | changes))
+
+
+def entrant(label: str, to_target: list[float | None], step_seconds: float = 0.1) -> list[Run]:
+    """Runs of one entrant, by the step at which each reached the target; None is a miss."""
+    return [
+        make_run(
+            label=label,
+            entrant=label,
+            seed=seed,
+            run=f"{label}-{seed}",
+            status="missed" if step is None else "reached",
+            steps_to_target=step,
+            tokens_to_target=None if step is None else 4096 * step,
+            seconds_to_target=None if step is None else step_seconds * step,
+            train_seconds=100 * step_seconds,
+            optimizer_seconds=5 * step_seconds,
+        )
+        for seed, step in enumerate(to_target)
+    ]

@@ -11,8 +11,9 @@ import pytest
 
 import speedrun
 import tune
+from errors import UserError
 from optim import Linear, Log, Option
-from optim.entrants import TUNED, entrant_options, tuned_settings
+from optim.entrants import TUNED, entrant_options, tuned_recipes, tuned_settings
 from results import stats, store
 from results.schema import DIVERGED, REACHED, Trial
 from tests.rows import make_trial
@@ -48,6 +49,7 @@ class FakeStudy(tune.Study):
         self.base, self.target = [*base, *refined], target
         self.rows: dict[tuple[Any, ...], Trial] = {}
         self.ran: list[tuple[Any, ...]] = []
+        self.swept: list[float] = []  # lr of the trials of a sweep
 
     @property
     def steps(self) -> int:
@@ -68,6 +70,7 @@ class FakeStudy(tune.Study):
             if self.base[job.trial] > 100:
                 loss, status = None, DIVERGED  # type: ignore[assignment]
             self.ran.append(self.key(job))
+            self.swept += [job.settings["lr"]] if job.stage == "sweep" else []
             self.rows[self.key(job)] = make_trial(
                 stage=job.stage, trial=job.trial, steps=steps, seed=job.seed, status=status,
                 final_loss=loss, target=self.target,
@@ -131,6 +134,16 @@ def test_shards_share_the_work_and_wait_for_each_other() -> None:
     assert len(first.ran) == 3 and len(second.ran) == 2
 
 
+def test_a_sweep_covers_two_decades_around_the_tuned_lr() -> None:
+    study = FakeStudy([0.0] * 7, target=1.0)
+    rows = study.sweep({"lr": 0.05, "cooldown": 0.6, "steps": 66})
+    assert study.ran == [("sweep", index, 100, 1000) for index in range(7)]
+    assert len(rows) == 7 and study.sweep({"lr": 0.05, "cooldown": 0.6}) == rows
+    assert study.swept == [0.005, 0.0108, 0.0232, 0.05, 0.108, 0.232, 0.5]
+    with pytest.raises(UserError, match="no tuned lr to sweep on this track; run: python"):
+        study.sweep({})
+
+
 def test_a_best_value_at_an_end_of_its_range_draws_a_warning() -> None:
     study = FakeStudy([1.0], target=1.0)
     study.points = [{"lr": 0.0101, "cooldown": 0.5}]
@@ -149,6 +162,15 @@ def test_the_outcome_is_a_section_that_entrants_read(tmp_path: Path) -> None:
     assert tuned_settings("tiny", "muon", path) == {"lr": 0.04, "steps": 65}
     assert tuned_settings("tiny", "adamw", path) == {"lr": 1e-05, "nesterov": True, "steps": 100}
     assert tomllib.loads(path.read_text())["tiny"]["muon"]["trials"] == [6]
+
+
+def test_whoever_is_tuned_races_in_a_comparison(tmp_path: Path) -> None:
+    path = tmp_path / "tuned.toml"
+    for track, recipe in (("tiny", "muon"), ("tiny", "adafactor"), ("tiny", "adamw"), ("xl", "x")):
+        tune.write_settings(path, track, recipe, {"lr": 0.03, "steps": 70}, 5)
+    assert tuned_recipes("tiny", path) == ["adamw", "adafactor", "muon"]
+    with pytest.raises(UserError, match="nobody is tuned for gpt2; run: python speedrun.py tune"):
+        tuned_recipes("gpt2", path)
 
 
 def test_tuning_writes_rows_and_goes_on_where_it_stopped(

@@ -1,0 +1,99 @@
+"""Who differs from whom in a race: every pair of entrants, corrected for how many there are.
+
+The quantity is the cost of the target, in steps or in seconds. Final losses are not compared:
+entrants stop at different horizons. A run that misses the target is censored: what it spent is
+counted, and it did not reach (`stats.expected_cost`); an entrant that never reaches it has a lower
+bound (`stats.compare`). Two entrants differ where Welch's t-test of the logarithms, corrected by
+Holm's method over all pairs of the race, has p < 0.05; otherwise they are not distinguishable.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+from results.schema import DIVERGED, REACHED, Run
+from results.stats import (
+    POWER,
+    SIGNIFICANT,
+    Ratio,
+    compare,
+    costs,
+    detectable,
+    holm,
+    pooled_deviation,
+)
+
+UNITS = ("steps", "seconds")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The speed-up of one entrant over another, and whether the race can tell them apart."""
+
+    ratio: Ratio | None  # cost of the baseline over the challenger's; None: no runs decide it
+    p: float | None  # adjusted by Holm's method; None where there is no test
+    family: int  # number of tests that it was adjusted for
+
+    @property
+    def distinct(self) -> bool:
+        return self.p is not None and self.p < SIGNIFICANT
+
+
+class Pairs:
+    """All pairs of the entrants of one race in one unit of `stats.costs`."""
+
+    def __init__(self, groups: Mapping[str, Sequence[Run]], unit: str) -> None:
+        """groups: the runs of each entrant by its label."""
+        spent = {label: costs(runs, unit) for label, runs in groups.items()}
+        self._ratios = {(a, b): compare(spent[a], spent[b]) for a in spent for b in spent if a != b}
+        tests = {
+            key: ratio.p
+            for key in combinations(spent, 2)
+            if (ratio := self._ratios[key]) is not None and ratio.p is not None
+        }
+        self.family = len(tests)
+        self._adjusted = dict(zip(tests, holm(list(tests.values())), strict=True))
+
+    def of(self, baseline: str, challenger: str) -> Pair:
+        """One pair, by its labels; the other way round it has the inverse ratio and the same p."""
+        p = self._adjusted.get((baseline, challenger), self._adjusted.get((challenger, baseline)))
+        return Pair(self._ratios[baseline, challenger], p, self.family)
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """The smallest difference in one quantity that a race's number of seeds can show."""
+
+    quantity: str  # steps, seconds or loss
+    deviation: float  # between seeds, within entrants: of the logarithm; of the loss itself
+    alone: float  # two entrants that are compared alone: relative; of the loss, absolute
+    among_all: float  # any pair, at the strictest level of Holm's method
+
+
+def resolutions(groups: Mapping[str, Sequence[Run]]) -> list[Resolution]:
+    """What the race can show with the fewest seeds of its entrants; nothing from single runs.
+
+    Steps and seconds are those of the runs that reached the target. Pairs that differ by so much
+    are told apart with a probability of `stats.POWER`.
+    """
+    seeds, tests = min(map(len, groups.values())), math.comb(len(groups), 2)
+    if seeds < 2:
+        return []
+    found = []
+    for quantity in (*UNITS, "loss"):
+        sd = pooled_deviation([_values(runs, quantity) for runs in groups.values()])
+        if sd is None:
+            continue
+        levels = (SIGNIFICANT, SIGNIFICANT / max(tests, 1))
+        least = [detectable(seeds, sd, alpha, POWER) for alpha in levels]
+        alone, among_all = least if quantity == "loss" else map(math.expm1, least)
+        found.append(Resolution(quantity, sd, alone, among_all))
+    return found
+
+
+def _values(runs: Sequence[Run], quantity: str) -> list[float]:
+    if quantity == "loss":
+        return [r.final_loss for r in runs if r.status != DIVERGED and r.final_loss is not None]
+    reached = [run for run in runs if run.status == REACHED]
+    return [math.log(spent) for spent in costs(reached, quantity).spent if spent > 0]

@@ -1,0 +1,196 @@
+"""The league of a race of many: pairs, their correction, what seeds can show, and the table."""
+
+import math
+import random
+
+import pytest
+
+from results import league, report
+from results.pairs import Pairs, resolutions
+from results.schema import Run
+from results.stats import (
+    Costs,
+    compare,
+    detectable,
+    holm,
+    iso_loss,
+    pooled_deviation,
+    speedup,
+    t_cdf,
+    t_quantile,
+)
+from results.table import by_label
+from tests.rows import entrant, make_run
+
+REACHED = [True] * 3
+
+
+def test_holm_steps_down_and_never_decreases() -> None:
+    # 4 * .005, 3 * .01, 2 * .03; then 1 * .04 is below the one before it
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.7]) == [1.0, 1.0]
+    assert holm([0.03]) == [0.03] and holm([]) == []
+
+
+def test_holm_keeps_the_error_of_the_family() -> None:
+    draw = random.Random(5).random
+    wrong = sum(min(holm([draw() for _ in range(20)])) < 0.05 for _ in range(4000))
+    assert wrong / 4000 == pytest.approx(0.05, abs=0.012)
+
+
+@pytest.mark.parametrize(
+    ("n", "power", "difference"),
+    [
+        (20, 0.8689528, 1.0),  # power.t.test(n = 20, delta = 1), in the manual of R
+        (22.02110, 0.9, 1.0),  # power.t.test(power = .90, delta = 1), the same
+        (64, 0.8014596, 0.5),  # Cohen's medium effect: 64 a group for 80%
+    ],
+)
+def test_the_detectable_difference_is_that_of_published_power(
+    n: int, power: float, difference: float
+) -> None:
+    assert detectable(n, 1.0, 0.05, power) == pytest.approx(difference, rel=1e-5)
+    assert detectable(n, 0.02, 0.05, power) == pytest.approx(0.02 * difference, rel=1e-5)
+
+
+def test_a_detectable_difference_is_detected_as_often_as_said() -> None:
+    draw, n = random.Random(2), 5
+    shift, critical, found = detectable(n, 1.0), t_quantile(0.975, 2 * n - 2), 0
+    for _ in range(4000):
+        a, b = ([draw.gauss(m, 1) for _ in range(n)] for m in (0, shift))
+        pooled = pooled_deviation([a, b])
+        assert pooled is not None
+        found += abs(sum(b) - sum(a)) / n > critical * pooled * math.sqrt(2 / n)
+    assert found / 4000 == pytest.approx(0.8, abs=0.02)
+
+
+def test_deviation_is_pooled_within_groups() -> None:
+    # Squares 2 and 8 around their own means, over 2 + 2 degrees of freedom; a single adds nothing.
+    assert pooled_deviation([[1, 2, 3], [14, 16, 18], [99]]) == pytest.approx(math.sqrt(10 / 4))
+    assert pooled_deviation([[1.0], []]) is None
+
+
+def test_a_pair_is_tested_on_the_logarithm_of_its_costs() -> None:
+    slow, fast = Costs([90, 100, 110], REACHED), Costs([48, 50, 52], REACHED)
+    ratio = compare(slow, fast)
+    assert ratio is not None and ratio.estimate == speedup(slow, fast)
+    a, b = 0.1**2 / 3, 0.04**2 / 3
+    df = (a + b) ** 2 / (a**2 / 2 + b**2 / 2)
+    assert ratio.p == pytest.approx(2 * t_cdf(-math.log(2) / math.sqrt(a + b), df))
+    back = compare(fast, slow)
+    assert back is not None and back.estimate.value == pytest.approx(0.5)
+    assert back.p == pytest.approx(ratio.p) and not ratio.at_least
+    single = compare(slow, Costs([50], [True]))
+    assert single is not None and single.p is None
+
+
+def test_an_entrant_that_never_reaches_has_a_bound_with_the_others_spread() -> None:
+    missed, fast = Costs([140.0] * 4, [False] * 4), Costs([90, 100, 110], REACHED)
+    ratio = compare(missed, fast)
+    assert ratio is not None and ratio.at_least and not ratio.at_most
+    assert ratio.estimate.value == pytest.approx(1.4)
+    error = 0.1 * math.sqrt(1 / 3 + 1 / 4)
+    assert ratio.p == pytest.approx(2 * t_cdf(-math.log(1.4) / error, 2))
+    back = compare(fast, missed)
+    assert back is not None and back.at_most and back.p == pytest.approx(ratio.p)
+
+
+def test_a_shorter_run_that_missed_decides_nothing() -> None:
+    missed, fast = Costs([95.0] * 3, [False] * 3), Costs([90, 100, 110], REACHED)
+    assert compare(missed, fast) is None and compare(fast, missed) is None
+    assert compare(missed, missed) is None
+
+
+def test_iso_loss_interpolates_in_the_logarithm_of_the_horizon() -> None:
+    losses = {50: [4.0, 4.2], 100: [3.8, 4.0], 200: [3.6, 3.6]}
+    steps = iso_loss(losses, [3.7, 3.8])
+    assert steps is not None and steps.n == 6
+    assert steps.value == pytest.approx(100 * 2 ** ((3.9 - 3.75) / 0.3))  # half of an octave
+    # Slope -.3 / ln 2; variances .01, .02 and 0 over 2 runs each, weights 1, 1/2 and 1/2
+    v = [(k * math.log(2) / 0.3) ** 2 * s / 2 for k, s in ((1, 0.005), (0.5, 0.02), (0.5, 0.0))]
+    df = sum(v) ** 2 / sum(x**2 for x in v)
+    half = t_quantile(0.975, df) * math.sqrt(sum(v))
+    assert steps.high == pytest.approx(steps.value * math.exp(half))
+    assert iso_loss(losses, [4.1]).value == pytest.approx(50)  # type: ignore[union-attr]
+    assert iso_loss(losses, [3.5]) is None and iso_loss(losses, [4.3]) is None
+
+
+def crowd() -> list[Run]:
+    """Muon is ahead of AdamW beyond doubt, Lion by less than the seeds carry; the rest fail."""
+    runs = entrant("adamw", [69.0, 70.0, 71.0]) + entrant("lion", [66.0, 68.0, 70.0])
+    runs += entrant("muon", [49.0, 50.0, 51.0]) + entrant("sgd", [None, None, None])
+    broken = entrant("shampoo", [None, None, None])
+    return runs + [
+        make_run(
+            label="shampoo", entrant="shampoo", run=run.run, seed=run.seed, status="diverged",
+            steps=20, tokens=81920, final_loss=None, steps_to_target=None, tokens_to_target=None,
+            seconds_to_target=None, train_seconds=2.0,
+        )
+        for run in broken
+    ]  # fmt: skip
+
+
+def test_every_pair_is_corrected_for_all_of_them() -> None:
+    groups = by_label(crowd())
+    pairs = Pairs(groups, "steps")
+    assert pairs.family == 6  # three that reached, among themselves and against SGD's bound
+    won, lost = pairs.of("adamw", "muon"), pairs.of("muon", "adamw")
+    assert won.distinct and won.p == lost.p
+    assert won.ratio and lost.ratio
+    assert won.ratio.estimate.value == pytest.approx(1 / lost.ratio.estimate.value)
+    raw = compare(*(Costs([r.steps_to_target or 0 for r in groups[k]], REACHED)
+                    for k in ("adamw", "lion")))  # fmt: skip
+    assert raw is not None and raw.p is not None
+    alike = pairs.of("adamw", "lion")
+    assert alike.p is not None and raw.p <= alike.p and not alike.distinct
+    assert pairs.of("adamw", "sgd").distinct  # 100 steps were not enough, 70 are
+    assert pairs.of("adamw", "shampoo").ratio is None
+
+
+def test_a_gain_of_one_pair_does_not_survive_among_many() -> None:
+    gain = entrant("adamw", [70.0, 71.0, 72.0, 70.5]) + entrant("lion", [67.5, 70.0, 68.5, 68.0])
+    (alone,) = report.sentences(gain)
+    assert "not distinguishable" not in alone
+    crowded = gain + [r for i in range(6) for r in entrant(f"x{i}", [69.0 + i / 9, 70, 71, 72])]
+    sentence = report.sentence(crowded, challenger="lion")
+    assert sentence.count(": not distinguishable among 28 pairs (p = ") == 2
+
+
+def test_the_table_keeps_who_missed_and_who_diverged() -> None:
+    lines = [[c.strip() for c in line.strip("|").split("|")]
+             for line in league.markdown(crowd()).splitlines() if line.startswith("|")]  # fmt: skip
+    assert [line[0] for line in lines[2:]] == ["muon", "lion", "adamw", "sgd", "shampoo"]
+    cells = {line[0]: dict(zip(lines[0], line, strict=True)) for line in lines[2:]}
+    assert cells["adamw"]["as fast as AdamW"] == "1"
+    assert cells["muon"]["as fast as AdamW"].startswith("1.40x [1.3")
+    assert cells["lion"]["fewer steps than AdamW"].endswith("], not distinguishable")
+    assert cells["sgd"]["reached/missed/diverged"] == "0/3/0 missed"
+    assert cells["sgd"]["steps to target"] == "over 100.0"
+    assert cells["sgd"]["fewer steps than AdamW"] == "under 0.70x"
+    assert cells["shampoo"]["reached/missed/diverged"] == "0/0/3 diverged"
+    assert cells["shampoo"]["as fast as AdamW"] == "-"
+
+
+def test_what_the_seeds_can_show_follows_from_their_spread() -> None:
+    runs = entrant("adamw", [90.0, 110.0]) + entrant("muon", [45.0, 55.0])
+    steps, _, loss = resolutions(by_label(runs))
+    sd = math.log(110 / 90) / math.sqrt(2)
+    assert steps.deviation == pytest.approx(sd)
+    assert steps.alone == pytest.approx(math.expm1(detectable(2, sd)))
+    assert steps.among_all == pytest.approx(steps.alone)  # one pair
+    assert loss.deviation == loss.alone == 0  # these rows share their loss
+    text = league.resolution(runs)
+    assert text.startswith("With 2 seeds each") and f"{steps.alone:.1%} in steps" in text
+    more = league.resolution(runs + entrant("lion", [90.0, 110.0]))
+    assert "Among all 3 pairs of its 3 entrants" in more
+    strict = resolutions(by_label(runs + entrant("lion", [90.0, 110.0])))[0]
+    assert strict.among_all == pytest.approx(math.expm1(detectable(2, sd, 0.05 / 3)))
+    assert "single runs" in league.resolution(entrant("adamw", [50.0]))
+
+
+def test_the_newest_league_has_three_entrants_and_a_frozen_track() -> None:
+    duel = entrant("adamw", [70.0]) + entrant("muon", [50.0])
+    assert league.newest(duel) == [] and league.newest(duel, "tiny-1") == duel
+    readme = "<!-- begin:league -->\n<!-- end:league -->"
+    assert league.NONE_YET in report.rewrite(readme, duel, [], None)
+    assert "| sgd |" in report.rewrite(readme, crowd(), [], None)

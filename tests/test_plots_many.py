@@ -1,0 +1,209 @@
+"""Charts of a race of seventeen: nothing overlaps, and the numbers are those of the statistics."""
+
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
+
+from plots import make, style
+from plots.inputs import Inputs, MissingDataError, load, newest_sweeps
+from plots.many import probability
+from results.schema import REACHED
+from results.stats import costs, speedup
+from results.store import read_trials
+from tests.scales import LRS, write_scale, write_sweeps
+from tests.test_plots import (
+    ADAMW,
+    MIB,
+    MUON,
+    TARGET,
+    Plan,
+    chart,
+    drawn_boxes,
+    texts,
+    title,
+    write_race,
+    write_trials,
+)
+
+FIELD = [
+    replace(ADAMW, horizon=110),
+    replace(MUON, horizon=80),
+    Plan("sgd", 150, 4.25, 1.0, 4 * MIB),
+    Plan("signum", 120, 3.93, 1.2, 4 * MIB),
+    Plan("lion", 112, 3.895, 1.5, 4 * MIB),
+    Plan("adafactor", 118, 3.9, 3.0, 1 * MIB),
+    Plan("soap", 84, 3.888, 150, 15 * MIB),
+    Plan("shampoo", 95, 3.894, 90, 11 * MIB),
+    Plan("moonlight", 82, 3.889, 11, 5 * MIB),
+    Plan("polar_express", 80, 3.889, 11, 5 * MIB),
+    Plan("normuon", 79, 3.888, 12, 5 * MIB + 2**14),
+    Plan("adamuon", 81, 3.887, 13, 8 * MIB),
+    Plan("muonh", 83, 3.89, 11, 5 * MIB),
+    Plan("muon_split", 80, 3.888, 12, 5 * MIB),
+    Plan("ademamix", 105, 3.896, 4, 12 * MIB),
+    Plan("kron", 90, 3.89, 120, 10 * MIB, diverged=3),
+    Plan("schedule_free", 125, 3.9, 3.0, 8 * MIB, diverged=1),
+]
+CHARTS = (
+    "loss_curves", "time_to_target", "speedup", "loss_by_steps", "loss_by_seconds", "iso_loss",
+    "pareto", "significance", "lr_sensitivity", "lr_sweep", "scale",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
+    root = tmp_path_factory.mktemp("field")
+    write_race(root, [replace(plan, seeds=3) for plan in FIELD])
+    names = [plan.label for plan in FIELD]
+    write_trials(root, names, trials=8)
+    write_sweeps(root, names)
+    write_scale(root)
+    return load(root)
+
+
+@pytest.fixture(scope="module")
+def figures(inputs: Inputs) -> dict[str, Figure]:
+    return {name: make.draw(chart(name), inputs) for name in CHARTS}
+
+
+@pytest.mark.parametrize("name", CHARTS)
+def test_nothing_overlaps_with_seventeen_entrants(
+    name: str, figures: dict[str, Figure], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with matplotlib.rc_context(style.SETTINGS):
+        boxes = drawn_boxes(figures[name], monkeypatch)
+    assert len(boxes) > 8
+    for (a, box_a), (b, box_b) in combinations(boxes, 2):
+        both = Bbox.intersection(box_a, box_b)
+        overlap = both is not None and both.width > 1 and both.height > 1
+        assert not overlap, f"{name}: {a!r} overlaps {b!r}"
+    page = figures[name].bbox
+    for text, box in boxes:
+        inside = box.x0 >= 0 and box.y0 >= 0 and box.x1 <= page.x1 and box.y1 <= page.y1
+        assert inside, f"{name}: {text!r} leaves the page"
+
+
+def test_everybody_has_a_panel_that_says_what_the_target_cost(
+    inputs: Inputs, figures: dict[str, Figure]
+) -> None:
+    titles = [
+        axes.get_title("left") for axes in figures["loss_by_steps"].axes if axes.get_visible()
+    ]
+    assert len(titles) == 17
+    muon = next(e for e in inputs.entrants if e.label == "muon")
+    cost = muon.cost("steps")
+    assert cost and f"Muon\n{style.number(cost.value)} steps" in titles
+    assert "SGD\nmissed" in titles and "kron\ndiverged" in titles
+    axes = figures["loss_by_steps"].axes[titles.index("SGD\nmissed")]
+    bold = [line for line in axes.lines if line.get_linewidth() > 2]
+    sgd = next(e for e in inputs.entrants if e.label == "sgd")
+    np.testing.assert_allclose(
+        bold[0].get_ydata(), np.mean([[p.val_loss for p in c] for c in sgd.curves], axis=0)
+    )
+
+
+def test_few_entrants_keep_their_charts(tmp_path: Path) -> None:
+    write_race(tmp_path, [replace(ADAMW, seeds=2), replace(MUON, seeds=2)])
+    few = load(tmp_path)
+    for name in ("loss_by_steps", "pareto", "significance", "lr_sweep", "scale"):
+        with pytest.raises(MissingDataError, match="run: make "):
+            make.draw(chart(name), few)
+    assert "loss_by_steps" not in " ".join(texts(make.draw(chart("loss_curves"), few)))
+
+
+def test_the_front_is_that_of_time_and_memory(inputs: Inputs, figures: dict[str, Figure]) -> None:
+    points = {
+        e.name: (max(r.state_bytes for r in e.runs), cost.value)
+        for e in inputs.entrants
+        if (cost := e.cost("seconds"))
+    }
+    front = {
+        name
+        for name, (state, time) in points.items()
+        if not any(s <= state and t <= time and (s, t) != (state, time) for s, t in points.values())
+    }
+    assert "Adafactor" in front and len(front) > 1
+    for name in points:
+        assert (f"{name} (" in title(figures["pareto"])) == (name in front)
+    assert "SGD: not reached" in texts(figures["pareto"])
+
+
+def test_the_matrix_holds_every_pair_in_both_units(
+    inputs: Inputs, figures: dict[str, Figure]
+) -> None:
+    order = [entrant.label for entrant in inputs.ranking("seconds")]
+    axes = figures["significance"].axes[0]
+    cells = {
+        (round(text.get_position()[1]), round(text.get_position()[0])): text.get_text()
+        for text in axes.texts
+    }
+    assert len(cells) == 17 * 16
+    colors = {
+        (round(p.get_y() + 0.48), round(p.get_x() + 0.48)): matplotlib.colors.to_hex(
+            p.get_facecolor()
+        ).upper()
+        for p in axes.patches
+    }
+    steps, seconds = inputs.pairs("steps"), inputs.pairs("seconds")
+    for row, a in enumerate(order):
+        for column, b in enumerate(order):
+            if a == b:
+                continue
+            pair = (seconds if column > row else steps).of(b, a)
+            if pair.ratio is None:
+                assert cells[row, column] == "–"
+                continue
+            assert f"{pair.ratio.estimate.value:.2f}" in cells[row, column]
+            assert pair.p is not None and cells[row, column].endswith(f"\n{probability(pair.p)}")
+            wanted = "#EFEFEF"
+            if pair.distinct:
+                wanted = "#9CC9E8" if pair.ratio.estimate.value > 1 else "#F6B48A"
+            assert colors[row, column] == wanted
+    clear = sum(seconds.of(a, b).distinct for a, b in combinations(order, 2))
+    assert title(figures["significance"]).startswith(f"Of 136 pairs, the seeds tell {clear} apart")
+    assert 0 < clear < 136
+
+
+def test_p_values_are_short() -> None:
+    assert [probability(p) for p in (1e-9, 0.0123, 0.456, 1.0)] == ["<.001", ".012", ".46", "1"]
+
+
+def test_the_speedup_at_the_target_is_that_of_the_race(
+    inputs: Inputs, figures: dict[str, Figure]
+) -> None:
+    adamw, other = inputs.baseline, inputs.ranking("seconds")[0]
+    assert adamw is not None and all(run.status == REACHED for run in [*adamw.runs, *other.runs])
+    ratio = speedup(costs(adamw.runs, "seconds"), costs(other.runs, "seconds"))
+    assert ratio is not None
+    line = figures["iso_loss"].axes[0].lines[0]
+    at = list(line.get_xdata()).index(TARGET)
+    assert line.get_ydata()[at] == pytest.approx(ratio.value)
+    assert f"{ratio.value:.2f}x to 3.91, the target" in title(figures["iso_loss"])
+    assert "Meets no loss of the range: kron." in figures["iso_loss"].texts[1].get_text().replace(
+        "\n", " "
+    )
+
+
+def test_a_sweep_is_drawn_by_lr_around_the_tuned_one(
+    inputs: Inputs, figures: dict[str, Figure]
+) -> None:
+    panels = [axes for axes in figures["lr_sweep"].axes if axes.get_visible()]
+    assert len(panels) == 17
+    tuned = [line for line in panels[0].lines if list(line.get_xdata()) == [0.01, 0.01]]
+    assert len(tuned) == 1
+    curve = max(panels[0].lines, key=lambda line: len(line.get_xdata()))
+    np.testing.assert_allclose(curve.get_xdata(), LRS, rtol=0.01)
+
+
+def test_only_the_newest_sweep_of_a_recipe_counts(tmp_path: Path) -> None:
+    write_sweeps(tmp_path, ["adamw", "muon"])
+    old = read_trials(tmp_path)
+    new = [replace(t, entrant=t.entrant.replace("0.3", "0.4")) for t in old if t.recipe == "muon"]
+    kept = newest_sweeps([*old, *new, replace(old[0], track_hash="77")], old[0].track_hash)
+    assert kept == [*[t for t in old if t.recipe == "adamw"], *new]
