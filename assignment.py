@@ -21,7 +21,7 @@ from errors import UserError
 from model import GPT
 from optim.entrants import Entrant
 from planner import corpora
-from results.report import aligned
+from results.table import aligned
 
 
 @dataclass(frozen=True)
