@@ -91,7 +91,7 @@ def run(setting: Setting, notes: Notes, seconds: float) -> None:
         return
     try:
         track = track_of(setting, setting.data)
-        trainer = Trainer(track, setting.options(results=str(setting.out)))
+        trainer = Trainer(track, setting.options(setting.compile, str(setting.out)))
     except UserError as error:
         notes.skip("race", str(error))
         return

@@ -72,14 +72,11 @@ def run(setting: Setting, notes: Notes, seconds: float) -> None:
             exact = measured(model(sizes, cpu).double())
             here = measured(model(sizes, device))
             compare(notes, f"{kind}: float32 off float64 on the CPU", here, exact, 1e-5, 1e-3)
-            by_chunks = measured(model(sizes, device, chunk))
-            compare(
-                notes, f"{kind}: the loss by chunks off it at once", by_chunks, here, 1e-5, 1e-4
-            )
-            low = measured(model(sizes, device), low=True)
-            compare(notes, f"{kind}: bfloat16 off float32", low, here, 0.01, 0.1)
-            chunked = measured(model(sizes, device, chunk), low=True)
-            compare(notes, f"{kind}: chunks in bfloat16 off float32", chunked, here, 0.01, 0.1)
+            chunked = measured(model(sizes, device, chunk))
+            compare(notes, f"{kind}: loss by chunks off all at once", chunked, here, 1e-5, 1e-3)
+            for what, size in (("bfloat16", 0), ("chunks in bfloat16", chunk)):
+                low = measured(model(sizes, device, size), low=True)
+                compare(notes, f"{kind}: {what} off float32", low, here, 0.005, 0.05)
         for low_precision in (False, True):
             with notes.attempt(f"{kind}: causality"):
                 causality(notes, model(sizes, device), kind, low_precision)
