@@ -48,6 +48,7 @@ def measure(gpt: GPT, entrant: Entrant, validations: int) -> race.Entrant:
     engine.wrap(gpt)
     try:
         groups = optim.plan(engine.roles(), entrant.recipe, entrant.recipe_settings, torch.bfloat16)
+        gpt.check_clip(optim.qk_clip(groups))
         for group in groups:
             if "fused" in group.options:
                 group.options["fused"] = False  # that kernel has no meta version; the state is same

@@ -19,14 +19,17 @@ import machine
 from errors import UserError
 from optim.entrants import Entrant
 from results import store
-from results.schema import DIVERGED, FINISHED, REACHED, Point, Run, Trial
+from results.schema import DIVERGED, FINISHED, REACHED, Logit, Point, Run, Trial
 from results.stats import crossing
 
 ROOT = Path(__file__).parent
 # The files that decide a number. Their text is stored once per hash, and the hash is in every row.
 PROGRAM = ("*.py", "optim/**/*.py", "engines/*.py", "data/*.py", "results/s*.py")
 # What running the program writes into its own tree.
-OUTPUTS = ("results/*.csv", "results/curves", "results/sources", "plots/*.png", "plots/*.svg")
+OUTPUTS = (
+    "results/*.csv", "results/curves", "results/logits", "results/sources",
+    "plots/*.png", "plots/*.svg",
+)  # fmt: skip
 
 # What all runs of a race have in common.
 SAME = (
@@ -128,6 +131,20 @@ def point_row(trainer: Any, out: Any, train_loss: float, val_loss: float, lr: fl
         optimizer_ms=1e3 * lap["optimizer"] / since,
         peak_memory_bytes=machine.peak_memory(trainer.device),
     )
+
+
+def logit_rows(out: Any) -> list[Logit]:
+    """The rows of logits/<run>.csv for a `speedrun.Outcome`, to six digits.
+
+    A step that diverged, with logits that are no numbers, has none.
+    """
+    return [
+        Logit(step, layer, head, float(f"{value:.6g}"))
+        for step, largest in out.logits
+        if largest.isfinite().all()
+        for layer, heads in enumerate(largest.tolist())
+        for head, value in enumerate(heads)
+    ]
 
 
 def trial_row(
