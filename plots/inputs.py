@@ -11,9 +11,9 @@ from pathlib import Path
 from errors import UserError
 from plots.style import Look, looks
 from results.report import BASELINE, by_label, select, spelled
-from results.schema import DIVERGED, Point, Run, Trial
+from results.schema import DIVERGED, Logit, Point, Run, Trial
 from results.stats import Costs, Estimate, costs, expected_cost, speedup
-from results.store import read_curve, read_runs, read_trials
+from results.store import read_curve, read_logits, read_runs, read_trials
 
 
 class MissingDataError(Exception):
@@ -28,6 +28,7 @@ class Entrant:
     name: str  # the label as prose writes it
     runs: Sequence[Run]
     curves: Sequence[Sequence[Point]]  # one for each run
+    logits: Sequence[Sequence[Logit]]  # one for each run, empty where they were not measured
     look: Look
 
     def finished(self) -> list[Sequence[Point]]:
@@ -146,7 +147,8 @@ def _entrants(root: Path, runs: Iterable[Run], history: Sequence[str]) -> list[E
     for label, group in groups.items():
         ordered = sorted(group, key=lambda run: run.seed)
         curves = [read_curve(root, run.run) for run in ordered]
-        entrants.append(Entrant(label, spelled(label), ordered, curves, styles[label]))
+        logits = [read_logits(root, run.run) for run in ordered]
+        entrants.append(Entrant(label, spelled(label), ordered, curves, logits, styles[label]))
     return entrants
 
 

@@ -21,6 +21,7 @@ from plots.bars import memory, step_time
 from plots.compare import speedup, time_to_target
 from plots.curves import loss_curves
 from plots.inputs import Inputs, MissingDataError, load
+from plots.logits import attention_logits
 from plots.style import SETTINGS, settle
 from plots.tuning import lr_sensitivity
 
@@ -40,6 +41,7 @@ CHARTS = (
     Chart("speedup", speedup),
     Chart("memory", memory),
     Chart("step_time", step_time),
+    Chart("attention_logits", attention_logits),
     Chart("lr_sensitivity", lr_sensitivity, of_race=False),
 )
 

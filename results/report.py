@@ -31,7 +31,10 @@ if TYPE_CHECKING:  # the CSV tools must run without rich
     from rich.table import Table
 
 BASELINE = "adamw"
-SPELLED = {"adamw": "AdamW", "muon": "Muon", "normuon": "NorMuon", "sgd": "SGD", "soap": "SOAP"}
+SPELLED = {
+    "adamw": "AdamW", "muon": "Muon", "muonclip": "MuonClip", "normuon": "NorMuon",
+    "sgd": "SGD", "soap": "SOAP",
+}  # fmt: skip
 TABLE_NOTE = (
     "± is the standard deviation between runs. Steps, tokens and seconds count what runs that did "
     "not reach the target spent."
