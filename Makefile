@@ -16,7 +16,7 @@ PY := .venv/bin/python
 TORCHRUN := $(PY) -m torch.distributed.run --standalone --nproc_per_node=$(NPROC) --max-restarts=2
 RACE := $(if $(filter 1,$(NPROC)),$(PY),$(TORCHRUN))
 
-PY_DATA := $(if $(filter tiny,$(TRACK)),data.corpus,data.fineweb --track $(TRACK))
+PY_DATA := $(if $(filter tiny%,$(TRACK)),data.corpus,data.fineweb --track $(TRACK))
 
 .PHONY: help speedrun compare scale test setup data vocab race tune sweep plots report verify \
 	readme bench gpu-check clean

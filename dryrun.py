@@ -45,6 +45,7 @@ def place(gpt: GPT, entrant: Entrant) -> tuple[engines.Engine, list[optim.Group]
     engine.wrap(gpt)
     try:
         groups = optim.plan(engine.roles(), entrant.recipe, entrant.recipe_settings, torch.bfloat16)
+        gpt.check_clip(optim.qk_clip(groups))
         for group in groups:
             if "fused" in group.options:
                 group.options["fused"] = False  # that kernel has no meta version; the state is same

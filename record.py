@@ -19,7 +19,7 @@ import machine
 from errors import UserError
 from optim.entrants import Entrant, split
 from results import store
-from results.schema import DIVERGED, FINISHED, REACHED, Point, Run, Trial
+from results.schema import DIVERGED, FINISHED, REACHED, Logit, Point, Run, Trial
 from results.stats import crossing
 
 ROOT = Path(__file__).parent
@@ -30,7 +30,8 @@ PROGRAM = (
 )  # fmt: skip
 # What running the program writes into its own tree.
 OUTPUTS = (
-    "results/*.csv", "results/curves", "results/sources", "results/scale", "results/gpu",
+    "results/*.csv", "results/curves", "results/logits", "results/sources", "results/scale",
+    "results/gpu",
     "plots/*.png", "plots/*.svg",
 )  # fmt: skip
 
@@ -134,6 +135,20 @@ def point_row(trainer: Any, out: Any, train_loss: float, val_loss: float, lr: fl
         optimizer_ms=1e3 * lap["optimizer"] / since,
         peak_memory_bytes=machine.peak_memory(trainer.device),
     )
+
+
+def logit_rows(out: Any) -> list[Logit]:
+    """The rows of logits/<run>.csv for a `speedrun.Outcome`, to six digits.
+
+    A step that diverged, with logits that are no numbers, has none.
+    """
+    return [
+        Logit(step, layer, head, float(f"{value:.6g}"))
+        for step, largest in out.logits
+        if largest.isfinite().all()
+        for layer, heads in enumerate(largest.tolist())
+        for head, value in enumerate(heads)
+    ]
 
 
 def trial_row(

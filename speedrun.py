@@ -45,9 +45,10 @@ from data.loader import Batches, val_batches
 from errors import UserError
 from feed import Feed
 from graphs import Captured
-from model import GPT, GPTConfig, preset
+from model import GPT
 from optim import Linear
 from optim.entrants import TUNED, Entrant, entrant_options, parse
+from presets import GPTConfig, preset
 from results import report, store
 from results.live import Live
 from results.schema import DIVERGED, MISSED, REACHED, Point, Run
@@ -128,21 +129,26 @@ GPT2 = Track(  # the fixed setting of modded-nanogpt's track 3
     shuffle=False,
     search_steps=5000,
 )
+TINY = Track(
+    name="tiny",
+    dataset="sotu",
+    model="tiny",
+    width=None,
+    seq_len=128,
+    batch_tokens=48 * 128,
+    val_tokens=816 * 128,
+    val_every=20,
+    val_every_late=4,
+    target=3.68,  # a tuned AdamW; see tune.target_from
+    shuffle=True,
+    search_steps=70,
+)
 TRACKS = {
-    "tiny": Track(
-        name="tiny",
-        dataset="sotu",
-        model="tiny",
-        width=None,
-        seq_len=128,
-        batch_tokens=48 * 128,
-        val_tokens=816 * 128,
-        val_every=20,
-        val_every_late=4,
-        target=3.68,  # a tuned AdamW; see tune.target_from
-        shuffle=True,
-        search_steps=70,
-    ),
+    "tiny": TINY,
+    # Other models on the same data. Their targets are tiny's until AdamW has been tuned there.
+    "tiny-gqa": replace(TINY, name="tiny-gqa", model="tiny-gqa"),
+    "tiny-mla": replace(TINY, name="tiny-mla", model="tiny-mla"),
+    "tiny-classic": replace(TINY, name="tiny-classic", model="tiny-classic"),
     "gpt2": GPT2,
     # The setting of October 2024, behind the claim of 35%.
     "gpt2-2024": replace(GPT2, name="gpt2-2024", model="gpt2-2024", search_steps=9500),
@@ -207,6 +213,7 @@ class Options:
     microbatch: int = 0  # sequences of a forward and backward pass; 0: as many as fit
     loss_chunk: int = 8192  # tokens of a process whose logits are in memory at once; 0: all
     ns_backend: str = "auto"  # of Newton-Schulz: auto (the fastest), plain, gram or triton
+    log_logits: bool = False  # the largest attention logits, at validations, off the clock
     timeout: int = 300  # seconds without progress after which several processes give up
     results: str = "results"  # folder
 
@@ -251,6 +258,7 @@ class Outcome:
     points: list[Point] = field(default_factory=list)
     val_seconds: float = 0.0
     grad_norm: float = 0.0  # when last measured
+    logits: list[tuple[int, Tensor]] = field(default_factory=list)  # step, largest (n_layer H)
     memory: dict[str, int] = field(default_factory=dict)  # bytes of params, grads and state
 
 
@@ -282,6 +290,7 @@ class Trainer:
         self.captured: Captured | None = None
         self.batch_seqs = len(self.batches(seed=0).batch(0)[0])  # of this process
         self.microbatch = self.divide_batch(options.microbatch or self.batch_seqs)
+        self.tau: float | None = None  # of QK-Clip, where the entrant asks for it
         self.dtype = self.engine.share(choose_dtype(options.dtype, self.device))
         self.wrapped = self.engine.wrap(self.gpt)
         self.model: Callable[..., Tensor] = self.wrapped
@@ -324,6 +333,7 @@ class Trainer:
         try:
             plan = optim.plan(roles, entrant.recipe, settings, self.dtype, self.options.ns_backend)
             self.engine.optimizers(plan)
+            self.gpt.check_clip(optim.qk_clip(plan))
         except ValueError as error:
             raise UserError(f"{entrant.label}: {error}") from None
         return plan
@@ -343,7 +353,7 @@ class Trainer:
         schedule, track = schedule_of(entrant), self.track
         self.gpt.init_weights(seed)
         plan = self.plan(entrant)
-        self.optimizers = self.engine.optimizers(plan)
+        self.optimizers, self.tau = self.engine.optimizers(plan), optim.qk_clip(plan)
         matrix_lr = next(g.options["lr"] for g in plan if g.params[0].role == "matrix")
         exploded = 2 * math.log(self.data.vocab_size)  # twice the loss of a uniform guess
         out = Outcome(Clock(self.now, self.device), compile_seconds=self.warm_up())
@@ -401,29 +411,54 @@ class Trainer:
         if measure:
             clock.stop()
             out.grad_norm, out.memory = self.engine.grad_norm(), self.engine.state_bytes()
+            if self.options.log_logits and not self.tau:
+                self.measure_logits(inputs, targets)
+                self.note_logits(out)
             clock.start()
         with clock.part("optimizer"):
             self.engine.step()
+        if self.tau:  # by the logits of this step's forward pass, as published
+            with clock.part("communication"):
+                largest = self.note_logits(out)
+            with clock.part("optimizer"):
+                self.gpt.clip_qk(largest, self.tau)
         return loss
+
+    def note_logits(self, out: Outcome) -> Tensor:
+        """The largest attention logits since the last call, of all processes: (n_layer H)."""
+        largest = self.engine.max(self.gpt.take_max_logits())
+        out.logits.append((out.steps, largest))
+        return largest
+
+    @torch.no_grad()
+    def measure_logits(self, inputs: Tensor, targets: Tensor) -> None:
+        """Go through a batch once more for its attention logits, which the training step hides."""
+        with self.gpt.measuring():
+            for part in self.parts(inputs, targets):
+                self.loss(*part)
 
     def forward_backward(self, inputs: Tensor, targets: Tensor, last: bool = True) -> Tensor:
         """Gradients of the mean loss over these tokens, microbatch by microbatch; that loss.
 
         `last`: no more gradients are added before the step.
         """
-        parts = list(zip(*(x.split(self.microbatch) for x in (inputs, targets)), strict=True))
-        total = torch.zeros((), device=self.device)
+        parts, total = self.parts(inputs, targets), torch.zeros((), device=self.device)
         for number, part in enumerate(parts, start=1):
             ends = last and number == len(parts)
-            work = self.captured or partial(self.accumulate, of=targets.numel(), last=ends)
-            total += work(*part)
+            work = partial(self.accumulate, of=targets.numel(), last=ends)
+            total += ((None if self.tau else self.captured) or work)(*part)
         return total
 
     def accumulate(self, inputs: Tensor, targets: Tensor, of: int, last: bool) -> Tensor:
         """Add the gradients of a microbatch's part of a mean over `of` tokens; that part."""
-        loss = self.loss(inputs, targets) / of
+        with self.gpt.measuring(self.tau is not None):
+            loss = self.loss(inputs, targets) / of
         self.engine.backward(loss, last=last)
         return loss.detach()
+
+    def parts(self, inputs: Tensor, targets: Tensor) -> list[tuple[Tensor, ...]]:
+        """A batch in microbatches."""
+        return list(zip(*(x.split(self.microbatch) for x in (inputs, targets)), strict=True))
 
     def loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """Summed over tokens, nats; matrix products in the run's precision."""
@@ -456,7 +491,7 @@ class Trainer:
         """
         begun, self.engine.mark = self.now(), None
         saved = self.engine.save()
-        while fault := self.engine.max(torch.tensor(self.rehearse())):
+        while fault := self.engine.max(torch.tensor(self.rehearse())).item():
             self.engine.load(saved)
             if fault == NO_MEMORY:
                 self.shrink()
@@ -467,11 +502,12 @@ class Trainer:
             muon.CHOSEN.update(self.engine.share(muon.CHOSEN))
             dummy = torch.zeros(self.microbatch, self.track.seq_len, dtype=torch.int64)
             self.forward_backward(*self.to_device(dummy, dummy))
-        if self.options.cuda_graphs and not self.captured:
+        if self.options.cuda_graphs and not (self.captured or self.tau):
             shape = self.microbatch, self.track.seq_len
             work = partial(self.accumulate, of=self.batch_seqs * self.track.seq_len, last=True)
             self.captured = Captured(work, shape, self.device)
         self.engine.load(saved)
+        self.gpt.take_max_logits()  # of the dummy tokens
         machine.synchronize(self.device)
         return self.now() - begun
 
@@ -486,6 +522,8 @@ class Trainer:
                 with torch.no_grad():
                     self.loss(inputs, targets)
                 self.engine.step()
+                if self.tau:
+                    self.gpt.clip_qk(self.gpt.take_max_logits(), self.tau)
         except RuntimeError as error:
             if machine.out_of_memory(error):
                 return NO_MEMORY
@@ -535,7 +573,7 @@ def race(
                 out = trainer.run(entrant, seed, live.watch)
                 run = record.run_row(trainer, facts, race_id, steps, out)
                 if first:
-                    store.record(root, run, out.points, source)
+                    store.record(root, run, out.points, source, record.logit_rows(out))
                 runs.append(run)
                 live.finish(run)
     return runs

@@ -16,8 +16,9 @@ import torch
 
 import machine
 from bench import Row, machine_line, medians, write
-from model import GPT, preset
+from model import GPT
 from muon import Muon
+from presets import preset
 
 ROUNDS = 15
 OURS = "Muon"

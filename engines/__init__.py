@@ -65,8 +65,8 @@ class Engine(Protocol):
     def mean(self, value: Tensor) -> float:
         """A scalar averaged over processes."""
 
-    def max(self, value: Tensor) -> float:
-        """The largest of a scalar over processes."""
+    def max(self, value: Tensor) -> Tensor:
+        """The largest of each number over processes, where the engine's device is."""
 
     def share(self, value: Any) -> Any:
         """The value that the first process has, on all of them."""

@@ -92,11 +92,11 @@ class Engine(single.Engine):
         dist.all_reduce(total)
         return total.item() / self.world_size
 
-    def max(self, value: Tensor) -> float:
+    def max(self, value: Tensor) -> Tensor:
         self._watch.beat()
         largest = value.detach().to(self.device, copy=True)
         dist.all_reduce(largest, dist.ReduceOp.MAX)
-        return largest.item()
+        return largest
 
     def share(self, value: Any) -> Any:
         self._watch.beat()

@@ -89,8 +89,8 @@ class Engine:
     def mean(self, value: Tensor) -> float:
         return value.item()
 
-    def max(self, value: Tensor) -> float:
-        return value.item()
+    def max(self, value: Tensor) -> Tensor:
+        return value
 
     def share(self, value: Any) -> Any:
         return value

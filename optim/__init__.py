@@ -42,13 +42,23 @@ Roles = Sequence[Role]
 
 
 class Group:
-    """Parameters that share an update rule and its options, as a recipe names them."""
+    """Parameters that share an update rule and its options, as a recipe names them.
+
+    qk_clip: asks the model for QK-Clip after each step, with this tau. No option of the rule: only
+    the model knows heads.
+    """
 
     def __init__(
-        self, rule: type[torch.optim.Optimizer], params: Sequence[Role], **options: Any
+        self,
+        rule: type[torch.optim.Optimizer],
+        params: Sequence[Role],
+        *,
+        qk_clip: float | None = None,
+        **options: Any,
     ) -> None:
         self.rule = rule
         self.params = tuple(params)
+        self.qk_clip = qk_clip
         self.options = options
 
 
@@ -193,6 +203,11 @@ def matrix_groups(
     ]
 
 
+def qk_clip(plan: Sequence[Group]) -> float | None:
+    """The tau of the QK-Clip that a plan asks for; None if it asks for none."""
+    return next((group.qk_clip for group in plan if group.qk_clip is not None), None)
+
+
 def pick(roles: Roles, *names: str) -> list[Role]:
     """The rows whose role is one of `names`."""
     return [row for row in roles if row.role in names]
@@ -200,5 +215,5 @@ def pick(roles: Roles, *names: str) -> list[Role]:
 
 __all__ = [
     "Group", "Linear", "Log", "Option", "Recipe", "Role", "Roles",
-    "find", "matrix_groups", "options", "pick", "plan", "recipe", "recipes", "splits_of",
+    "find", "matrix_groups", "options", "pick", "plan", "qk_clip", "recipe", "recipes", "splits_of",
 ]  # fmt: skip

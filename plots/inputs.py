@@ -14,9 +14,9 @@ from plots.style import Look, looks
 from results.pairs import Pairs
 from results.report import select
 from results.scale import SCALE, Measured, measured
-from results.schema import DIVERGED, Point, Run, Trial
+from results.schema import DIVERGED, Logit, Point, Run, Trial
 from results.stats import Costs, Estimate, costs, expected_cost, speedup
-from results.store import read_curve, read_runs, read_trials
+from results.store import read_curve, read_logits, read_runs, read_trials
 from results.table import BASELINE, by_label, spelled, standing
 
 
@@ -32,6 +32,7 @@ class Entrant:
     name: str  # the label as prose writes it
     runs: Sequence[Run]
     curves: Sequence[Sequence[Point]]  # one for each run
+    logits: Sequence[Sequence[Logit]]  # one for each run, empty where they were not measured
     look: Look
 
     def finished(self) -> list[Sequence[Point]]:
@@ -153,7 +154,8 @@ def _entrants(root: Path, runs: Iterable[Run], history: Sequence[str]) -> list[E
     for label, group in groups.items():
         ordered = sorted(group, key=lambda run: run.seed)
         curves = [read_curve(root, run.run) for run in ordered]
-        entrants.append(Entrant(label, spelled(label), ordered, curves, styles[label]))
+        logits = [read_logits(root, run.run) for run in ordered]
+        entrants.append(Entrant(label, spelled(label), ordered, curves, logits, styles[label]))
     return entrants
 
 

@@ -23,6 +23,7 @@ from plots.compare import speedup, time_to_target
 from plots.curves import loss_curves
 from plots.inputs import Inputs, MissingDataError, load
 from plots.iso import iso_loss
+from plots.logits import attention_logits
 from plots.many import loss_by, pareto, significance
 from plots.scale import scale
 from plots.style import SETTINGS, settle
@@ -49,6 +50,7 @@ CHARTS = (
     Chart("iso_loss", iso_loss),
     Chart("pareto", pareto),
     Chart("significance", significance),
+    Chart("attention_logits", attention_logits),
     Chart("lr_sensitivity", lr_sensitivity, of_race=False),
     Chart("lr_sweep", lr_sweep, of_race=False),
     Chart("scale", scale, of_race=False),

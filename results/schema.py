@@ -89,6 +89,20 @@ class Point:
 
 
 @dataclass(frozen=True)
+class Logit:
+    """One row of logits/<run>.csv: the largest attention logit of one head in one training step.
+
+    Before the softmax, over the whole batch, with the weights before the step's update. With
+    QK-Clip every step has rows, without it the validated ones.
+    """
+
+    step: int
+    layer: int  # from 0
+    head: int  # from 0
+    max_logit: float
+
+
+@dataclass(frozen=True)
 class Trial(Provenance):
     """One row of tuning.csv: one training run of the tuner."""
 

@@ -3,6 +3,7 @@
     results/runs.csv            a row a run           (schema.Run)
     results/tuning.csv          a row a tuning trial  (schema.Trial)
     results/curves/<run>.csv    a row a validation    (schema.Point)
+    results/logits/<run>.csv    a row a head and step (schema.Logit), where they were measured
     results/sources/<hash>.txt  the program that made them
 
 A row is one line, written whole under a lock and synced, so a file survives a kill at any moment
@@ -27,7 +28,7 @@ from types import NoneType
 from typing import Any, TypeVar, get_args, get_type_hints
 
 from errors import UserError
-from results.schema import STATUSES, Point, Run, Trial
+from results.schema import STATUSES, Logit, Point, Run, Trial
 
 T = TypeVar("T")
 ROOM = 16 << 20  # bytes: what a long race writes, several times over
@@ -59,14 +60,18 @@ def ready(root: Path) -> None:
     read_trials(root)
 
 
-def record(root: Path, run: Run, points: Sequence[Point], source: str) -> None:
-    """Writes a finished run: its source, its curve and, last, its row in runs.csv.
+def record(
+    root: Path, run: Run, points: Sequence[Point], source: str, logits: Sequence[Logit] = ()
+) -> None:
+    """Writes a finished run: its source, its curve, its logits and, last, its row in runs.csv.
 
     The row comes last, so that a row always has its curve and its source, whenever the process
     dies. `source` is the `source_text` of the program. Raises UserError when the disk is full.
     """
     _write_source(root, run.source_hash, source)
     _write_whole(curve_path(root, run.run), _header(Point) + "".join(map(_line, points)))
+    if logits:
+        _write_whole(logits_path(root, run.run), _header(Logit) + "".join(map(_line, logits)))
     append(root / "runs.csv", run)
 
 
@@ -94,11 +99,21 @@ def read_curve(root: Path, run_id: str) -> list[Point]:
     return read(path, Point)
 
 
+def read_logits(root: Path, run_id: str) -> list[Logit]:
+    """The largest attention logits of one run; none when they were not measured."""
+    return read(logits_path(root, run_id), Logit)
+
+
 def curve_path(root: Path, run_id: str) -> Path:
     """Where the curve of a run is. Raises UserError when the id cannot be a file name."""
     if not run_id or Path(run_id).name != run_id or run_id.startswith("."):
         raise UserError(f"run id {run_id!r} must be a file name, as its curve is curves/<run>.csv")
     return root / "curves" / f"{run_id}.csv"
+
+
+def logits_path(root: Path, run_id: str) -> Path:
+    """Where the attention logits of a run are, if they were measured."""
+    return root / "logits" / curve_path(root, run_id).name
 
 
 def source_path(root: Path, digest: str) -> Path:

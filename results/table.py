@@ -19,8 +19,9 @@ BASELINE = "adamw"
 SPELLED = {
     "adamuon": "AdaMuon", "adamw": "AdamW", "adafactor": "Adafactor", "lion": "Lion",
     "moonlight": "Moonlight", "muon": "Muon", "muon2": "Muon²", "muonh": "MuonH",
-    "muon-split": "Muon Split", "normuon": "NorMuon", "polar-express": "Polar Express",
-    "sgd": "SGD", "shampoo": "Shampoo", "signum": "Signum", "soap": "SOAP",
+    "muon-split": "Muon Split", "muonclip": "MuonClip", "normuon": "NorMuon",
+    "polar-express": "Polar Express", "sgd": "SGD", "shampoo": "Shampoo", "signum": "Signum",
+    "soap": "SOAP",
 }  # fmt: skip
 TABLE_NOTE = (
     "± is the standard deviation between runs. Steps, tokens and seconds count what runs that did "

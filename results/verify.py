@@ -19,11 +19,12 @@ from typing import Any
 
 from errors import UserError
 from results import scale
-from results.schema import DIVERGED, FINISHED, MISSED, REACHED, Point, Run, Trial
+from results.schema import DIVERGED, FINISHED, MISSED, REACHED, Logit, Point, Run, Trial
 from results.stats import crossing
 from results.store import (
     Tuned,
     read_curve,
+    read_logits,
     read_runs,
     read_trials,
     read_tuned,
@@ -93,6 +94,10 @@ def _check_run(root: Path, run: Run) -> Iterator[str]:
         yield str(error)
         return
     yield from _check_curve(run, points)
+    try:
+        yield from _check_logits(run, read_logits(root, run.run))
+    except UserError as error:
+        yield str(error)
     yield from _check_outcome(run, points)
     if run.status != DIVERGED and run.steps != run.steps_planned:
         yield f"{run.status} after {run.steps} of {run.steps_planned} steps"
@@ -124,6 +129,22 @@ def _check_curve(run: Run, points: Sequence[Point]) -> Iterator[str]:
         yield f"its curve has no validation at its last step {run.steps}"
     elif last and (last.step > run.steps or last.train_seconds > run.train_seconds):
         yield f"its curve goes on to step {last.step}, {last.train_seconds:g} s, after its end"
+
+
+def _check_logits(run: Run, logits: Sequence[Logit]) -> Iterator[str]:
+    """Whether attention logits can be those of their run: each head of each layer at each step."""
+    heads: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    for row in logits:
+        heads[row.step].append((row.layer, row.head))
+    if list(heads) != sorted(heads) or any(not 1 <= step <= run.steps for step in heads):
+        yield f"its logits are not of steps 1 to {run.steps} in order"
+    layers = max((row.layer for row in logits), default=-1) + 1
+    width = max((row.head for row in logits), default=-1) + 1
+    for step, found in heads.items():
+        if found != [(layer, head) for layer in range(layers) for head in range(width)]:
+            yield f"its logits at step {step} are not one for each head of each layer"
+    if run.entrant.startswith("muonclip:") and run.status != DIVERGED and len(heads) != run.steps:
+        yield f"it clips logits in {run.steps} steps, but has those of {len(heads)}"
 
 
 def _check_outcome(run: Run, points: Sequence[Point]) -> Iterator[str]:
@@ -189,7 +210,7 @@ def _check_tokens(runs: Sequence[Run]) -> Iterator[str]:
 def _check_curves(root: Path, runs: Sequence[Run]) -> Iterator[str]:
     """A curve without a row is what is left when an unwelcome run is struck out."""
     names = {run.run for run in runs}
-    for path in sorted((root / "curves").glob("*.csv")):
+    for path in sorted([*(root / "curves").glob("*.csv"), *(root / "logits").glob("*.csv")]):
         if path.stem not in names:
             yield (
                 f"{path}: no row in runs.csv; its row was removed, or the race was killed "

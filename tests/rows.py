@@ -3,7 +3,7 @@
 from typing import Any
 
 from results import store
-from results.schema import Point, Run, Trial
+from results.schema import Logit, Point, Run, Trial
 from results.stats import crossing
 
 SOURCE = store.source_text({"speedrun.py": "print('fast')\n", "muon.py": "# five steps\n"})
@@ -46,6 +46,27 @@ def make_points(steps: int = 100, step_seconds: float = 0.1, floor: float = 3.0)
             peak_memory_bytes=800_000_000,
         )
         for step in range(0, steps + 1, 20)
+    ]
+
+
+def make_logits(points: list[Point], grows: float = 2.0, tau: float | None = None) -> list[Logit]:
+    """Two layers of two heads at each point; the last head is largest, `grows` times in 10 steps.
+
+    Those of a model that is clipped exceed `tau` by a tenth.
+    """
+    return [
+        Logit(
+            step=point.step,
+            layer=layer,
+            head=head,
+            max_logit=min(
+                (1 + layer) * (1 + head) * grows ** (point.step / 10), 1.1 * (tau or float("inf"))
+            ),
+        )
+        for point in points
+        if point.step
+        for layer in range(2)
+        for head in range(2)
     ]
 
 

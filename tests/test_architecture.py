@@ -13,7 +13,9 @@ OWN = {*PACKAGES, *(path.stem for path in ROOT.glob("*.py"))}
 # What a part may import of torch and of the project, beside itself and errors.
 ALLOWED = {
     "muon": {"torch"},
-    "model": {"torch"},
+    "presets": set(),
+    "attention": {"torch", "presets"},
+    "model": {"torch", "attention", "presets"},
     "machine": {"torch"},
     "clock": {"torch", "machine"},
     "flags": set(),

@@ -18,10 +18,11 @@ from torch.optim import AdamW
 
 import optim
 from errors import UserError
-from model import GPT, GPTConfig, RoleRow
+from model import GPT, RoleRow
 from muon import Muon
 from optim import Group, Linear, Log, Option, Roles, options, pick, plan
 from optim.entrants import Entrant, entrant_options, parse, tuned_settings
+from presets import GPTConfig
 
 ROLES = GPT(GPTConfig(vocab_size=37, block_size=8, n_layer=2, n_head=2, n_embd=32)).roles()
 

@@ -27,7 +27,7 @@ from results.schema import DIVERGED, MISSED, REACHED, Point, Run
 from results.stats import costs, crossing, expected_cost, speedup
 from results.store import append, read_curve, read_runs, read_trials, record
 from results.table import summarise
-from tests.rows import SOURCE, make_run, make_trial
+from tests.rows import SOURCE, make_logits, make_run, make_trial
 
 TARGET = 3.91
 TOKENS_PER_STEP = 4096
@@ -131,7 +131,8 @@ def write_race(
         for plan in plans:
             if seed < plan.seeds:
                 points = curve(plan, seed, rng)
-                record(root, run_of(plan, seed, points, race, started), points, SOURCE)
+                run = run_of(plan, seed, points, race, started)
+                record(root, run, points, SOURCE, make_logits(points, grows=1.5 + 0.1 * seed))
 
 
 def write_trials(root: Path, recipes: Sequence[str] = ("adamw", "muon"), trials: int = 32) -> None:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 import speedrun
-from model import GPT, GPTConfig, preset
+from model import GPT
+from presets import GPTConfig, preset
 
 GPT2_VOCABULARY = 50257
 # name: layers, channels, rows of the tables
@@ -54,14 +55,30 @@ def test_the_frozen_values_of_the_published_tracks() -> None:
     assert due[:2] == [125, 250] and due[-3:] == [3200, 3225, 3250]
 
 
-def test_new_knobs_have_not_renamed_the_results_of_tiny() -> None:
-    assert speedrun.TRACKS["tiny"].hash() == "f5f68dac77bcfe3e"
+def test_new_knobs_have_not_renamed_the_results_of_old_tracks() -> None:
+    hashes = {
+        "tiny": "f5f68dac77bcfe3e",
+        "gpt2": "93c83a0d55caa07c",
+        "gpt2-2024": "ae1481b1274ac86f",
+        "medium": "4d71d716b3b23e88",
+        "xl": "478cabff8fbda389",
+    }
+    assert {name: speedrun.TRACKS[name].hash() for name in hashes} == hashes
+    every = [track.hash() for track in speedrun.TRACKS.values()]
+    assert len(set(every)) == len(every)
+    assert all(track.name == name for name, track in speedrun.TRACKS.items())
+
+
+def test_the_variants_of_tiny_differ_from_it_in_the_model_alone() -> None:
+    tiny = speedrun.TRACKS["tiny"]
+    for name in ("tiny-gqa", "tiny-mla", "tiny-classic"):
+        assert replace(speedrun.TRACKS[name], name="tiny", model="tiny") == tiny
 
 
 def toy(name: str, chunk: int = 0) -> tuple[GPT, Tensor, Tensor]:
     """The track's model at toy size in float64, no weight left at zero, and a batch."""
     config: GPTConfig = preset(name, vocab_size=61, block_size=12)
-    heads = 2
+    heads = 4 if config.n_kv_head else 2
     config = replace(
         config, n_layer=2, n_head=heads, n_embd=config.n_embd // config.n_head * heads,
         embed_dtype="float32",
@@ -142,13 +159,108 @@ def october_2024(P: dict[str, Tensor], inputs: Tensor, targets: Tensor) -> Tenso
     return cross_entropy(rms(x) @ P["embed.weight"].T, targets)
 
 
+def tiny_block(p: dict[str, Tensor], x: Tensor, attended: Tensor) -> Tensor:
+    """What follows the attention in a layer of tiny, tiny-gqa and tiny-mla."""
+    x = x + attended
+    y = rms(x) * p["norm2.weight"]
+    y = (y @ p["mlp.fc.weight"].T + p["mlp.fc.bias"]).clamp(min=0) ** 2
+    return x + y @ p["mlp.proj.weight"].T + p["mlp.proj.bias"]
+
+
+def tiny_loss(P: dict[str, Tensor], x: Tensor, targets: Tensor) -> Tensor:
+    z = rms(x) * P["norm_final.weight"] @ P["head.weight"].T + P["head.bias"]
+    return cross_entropy(15 * z * (z * z + 225).rsqrt(), targets)
+
+
+def grouped_query(P: dict[str, Tensor], inputs: Tensor, targets: Tensor) -> Tensor:
+    """tiny-gqa: 4 heads of queries, of which 0 and 1, and 2 and 3, share keys and values."""
+    D, shared_by = 32, {0: (0, 1), 1: (2, 3)}
+    frequencies = [1024.0 ** (-j / 7) for j in range(8)] + [0.0] * 8
+    x = rms(P["embed.weight"][inputs]) * P["norm_embed.weight"]
+    for layer in range(2):
+        p = {n.split(".", 2)[2]: w for n, w in P.items() if n.startswith(f"blocks.{layer}.")}
+        y = rms(x) * p["norm1.weight"]
+        y = y @ p["attn.qkv.weight"].T + p["attn.qkv.bias"]
+        blocks = y.split(D, dim=-1)  # 4 of queries, 2 of keys, 2 of values
+        outputs = {}
+        for group, heads in shared_by.items():
+            k, v = rotated(blocks[4 + group][:, None], frequencies), blocks[6 + group][:, None]
+            for head in heads:
+                q = rotated(blocks[head][:, None], frequencies)
+                outputs[head] = attention(q, k, v, D**-0.5)[:, 0]
+        y = torch.cat([outputs[head] for head in range(4)], dim=-1)
+        x = tiny_block(p, x, y @ p["attn.proj.weight"].T + p["attn.proj.bias"])
+    return tiny_loss(P, x, targets)
+
+
+def latent(P: dict[str, Tensor], inputs: Tensor, targets: Tensor) -> Tensor:
+    """tiny-mla: equations 9 to 19 of DeepSeek-V2, with a norm after each compression.
+
+    Two heads of 16 channels without and 16 with positions; values of 32.
+    """
+    heads, d_nope, d_rope, d_v = 2, 16, 16, 32
+    frequencies = [1024.0 ** (-2 * j / d_rope) for j in range(d_rope // 2)]
+    x = rms(P["embed.weight"][inputs]) * P["norm_embed.weight"]
+    for layer in range(2):
+        p = {n.split(".", 2)[2]: w for n, w in P.items() if n.startswith(f"blocks.{layer}.")}
+        h = rms(x) * p["norm1.weight"]
+        c_q = rms(h @ p["attn.q_down.weight"].T) * p["attn.q_norm.weight"]
+        c_kv = rms(h @ p["attn.kv_down.weight"].T) * p["attn.kv_norm.weight"]
+        k_r = rotated((h @ p["attn.k_rope.weight"].T)[:, None], frequencies)
+        outputs = []
+        for i in range(heads):
+            nope, rope = (slice(i * d, (i + 1) * d) for d in (d_nope, d_rope))
+            q_c = c_q @ p["attn.q_up.weight"][nope].T
+            q_r = rotated((c_q @ p["attn.q_rope.weight"][rope].T)[:, None], frequencies)
+            k_c = c_kv @ p["attn.k_up.weight"][nope].T
+            v_c = c_kv @ p["attn.v_up.weight"][i * d_v : (i + 1) * d_v].T
+            q, k = torch.cat([q_c[:, None], q_r], -1), torch.cat([k_c[:, None], k_r], -1)
+            outputs.append(attention(q, k, v_c[:, None], (d_nope + d_rope) ** -0.5)[:, 0])
+        x = tiny_block(p, x, torch.cat(outputs, -1) @ p["attn.proj.weight"].T)
+    return tiny_loss(P, x, targets)
+
+
+def layer_norm(x: Tensor, gain: Tensor, bias: Tensor) -> Tensor:
+    centred = x - x.mean(-1, keepdim=True)
+    return centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt() * gain + bias
+
+
+def classic_gpt2(P: dict[str, Tensor], inputs: Tensor, targets: Tensor) -> Tensor:
+    """GPT-2 of 2019: learned positions, LayerNorm, GELU by tanh, biases, tied head without one."""
+    heads, D = 2, 32
+    x = P["embed.weight"][inputs] + P["positions.weight"][: inputs.size(1)]
+    B, T, C = x.shape
+    for layer in range(2):
+        p = {n.split(".", 2)[2]: w for n, w in P.items() if n.startswith(f"blocks.{layer}.")}
+        y = layer_norm(x, p["norm1.weight"], p["norm1.bias"])
+        y = y @ p["attn.qkv.weight"].T + p["attn.qkv.bias"]
+        q, k, v = (z.reshape(B, T, heads, D).transpose(1, 2) for z in y.split(C, dim=-1))
+        y = attention(q, k, v, D**-0.5).transpose(1, 2).reshape(B, T, C)
+        x = x + y @ p["attn.proj.weight"].T + p["attn.proj.bias"]
+        y = layer_norm(x, p["norm2.weight"], p["norm2.bias"])
+        y = y @ p["mlp.fc.weight"].T + p["mlp.fc.bias"]
+        y = y / 2 * (1 + torch.tanh((2 / math.pi) ** 0.5 * (y + 0.044715 * y**3)))
+        x = x + y @ p["mlp.proj.weight"].T + p["mlp.proj.bias"]
+    x = layer_norm(x, P["norm_final.weight"], P["norm_final.bias"])
+    return cross_entropy(x @ P["embed.weight"].T, targets)
+
+
+EQUATIONS = {
+    "gpt2": track_3,
+    "gpt2-2024": october_2024,
+    "tiny-gqa": grouped_query,
+    "tiny-mla": latent,
+    "tiny-classic": classic_gpt2,
+}
+
+
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     picked = logits.gather(-1, targets[..., None])[..., 0]
     return (logits.exp().sum(-1).log() - picked).sum()
 
 
 @pytest.mark.parametrize("chunk", [0, 7])
-@pytest.mark.parametrize(("name", "equations"), [("gpt2", track_3), ("gpt2-2024", october_2024)])
+@pytest.mark.parametrize(("name", "equations"), EQUATIONS.items())
 def test_the_model_is_that_of_the_published_equations(
     name: str, equations: Callable[[dict[str, Tensor], Tensor, Tensor], Tensor], chunk: int
 ) -> None:

@@ -20,7 +20,8 @@ sys.path.insert(0, str(ROOT))
 import engines  # noqa: E402
 import optim  # noqa: E402
 import speedrun  # noqa: E402
-from model import GPT, GPTConfig  # noqa: E402
+from model import GPT  # noqa: E402
+from presets import GPTConfig  # noqa: E402
 
 CONFIG = GPTConfig(vocab_size=37, block_size=16, n_layer=2, n_head=2, n_embd=32)
 
@@ -61,7 +62,7 @@ def train(engine: engines.Engine, micro: int) -> dict[str, Any]:
         seen["loss"].append(engine.mean(total))
         engine.step()
     seen["weights"] = [p.detach().clone() for p in gpt.parameters()]
-    seen["max"] = engine.max(torch.tensor(float(engine.rank)))
+    seen["max"] = engine.max(torch.tensor([float(engine.rank), -float(engine.rank)])).tolist()
     seen["shared"] = engine.share({"from": engine.rank})
     return seen
 

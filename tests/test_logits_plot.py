@@ -1,0 +1,83 @@
+"""The chart of attention logits: its numbers are those of the files, and its text is legible."""
+
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
+
+from plots import make
+from plots.inputs import MissingDataError, load
+from results.store import record
+from tests.rows import SOURCE, make_logits, make_points, make_run
+from tests.test_plots import chart, drawn_boxes, texts, title
+
+# label: growth in 10 steps, tau
+FIELD = {
+    "muon": (1.5, None),
+    "muonclip:tau=20": (1.5, 20.0),
+    "muonclip:tau=19": (1.5, 19.0),
+    "adamw": (1.2, None),
+    "signum": (1.2001, None),
+}
+
+
+def write(root: Path, labels: list[str], seeds: int = 3) -> None:
+    for label in labels:
+        grows, tau = FIELD[label]
+        for seed in range(seeds):
+            points, name = make_points(), label.replace(":", "-") + f"-{seed}"
+            run = make_run(points, label=label, entrant=label, seed=seed, run=name)
+            record(root, run, points, SOURCE, make_logits(points, grows + 0.02 * seed, tau))
+
+
+def draw(root: Path) -> Figure:
+    return make.draw(chart("attention_logits"), load(root))
+
+
+def test_a_line_is_the_mean_over_seeds_of_the_largest_head(tmp_path: Path) -> None:
+    write(tmp_path, ["muon", "muonclip:tau=20"])
+    figure = draw(tmp_path)
+    curves = [line for line in figure.axes[0].lines if len(line.get_xdata()) == 5]
+    lines = {line.get_marker(): line for line in curves}
+    steps = np.arange(20, 101, 20)
+    seeds = [4 * np.array([grows ** (s / 10) for s in steps]) for grows in (1.5, 1.52, 1.54)]
+    free = np.mean(seeds, axis=0)
+    held = np.mean(np.minimum(seeds, 22), axis=0)
+    np.testing.assert_allclose(lines["s"].get_ydata(), free)
+    np.testing.assert_allclose(lines["^"].get_ydata(), held)
+    np.testing.assert_allclose(lines["s"].get_xdata(), steps)
+    band = figure.axes[0].collections[0].get_paths()[0].vertices[:, 1]
+    assert max(band) == pytest.approx(seeds[2][-1])
+    across = [line for line in figure.axes[0].lines if list(line.get_xdata()) == [0, 100]]
+    assert [line.get_ydata()[0] for line in across] == [20]
+    shown = texts(figure)
+    assert f"Muon {free[-1]:.0f}" in shown and "MuonClip 22.0" in shown and "tau 20" in shown
+    assert title(figure) == (
+        f"The largest attention logit peaks at {free[-1]:.0f} with Muon, "
+        "22.0 with MuonClip at tau 20"
+    )
+
+
+@pytest.mark.parametrize("labels", [["muonclip:tau=20"], list(FIELD)])
+def test_names_that_end_together_do_not_overlap(
+    labels: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, labels)
+    figure = draw(tmp_path)
+    boxes = drawn_boxes(figure, monkeypatch)
+    for (a, box_a), (b, box_b) in combinations(boxes, 2):
+        both = Bbox.intersection(box_a, box_b)
+        assert both is None or both.width <= 1 or both.height <= 1, f"{a!r} overlaps {b!r}"
+    assert all(box.x0 >= 0 and box.x1 <= figure.bbox.x1 for _, box in boxes)
+
+
+def test_without_measurements_there_is_no_chart_but_the_command_that_makes_one(
+    tmp_path: Path,
+) -> None:
+    points = make_points()
+    record(tmp_path, make_run(points), points, SOURCE)
+    with pytest.raises(MissingDataError, match="--track tiny-mla --log-logits"):
+        draw(tmp_path)
