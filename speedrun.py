@@ -25,7 +25,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -35,7 +35,6 @@ import dryrun
 import engines
 import flags
 import machine
-import muon
 import optim
 import record
 import tune
@@ -44,10 +43,10 @@ from data import open_dataset
 from data.loader import Batches, val_batches
 from errors import UserError
 from feed import Feed
-from graphs import Captured
 from model import GPT
 from optim import Linear
 from optim.entrants import TUNED, Entrant, entrant_options, parse
+from passes import Passes
 from presets import GPTConfig, preset
 from results import report, store
 from results.live import Live
@@ -56,8 +55,6 @@ from results.stats import crossing
 
 # Reading a loss waits for the device, so on a GPU several steps are read together.
 READ_EVERY = {"cpu": 1, "cuda": 25}  # steps
-
-NO_COMPILER, NO_MEMORY = 1.0, 2.0  # what can go wrong in a rehearsal, the worst last
 
 RULES = 1  # version of the protocol; results of different versions are not comparable
 
@@ -265,7 +262,7 @@ class Outcome:
 Watch = Callable[[int, int, float, float | None], None]  # step, steps, train_loss, val_loss
 
 
-class Trainer:
+class Trainer(Passes):
     """One model on one machine, trained anew for each entrant and seed.
 
     The model object, and with it the compiled program, is shared by all runs; weights, optimizers
@@ -275,8 +272,7 @@ class Trainer:
     def __init__(
         self, track: Track, options: Options, now: Callable[[], float] = time.perf_counter
     ) -> None:
-        self.track, self.options, self.now = track, options, now
-        self.device = machine.local_device()
+        self.track, self.options, self.device = track, options, machine.local_device()
         torch.set_num_threads(options.threads or machine.threads())
         self.data = open_dataset(track.dataset, val_tokens=track.val_tokens)
         self.engine = engines.make(options.engine, self.device, options.timeout)
@@ -287,33 +283,25 @@ class Trainer:
             rank=self.engine.rank,
             world_size=self.engine.world_size,
         )
-        self.captured: Captured | None = None
-        self.batch_seqs = len(self.batches(seed=0).batch(0)[0])  # of this process
-        self.microbatch = self.divide_batch(options.microbatch or self.batch_seqs)
-        self.tau: float | None = None  # of QK-Clip, where the entrant asks for it
-        self.dtype = self.engine.share(choose_dtype(options.dtype, self.device))
-        self.wrapped = self.engine.wrap(self.gpt)
-        self.model: Callable[..., Tensor] = self.wrapped
-        self.eager = machine.compiler_missing(self.device) if options.compile else "as asked"
-        if not self.eager:
-            self.model = torch.compile(self.wrapped, dynamic=False)
-        if options.cuda_graphs and (self.device.type != "cuda" or self.engine.world_size > 1):
-            raise UserError("--cuda-graphs: is for one process on a GPU; leave it out")
-        self.engine.keep_grads = options.cuda_graphs
+        batch_seqs = len(self.batches(seed=0).batch(0)[0])  # of this process
+        super().__init__(
+            self.gpt,
+            self.engine,
+            dtype=self.engine.share(choose_dtype(options.dtype, self.device)),
+            shape=(batch_seqs, track.seq_len),
+            microbatch=options.microbatch,
+            compiled=options.compile,
+            cuda_graphs=options.cuda_graphs,
+            now=now,
+        )
 
-    def divide_batch(self, microbatch: int) -> int:
-        """Go through this process's batch in parts of `microbatch` sequences, validation too."""
-        if self.batch_seqs % microbatch:
-            fits = max(n for n in range(1, microbatch) if self.batch_seqs % n == 0)
-            raise UserError(
-                f"--microbatch {microbatch}: must divide the {self.batch_seqs} sequences of a "
-                f"process; run with --microbatch {fits}"
-            )
-        tokens, self.captured = self.track.val_tokens, None
+    def divide_batch(self, microbatch: int) -> None:
+        """Validation goes through its tokens in microbatches too."""
+        super().divide_batch(microbatch)
+        tokens = self.track.val_tokens
         self.val = val_batches(
             self.data.val, val_tokens=tokens, batch_seqs=microbatch, **self.share
         )
-        return microbatch
 
     @cached_property
     def matmul_peak(self) -> float:
@@ -431,46 +419,6 @@ class Trainer:
         return largest
 
     @torch.no_grad()
-    def measure_logits(self, inputs: Tensor, targets: Tensor) -> None:
-        """Go through a batch once more for its attention logits, which the training step hides."""
-        with self.gpt.measuring():
-            for part in self.parts(inputs, targets):
-                self.loss(*part)
-
-    def forward_backward(self, inputs: Tensor, targets: Tensor, last: bool = True) -> Tensor:
-        """Gradients of the mean loss over these tokens, microbatch by microbatch; that loss.
-
-        `last`: no more gradients are added before the step.
-        """
-        parts, total = self.parts(inputs, targets), torch.zeros((), device=self.device)
-        for number, part in enumerate(parts, start=1):
-            ends = last and number == len(parts)
-            work = partial(self.accumulate, of=targets.numel(), last=ends)
-            total += ((None if self.tau else self.captured) or work)(*part)
-        return total
-
-    def accumulate(self, inputs: Tensor, targets: Tensor, of: int, last: bool) -> Tensor:
-        """Add the gradients of a microbatch's part of a mean over `of` tokens; that part."""
-        with self.gpt.measuring(self.tau is not None):
-            loss = self.loss(inputs, targets) / of
-        self.engine.backward(loss, last=last)
-        return loss.detach()
-
-    def parts(self, inputs: Tensor, targets: Tensor) -> list[tuple[Tensor, ...]]:
-        """A batch in microbatches."""
-        return list(zip(*(x.split(self.microbatch) for x in (inputs, targets)), strict=True))
-
-    def loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Summed over tokens, nats; matrix products in the run's precision."""
-        low = self.dtype != torch.float32
-        with torch.autocast(self.device.type, dtype=self.dtype, enabled=low):
-            return self.model(inputs, targets)
-
-    def to_device(self, inputs: Any, targets: Any) -> tuple[Tensor, Tensor]:
-        """Arrays of tokens, (sequences, tokens), as tensors where the model is."""
-        return torch.as_tensor(inputs).to(self.device), torch.as_tensor(targets).to(self.device)
-
-    @torch.no_grad()
     def validate(self, out: Outcome) -> float:
         """The loss on the validation tokens, nats per token: the same ones every time."""
         begun = self.now()
@@ -482,69 +430,6 @@ class Trainer:
         loss = self.engine.mean(total / share)
         out.val_seconds += self.now() - begun
         return loss
-
-    def warm_up(self) -> float:
-        """Compile, and touch all that a run touches, on dummy tokens; then restore all state.
-
-        Returns the seconds it took. Falls back to eager execution if compilation fails, and to
-        smaller microbatches where memory runs out: on all processes alike.
-        """
-        begun, self.engine.mark = self.now(), None
-        saved = self.engine.save()
-        while fault := self.engine.max(torch.tensor(self.rehearse())).item():
-            self.engine.load(saved)
-            if fault == NO_MEMORY:
-                self.shrink()
-            else:
-                self.eager, self.model = self.eager or "compilation failed", self.wrapped
-        if self.engine.world_size > 1:
-            # Each has measured for itself, but replicas must round alike.
-            muon.CHOSEN.update(self.engine.share(muon.CHOSEN))
-            dummy = torch.zeros(self.microbatch, self.track.seq_len, dtype=torch.int64)
-            self.forward_backward(*self.to_device(dummy, dummy))
-        if self.options.cuda_graphs and not (self.captured or self.tau):
-            shape = self.microbatch, self.track.seq_len
-            work = partial(self.accumulate, of=self.batch_seqs * self.track.seq_len, last=True)
-            self.captured = Captured(work, shape, self.device)
-        self.engine.load(saved)
-        self.gpt.take_max_logits()  # of the dummy tokens
-        machine.synchronize(self.device)
-        return self.now() - begun
-
-    def rehearse(self) -> float:
-        """A step on dummy tokens without communication: 0, or what went wrong in this process."""
-        dummy = torch.zeros(self.microbatch, self.track.seq_len, dtype=torch.int64)
-        inputs, targets = self.to_device(dummy, dummy)
-        try:
-            # A GPU's second step has the memory that is left beside the optimizers' state.
-            for _ in range(2 if self.device.type == "cuda" else 1):
-                self.forward_backward(inputs, targets, last=False)
-                with torch.no_grad():
-                    self.loss(inputs, targets)
-                self.engine.step()
-                if self.tau:
-                    self.gpt.clip_qk(self.gpt.take_max_logits(), self.tau)
-        except RuntimeError as error:
-            if machine.out_of_memory(error):
-                return NO_MEMORY
-            if self.eager:
-                raise
-            self.eager = f"compilation failed: {str(error).strip().splitlines()[0][:200]}"
-            return NO_COMPILER
-        return 0.0
-
-    def shrink(self) -> None:
-        """Halve the microbatch, or say that it cannot be. The result stays the same."""
-        if self.options.microbatch or self.microbatch == 1:
-            smaller = max(1, self.microbatch // 2)
-            raise UserError(
-                f"{self.microbatch} sequences of {self.track.seq_len} tokens do not fit the "
-                f"memory of {machine.device_name(self.device)}; run with --microbatch {smaller}"
-            )
-        torch.compiler.reset()  # torch compiles a function for eight shapes and no more
-        torch.cuda.empty_cache()
-        half = range(1, self.microbatch // 2 + 1)
-        self.microbatch = self.divide_batch(max(n for n in half if self.batch_seqs % n == 0))
 
 
 # ---------------------------------------------------------------------------------------------

@@ -64,7 +64,7 @@ def test_imports_keep_to_the_design(path: Path) -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_files_and_functions_keep_their_size(path: Path) -> None:
     source = path.read_text()
-    assert source.count("\n") <= (680 if path.name == "speedrun.py" else 560)
+    assert source.count("\n") <= (600 if path.name == "speedrun.py" else 560)
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.FunctionDef):
             assert (node.end_lineno or 0) - node.lineno < 80, node.name
