@@ -19,6 +19,7 @@ from errors import UserError
 from graphs import Captured
 from model import GPT
 
+MOST_TOKENS = 1 << 16  # of a microbatch: a GPU is full with them, and more would not fit most
 NO_COMPILER, NO_MEMORY = 1.0, 2.0  # what can go wrong in a rehearsal, the worst last
 
 
@@ -47,7 +48,7 @@ class Passes:
         self.batch_seqs, self.seq_len = shape
         self.fits = not microbatch  # whether the microbatch may shrink
         self.tau: float | None = None  # of QK-Clip, where the entrant asks for it
-        self.divide_batch(microbatch or self.batch_seqs)
+        self.divide_batch(microbatch or self.divisor(max(1, MOST_TOKENS // self.seq_len)))
         self.wrapped = engine.wrap(gpt)
         self.model: Callable[..., Tensor] = self.wrapped
         self.eager = machine.compiler_missing(self.device) if compiled else "as asked"
@@ -60,13 +61,17 @@ class Passes:
     def divide_batch(self, microbatch: int) -> None:
         """Go through batches in parts of `microbatch` sequences. Raises UserError."""
         if self.batch_seqs % microbatch:
-            fits = max(n for n in range(1, microbatch) if self.batch_seqs % n == 0)
+            fits = self.divisor(microbatch)
             raise UserError(
                 f"--microbatch {microbatch}: must divide the {self.batch_seqs} sequences of a "
                 f"process; run with --microbatch {fits}"
             )
         self.microbatch = microbatch
         self.captured: Captured | None = None
+
+    def divisor(self, most: int) -> int:
+        """The largest microbatch of at most so many sequences that divides the batch."""
+        return max(n for n in range(1, most + 1) if self.batch_seqs % n == 0)
 
     @torch.no_grad()
     def measure_logits(self, inputs: Tensor, targets: Tensor) -> None:
@@ -168,5 +173,4 @@ class Passes:
             )
         torch.compiler.reset()  # torch compiles a function for eight shapes and no more
         torch.cuda.empty_cache()
-        half = range(1, self.microbatch // 2 + 1)
-        self.divide_batch(max(n for n in half if self.batch_seqs % n == 0))
+        self.divide_batch(self.divisor(self.microbatch // 2))

@@ -20,10 +20,11 @@ import optim
 import speedrun
 import tune
 from errors import UserError
-from model import GPT, GPTConfig
+from model import GPT
 from optim import Linear, Log, library
 from optim.entrants import entrant_options, parse, split
 from optim.library import numbers
+from presets import GPTConfig
 from results import store, verify
 from speedrun import Options, Schedule, Track, Trainer
 

@@ -13,10 +13,11 @@ from torch import nn
 import optim
 import tune
 from errors import UserError
-from model import GPT, GPTConfig
+from model import GPT
 from muon import Muon
 from optim import Log, options
 from optim.entrants import parse, tuned_settings
+from presets import GPTConfig
 from tests.matrices import NAMES, Options, distance, gradient, train
 
 MODEL = GPTConfig(vocab_size=37, block_size=8, n_layer=2, n_head=2, n_embd=32)

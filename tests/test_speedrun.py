@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import machine
+import passes
 import speedrun
 from clock import Clock
 from errors import UserError
@@ -218,6 +219,20 @@ def test_the_microbatch_shrinks_until_it_fits_and_changes_nothing(
     fixed.model = small_memory
     with pytest.raises(UserError, match="4 sequences of 32 tokens.*--microbatch 2"):
         fixed.run(entrant("adamw", 4), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("most", "sequences"), [(1 << 16, 8), (8 * 32, 8), (200, 4), (100, 2), (1, 1)]
+)
+def test_a_microbatch_has_no_more_tokens_than_fill_a_gpu(
+    most: int,
+    sequences: int,
+    micro_track: Track,
+    micro_options: Options,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(passes, "MOST_TOKENS", most)
+    assert Trainer(micro_track, micro_options).microbatch == sequences
 
 
 def test_auto_takes_bfloat16_only_where_the_machine_is_fast_at_it(

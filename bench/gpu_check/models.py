@@ -11,7 +11,8 @@ from torch import Tensor
 
 from bench.gpu_check.parts import Notes
 from bench.gpu_check.setting import Setting
-from model import GPT, GPTConfig, preset
+from model import GPT
+from presets import GPTConfig, preset
 
 KINDS = ("gpt2", "gpt2-2024")
 VOCABULARY = 500
