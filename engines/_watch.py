@@ -14,6 +14,20 @@ from datetime import timedelta
 import torch.distributed as dist
 
 
+def store(name: str, timeout: timedelta, hosts: bool = False) -> dist.Store:
+    """A connection to the rendezvous, with keys of this attempt alone.
+
+    torchrun's store outlives a restart of the ranks. With the keys of the attempt before, a rank
+    may take an address for its neighbour's where nobody listens any more. hosts: this process is
+    the server, where torchrun is none.
+    """
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    hosts = hosts and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    client = dist.TCPStore(address, port, is_master=hosts, timeout=timeout)
+    return dist.PrefixStore(f"{name}/{attempt}", client)
+
+
 class Watch:
     """The counts of all ranks, in the store of the process group's rendezvous."""
 
@@ -22,11 +36,8 @@ class Watch:
         self.rank, self.world_size, self.timeout = rank, world_size, timeout
         self.count = 0
         self._moved = time.monotonic()
-        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        # torchrun's store outlives a restart of the ranks: each attempt has its own keys.
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        client = dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=30))
-        self._store = dist.PrefixStore(f"watch/{attempt}", client)
+        # A connection of its own: a wait on the process group's would hold up the watch too.
+        self._store = store("watch", timeout=timedelta(seconds=30))
         self._done = threading.Event()
         threading.Thread(target=self._run, name="watch", daemon=True).start()
 

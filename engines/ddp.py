@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from engines import single
-from engines._watch import Watch
+from engines._watch import Watch, store
 from errors import UserError
 
 
@@ -39,8 +39,14 @@ class Engine(single.Engine):
             torch.cuda.set_device(device)
         if not dist.is_initialized():
             # The watch speaks first, because it can say who is to blame.
-            limit = timedelta(seconds=4 * timeout)
-            dist.init_process_group("nccl" if cuda else "gloo", timeout=limit)
+            limit, rank = timedelta(seconds=4 * timeout), int(os.environ["RANK"])
+            dist.init_process_group(
+                "nccl" if cuda else "gloo",
+                timeout=limit,
+                store=store("group", limit, hosts=rank == 0),
+                rank=rank,
+                world_size=int(os.environ["WORLD_SIZE"]),
+            )
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self._watch = Watch(self.rank, self.world_size, timeout)
         self.waits: list[tuple[Any, Any]] = []
