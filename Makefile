@@ -73,7 +73,7 @@ test: .venv/dev data vocab  ## set up, lint, check types, run the tests
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	$(PY) -m pytest -q
+	$(PY) -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 
 setup: .venv/installed  ## make .venv with the pinned packages
 
