@@ -9,6 +9,7 @@ A difference that the seeds cannot carry is called not distinguishable (`results
 
 from collections.abc import Callable, Mapping, Sequence
 
+from errors import UserError
 from results.pairs import Pair, Pairs, Resolution, resolutions
 from results.schema import DIVERGED, MISSED, REACHED, Run
 from results.stats import POWER, SIGNIFICANT, Estimate, Ratio, costs
@@ -36,11 +37,13 @@ NOTE = (
 def newest(runs: Sequence[Run], race: str | None = None) -> list[Run]:
     """The named race, or the newest one on a frozen track with more than two entrants.
 
-    Empty when there is none.
+    Empty when there is none, and for the name "none". Raises UserError for an unknown name.
     """
     groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(run.race, []).append(run)
+    if race is not None and race != "none" and race not in groups:
+        raise UserError(f"no race {race}: must be none or one of {', '.join(groups)}")
     if race is not None:
         return groups.get(race, [])
     fields = [g for g in groups.values() if g[0].track != "custom" and len(by_label(g)) > 2]

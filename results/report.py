@@ -8,7 +8,8 @@
 A marked part of the README is `<!-- begin:NAME -->` to `<!-- end:NAME -->` with NAME one of
 `headline`, `race`, `machine`, `league`, `resolution`, `scale` and `tuned`. `<!-- begin:NAME RACE
 -->` shows that race; without RACE it is --race, or else the newest race that was run on an
-unchanged track, for `league` and `resolution` the newest one of three or more entrants.
+unchanged track, for `league` and `resolution` the newest one of three or more entrants. A README
+that is committed names its races, so that it stays true when others are added; `none` is no race.
 `<!-- begin:scale FOLDER -->` shows what bench.scale left there, `<!-- begin:csv FILE -->` any CSV
 file as a table, `<!-- begin:file FILE -->` a program as it is.
 """

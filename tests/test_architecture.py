@@ -3,9 +3,12 @@
 import ast
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
+from results import report, store
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("data", "engines", "optim", "planner", "plots", "results")
@@ -89,6 +92,18 @@ def test_the_readme_shows_what_the_csvs_hold() -> None:
     command = [sys.executable, "-m", "results.report", "--readme", "README.md", "--check"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_readme_stays_true_when_a_user_has_raced() -> None:
+    root, readme = ROOT / "results", (ROOT / "README.md").read_text()
+    runs = store.read_runs(root)
+    newer = [
+        replace(run, race="later", run=f"later-{number}", started="2999-01-01T00:00:00+00:00")
+        for number, run in enumerate(runs)
+    ]
+    newer += [replace(run, label="sgd", entrant="sgd:lr=1", run=f"sgd-{run.run}") for run in newer]
+    tuned = store.read_tuned(ROOT / "optim" / "tuned.toml")
+    assert report.rewrite(readme, runs + newer, tuned, None) == readme
 
 
 def test_the_committed_results_verify() -> None:

@@ -5,6 +5,7 @@ import random
 
 import pytest
 
+from errors import UserError
 from results import league, report
 from results.pairs import Pairs, resolutions
 from results.schema import Run
@@ -194,3 +195,7 @@ def test_the_newest_league_has_three_entrants_and_a_frozen_track() -> None:
     readme = "<!-- begin:league -->\n<!-- end:league -->"
     assert league.NONE_YET in report.rewrite(readme, duel, [], None)
     assert "| sgd |" in report.rewrite(readme, crowd(), [], None)
+    named = readme.replace("league -->", "league none -->", 1)
+    assert league.NONE_YET in report.rewrite(named, crowd(), [], None)
+    with pytest.raises(UserError, match="no race tiny-8: must be none or one of tiny-1"):
+        league.newest(duel, "tiny-8")

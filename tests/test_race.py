@@ -25,8 +25,15 @@ def command(*arguments: str) -> list[str]:
 def start(*arguments: str) -> "subprocess.Popen[str]":
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     pipe = subprocess.PIPE
+    # A shell starts what it sends to the background with Ctrl-C ignored, and so would be the tests.
     return subprocess.Popen(
-        command(*arguments), stdout=pipe, stderr=pipe, text=True, env=environment, cwd=ROOT
+        command(*arguments),
+        stdout=pipe,
+        stderr=pipe,
+        text=True,
+        env=environment,
+        cwd=ROOT,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
