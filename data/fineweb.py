@@ -61,8 +61,11 @@ def track_tokens(track: str) -> int:
             f"--track {track}: trains on no FineWeb; one of {', '.join(BATCH_TOKENS)}; "
             "the embedded corpus is prepared with: make data"
         )
-    tuned = tomllib.loads(TUNED.read_text()).get(track, {})
-    steps = [settings["steps"] for settings in tuned.values() if "steps" in settings]
+    try:
+        tuned = tomllib.loads(TUNED.read_text(encoding="utf-8")).get(track, {})
+        steps = [settings["steps"] for settings in tuned.values() if "steps" in settings]
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{TUNED}: cannot be read: {error}; git checkout {TUNED.name}") from error
     if not steps:
         raise UserError(
             f"--track {track}: {TUNED.name} has no horizon for it; say how many tokens: "
