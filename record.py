@@ -31,8 +31,7 @@ PROGRAM = (
 # What running the program writes into its own tree.
 OUTPUTS = (
     "results/*.csv", "results/curves", "results/logits", "results/sources", "results/scale",
-    "results/gpu",
-    "plots/*.png", "plots/*.svg",
+    "results/gpu", "plots/*.png", "plots/*.svg", "bench/*.csv",
 )  # fmt: skip
 
 
