@@ -73,7 +73,7 @@ def track_tokens(track: str) -> int:
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{TUNED}: cannot be read: {error}; git checkout {TUNED.name}") from error
     batch_tokens, untuned = TRACKS[track]
-    return int(max(untuned, *steps)) * batch_tokens
+    return int(max([untuned, *steps])) * batch_tokens
 
 
 def prepare(
