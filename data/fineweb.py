@@ -71,7 +71,7 @@ def track_tokens(track: str) -> int:
         tuned = tomllib.loads(TUNED.read_text(encoding="utf-8")).get(track, {})
         steps = [settings["steps"] for settings in tuned.values() if "steps" in settings]
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{TUNED}: cannot be read: {error}; git checkout {TUNED.name}") from error
+        raise UserError(f"{TUNED}: cannot be read: {error}; git checkout {TUNED}") from error
     batch_tokens, untuned = TRACKS[track]
     return int(max([untuned, *steps])) * batch_tokens
 

@@ -141,12 +141,12 @@ def _tracks(tuned: Path | None) -> dict[str, Any]:
     try:
         tracks = tomllib.loads(tuned.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{tuned}: not TOML: {error}; git checkout {tuned.name}") from None
+        raise UserError(f"{tuned}: not TOML: {error}; git checkout {tuned}") from None
     for track, held in tracks.items():
         sections = held.values() if isinstance(held, dict) else [held]
         if not all(isinstance(section, dict) for section in sections):
             raise UserError(
-                f"{tuned}: {track}: must hold sections [{track}.recipe]; git checkout {tuned.name}"
+                f"{tuned}: {track}: must hold sections [{track}.recipe]; git checkout {tuned}"
             )
     return tracks
 
