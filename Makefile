@@ -40,7 +40,7 @@ scale: data  ## race AdamW against Muon at 3 batch sizes and 3 widths of tiny (t
 	$(PY) -m plots.make
 
 race: data  ## race ENTRANTS on TRACK, SEEDS runs each (ARGS=--resume goes on with a stopped race)
-	$(RACE) speedrun.py $(ENTRANTS) --track $(TRACK) --seeds $(SEEDS) $(ARGS)
+	$(RACE) speedrun.py $(or $(ENTRANTS),$(error no entrants: name them with ENTRANTS="...")) --track $(TRACK) --seeds $(SEEDS) $(ARGS)
 
 tune: data  ## search settings for ENTRANTS, TRIALS each, into optim/tuned.toml
 	$(PY) speedrun.py tune $(ENTRANTS) --track $(TRACK) --trials $(TRIALS) $(ARGS)

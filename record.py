@@ -19,7 +19,7 @@ import machine
 from errors import UserError
 from optim.entrants import Entrant, split
 from results import store
-from results.schema import DIVERGED, FINISHED, REACHED, Logit, Point, Run, Trial
+from results.schema import COMMON, DIVERGED, FINISHED, REACHED, Logit, Point, Run, Trial
 from results.stats import crossing
 
 ROOT = Path(__file__).parent
@@ -31,14 +31,7 @@ PROGRAM = (
 # What running the program writes into its own tree.
 OUTPUTS = (
     "results/*.csv", "results/curves", "results/logits", "results/sources", "results/scale",
-    "results/gpu",
-    "plots/*.png", "plots/*.svg",
-)  # fmt: skip
-
-# What all runs of a race have in common.
-SAME = (
-    "track_hash", "source_hash", "data_hash", "engine", "world_size",
-    "device", "threads", "dtype", "compiled", "torch",
+    "results/gpu", "plots/*.png", "plots/*.svg", "bench/*.csv",
 )  # fmt: skip
 
 
@@ -201,8 +194,9 @@ def find_race(
     done = [run for run in rows if run.race == wanted]
     if not done:
         raise UserError(f"--resume {race}: no finished run of such a race; run: make speedrun")
-    expected = {key: facts[key] for key in SAME} | {"target": target}
-    for key, now in expected.items():
+    expected = facts | {"target": target}
+    for key in COMMON:
+        now = expected[key]
         if getattr(done[0], key) != now:
             raise UserError(
                 f"--resume: race {wanted} has {key} {getattr(done[0], key)}, now it is {now}; "

@@ -48,7 +48,7 @@ from optim import Linear
 from optim.entrants import TUNED, Entrant, entrant_options, parse
 from passes import Passes
 from presets import GPTConfig, preset
-from results import report, store
+from results import report, store, table
 from results.live import Live
 from results.schema import DIVERGED, MISSED, REACHED, Point, Run
 from results.stats import crossing
@@ -69,7 +69,7 @@ class Track:
 
     name: str
     dataset: str
-    model: str  # a preset of model.py
+    model: str  # one of presets.PRESETS
     width: int | None  # channels, instead of the preset's; heads keep their size
     seq_len: int  # tokens
     batch_tokens: int  # tokens of one step, all processes together
@@ -83,9 +83,9 @@ class Track:
     def __post_init__(self) -> None:
         for knob in fields(self):
             value, flag = getattr(self, knob.name), "--" + knob.name.replace("_", "-")
-            if isinstance(value, int | float) and not (value > 0 or value is False):
+            if isinstance(value, int | float) and not (0 < value < math.inf or value is False):
                 raise UserError(
-                    f"{flag} {value}: must be above 0; leave it out for the track's own"
+                    f"{flag} {value}: must be above 0 and finite; leave it out for the track's own"
                 )
 
     def config(self, vocab_size: int) -> GPTConfig:
@@ -515,7 +515,7 @@ def race_main(track: Track, options: Options, arguments: argparse.Namespace) -> 
     finally:
         if first:
             runs = [run for run in store.read_runs(Path(options.results)) if run.race == race_id]
-            print("", report.text(report.summarise(runs)), *report.sentences(runs), sep="\n")
+            print("", table.text(table.summarise(runs)), *report.sentences(runs), sep="\n")
     trainer.engine.close()
 
 
@@ -541,6 +541,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = dry_run_main if arguments.dry_run else race_main
     command = {"tune": tune_main, "plan": plan_main}.get("".join(arguments.words[:1]), command)
     try:
+        if arguments.dry_run and command is not dry_run_main:
+            raise UserError(f"--dry-run {arguments.words[0]}: plans a race; name entrants alone")
         options = Options(**flags.given(arguments, Options))
         track = settle_track(arguments)
         if command in (race_main, tune_main):

@@ -314,7 +314,7 @@ HEADER = """\
 
 
 def write_settings(path: Path, track: str, recipe: str, settings: Settings, trial: int) -> None:
-    """Put the chosen settings, their horizon among them, into tuned.toml."""
+    """Put the chosen settings, their horizon among them, into tuned.toml. Raises UserError."""
     document = tomllib.loads(path.read_text()) if path.exists() else {}
     document.setdefault(track, {})[recipe] = settings | {"trials": [trial]}
     lines = [HEADER]
@@ -325,7 +325,7 @@ def write_settings(path: Path, track: str, recipe: str, settings: Settings, tria
             lines.append(f"[{track_name}.{key}]")
             lines += [f"{key} = {json.dumps(value)}" for key, value in section.items()]
             lines.append("")
-    path.write_text("\n".join(lines))
+    store.write_whole(path, "\n".join(lines))  # all other settings are in there too
 
 
 def conduct(study: Study, tuned: Path) -> None:

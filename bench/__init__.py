@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 import machine
+from results.table import aligned
 
 Row = dict[str, str | float]
 
@@ -38,10 +39,7 @@ def write(name: str, rows: list[Row]) -> None:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    widths = {key: max(len(str(row[key])) for row in [dict.fromkeys(rows[0], key), *rows])
-              for key in rows[0]}  # fmt: skip
-    for row in [{key: key for key in rows[0]}, *rows]:
-        print("  ".join(str(value).ljust(widths[key]) for key, value in row.items()))
+    print(aligned([list(rows[0]), *(list(map(str, row.values())) for row in rows)]))
 
 
 def machine_line(threads: int) -> str:

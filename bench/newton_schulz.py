@@ -8,6 +8,8 @@ calls, each waited for. All are charged the published form's FLOPs, so TFLOP/s c
 passes a GPU's peak where a backend computes less. "auto" marks what Muon takes by itself.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -42,7 +44,7 @@ def rows_of(
 
     names = candidates(dtype, device, ABC, "auto")
     plain = run("plain").float()
-    ms = medians({name: lambda name=name: run(name) for name in names}, rounds)
+    ms = medians({name: partial(run, name) for name in names}, rounds)
     auto = choose(shape, dtype, device, ABC)
     return [
         {

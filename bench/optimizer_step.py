@@ -49,9 +49,10 @@ def contenders(gpt: GPT, dtype: torch.dtype) -> dict[str, Callable[[], object]]:
     source, device = matrices(gpt), gpt.embed.weight.device
 
     def ours(ns_dtype: torch.dtype) -> Callable[[], object]:
-        groups = [{"params": [param], "splits": splits} for param, splits in copy.deepcopy(source)]
-        for group, (param, _) in zip(groups, source, strict=True):
-            group["params"][0].grad = param.grad  # type: ignore[union-attr,index]
+        own = copy.deepcopy(source)
+        for (param, _), (original, _) in zip(own, source, strict=True):
+            param.grad = original.grad
+        groups = [{"params": [param], "splits": splits} for param, splits in own]
         return Muon(groups, ns_dtype=ns_dtype).step
 
     one_by_one = [Muon([param], ns_dtype=dtype) for param in apart(source)]

@@ -4,7 +4,7 @@
     python -m data.fineweb --tokens 1_000_000_000
 
 Fetches the validation shard and as many training shards (100M tokens, 200 MB each) as the longest
-tuned run of the track needs, several at a time, into data/fineweb10B/. A download that was cut off
+run of the track needs, several at a time, into data/fineweb10B/. A download that was cut off
 goes on where it stopped, also after the command was stopped. Each file's size, header and tokens
 are checked, and its SHA-256 against the hub's own; the command may be run again at any time, needs
 no network when all is there, and fetches anew what is damaged.
@@ -40,8 +40,14 @@ VOCABULARY = "gpt2.tiktoken"
 ROOT = Path("data/fineweb10B")
 REMEDY = "make data TRACK=gpt2"
 
-# Tokens of a step, by track; a test compares them with the trainer's, which cannot be imported.
-BATCH_TOKENS = {"gpt2": 524_288, "gpt2-2024": 524_288, "medium": 524_288, "xl": 491_520}
+# By track: tokens of a step, and steps of an entrant that nobody has tuned. A test compares them
+# with the trainer's, which cannot be imported.
+TRACKS = {
+    "gpt2": (524_288, 5000),
+    "gpt2-2024": (524_288, 9500),
+    "medium": (524_288, 15_000),
+    "xl": (491_520, 20_000),
+}
 TUNED = Path(__file__).parents[1] / "optim" / "tuned.toml"
 
 WORKERS = 8  # files at a time
@@ -52,23 +58,22 @@ T = TypeVar("T")
 
 
 def track_tokens(track: str) -> int:
-    """Training tokens of the longest run that optim/tuned.toml has for the track.
+    """Training tokens of the track's longest run, be it of an entrant that is tuned or of another.
 
-    Raises UserError if the track does not train on FineWeb or nobody has tuned it.
+    Raises UserError if the track does not train on FineWeb, or optim/tuned.toml cannot be read.
     """
-    if track not in BATCH_TOKENS:
+    if track not in TRACKS:
         raise UserError(
-            f"--track {track}: trains on no FineWeb; one of {', '.join(BATCH_TOKENS)}; "
+            f"--track {track}: trains on no FineWeb; one of {', '.join(TRACKS)}; "
             "the embedded corpus is prepared with: make data"
         )
-    tuned = tomllib.loads(TUNED.read_text()).get(track, {})
-    steps = [settings["steps"] for settings in tuned.values() if "steps" in settings]
-    if not steps:
-        raise UserError(
-            f"--track {track}: {TUNED.name} has no horizon for it; say how many tokens: "
-            "python -m data.fineweb --tokens 1_000_000_000"
-        )
-    return int(max(steps)) * BATCH_TOKENS[track]
+    try:
+        tuned = tomllib.loads(TUNED.read_text(encoding="utf-8")).get(track, {})
+        steps = [settings["steps"] for settings in tuned.values() if "steps" in settings]
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{TUNED}: cannot be read: {error}; git checkout {TUNED}") from error
+    batch_tokens, untuned = TRACKS[track]
+    return int(max([untuned, *steps])) * batch_tokens
 
 
 def prepare(
@@ -377,7 +382,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m data.fineweb", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--track", help=f"what its longest run needs: {', '.join(BATCH_TOKENS)}")
+    what.add_argument("--track", help=f"what its longest run needs: {', '.join(TRACKS)}")
     what.add_argument("--tokens", type=int, help="training tokens")
     parser.add_argument("--revision", help=f"of {REPOSITORY} (default: {REVISION}, then pinned)")
     parser.add_argument("--root", type=Path, default=ROOT, help="where (default: %(default)s)")

@@ -9,10 +9,12 @@
 An entrant's options are its recipe's and the schedule's.
 """
 
+import argparse
 import difflib
+import math
 import sys
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,13 +99,15 @@ def assigned(text: str, known: Mapping[str, Option]) -> dict[str, Any]:
 
     Raises UserError for one that is not in `known`, and for a value of the wrong type.
     """
-    settings = {}
+    settings: dict[str, Any] = {}
     for assignment in filter(None, split(text)[1].split(",")):
         key, equals, value = assignment.partition("=")
         if key not in known:
             raise UserError(f"{text}: {_unknown('option', key, known)}")
         if not equals:
             raise UserError(f"{text}: {key} has no value; write {key}={known[key].default}")
+        if key in settings:
+            raise UserError(f"{text}: {key} is given twice; give it once")
         settings[key] = _convert(text, key, value, known[key].type)
     return settings
 
@@ -135,20 +139,32 @@ def _tracks(tuned: Path | None) -> dict[str, Any]:
     if tuned is None or not tuned.exists():
         return {}
     try:
-        return tomllib.loads(tuned.read_text())
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{tuned}: not TOML: {error}; git checkout {tuned.name}") from None
+        tracks = tomllib.loads(tuned.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{tuned}: not TOML: {error}; git checkout {tuned}") from None
+    for track, held in tracks.items():
+        sections = held.values() if isinstance(held, dict) else [held]
+        if not all(isinstance(section, dict) for section in sections):
+            raise UserError(
+                f"{tuned}: {track}: must hold sections [{track}.recipe]; git checkout {tuned}"
+            )
+    return tracks
 
 
 def _convert(text: str, key: str, value: str, kind: type) -> Any:
     try:
         if kind is bool:
             return {"true": True, "false": False}[value.lower()]
-        return kind(value)
+        converted = kind(value)
     except (KeyError, ValueError):
         raise UserError(
             f"{text}: {key}={value}: must be {'true or false' if kind is bool else kind.__name__}"
         ) from None
+    # Not a number passes every comparison by which a rule refuses its options.
+    for number in converted if isinstance(converted, tuple) else (converted,):
+        if isinstance(number, float) and not math.isfinite(number):
+            raise UserError(f"{text}: {key}={value}: must be finite")
+    return converted
 
 
 def _unknown(what: str, name: str, known: Mapping[str, Any]) -> str:
@@ -157,8 +173,17 @@ def _unknown(what: str, name: str, known: Mapping[str, Any]) -> str:
     return f"unknown {what} {name!r}: {hint}one of {', '.join(known)}"
 
 
-if __name__ == "__main__":
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; its exit code: 0, or 2 after a user's mistake."""
+    parser = argparse.ArgumentParser(prog="python -m optim.entrants")
+    parser.add_argument("track", help="print the recipes that are tuned for it")
     try:
-        print(*tuned_recipes(sys.argv[1]))
+        print(*tuned_recipes(parser.parse_args(arguments).track))
     except UserError as error:
-        sys.exit(f"optim.entrants: {error}")
+        print(f"optim.entrants: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -80,7 +80,8 @@ def table(task: Task, entrants: Sequence[Entrant], machine: Machine) -> list[lis
     """The plan of one run of each entrant, as lines of cells, the first a heading."""
     columns = [_column(task, entrant, machine) for entrant in entrants]
     names = list(dict.fromkeys(name for column in columns for name in column))
-    gpus = f"{machine.gpus} x {machine.kind.name}, {machine.mfu:.0%} MFU"
+    peak = f"{machine.kind.peak_flops / 1e12:,.0f} TFLOP/s"
+    gpus = f"{machine.gpus} x {machine.kind.name}, {machine.mfu:.0%} of {peak}"
     heading = [f"one run of {task.track} on {gpus}", *(entrant.label for entrant in entrants)]
     return [heading, *([name, *(column.get(name, "-") for column in columns)] for name in names)]
 

@@ -1,7 +1,7 @@
 """What the charts are drawn from: one race of runs.csv with its curves, and tuning.csv.
 
 Claims: every number comes from the CSVs through `results.store`, `results.stats` and
-`results.report`, so a chart, the printed table and the README never disagree.
+`results.table`, so a chart, the printed table and the README never disagree.
 """
 
 import re

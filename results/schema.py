@@ -9,6 +9,11 @@ from dataclasses import dataclass
 REACHED, MISSED, DIVERGED = "reached", "missed", "diverged"
 STATUSES = (REACHED, MISSED, DIVERGED)
 FINISHED = "finished"  # of a trial that has no target
+# Columns that are the same in every run of a race, or its runs cannot be compared.
+COMMON = (
+    "track_hash", "data_hash", "source_hash", "target", "engine", "world_size",
+    "device", "threads", "dtype", "compiled", "torch",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -69,9 +69,9 @@ def record(
     dies. `source` is the `source_text` of the program. Raises UserError when the disk is full.
     """
     _write_source(root, run.source_hash, source)
-    _write_whole(curve_path(root, run.run), _header(Point) + "".join(map(_line, points)))
+    write_whole(curve_path(root, run.run), _header(Point) + "".join(map(_line, points)))
     if logits:
-        _write_whole(logits_path(root, run.run), _header(Logit) + "".join(map(_line, logits)))
+        write_whole(logits_path(root, run.run), _header(Logit) + "".join(map(_line, logits)))
     append(root / "runs.csv", run)
 
 
@@ -163,7 +163,7 @@ def read_tuned(path: Path) -> list[Tuned]:
             for track, recipes in tomllib.loads(path.read_text(encoding="utf-8")).items()
             for recipe, section in recipes.items()
         ]
-    except (ValueError, AttributeError, KeyError, TypeError) as error:
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
         raise UserError(
             f"{path}: {error}; it must have sections [track.recipe] with steps and trials, "
             "or a source in place of trials"
@@ -184,11 +184,11 @@ def _write_source(root: Path, digest: str, source: str) -> None:
     assert digest == source_hash(source), "the row's source_hash is not that of its source"
     path = source_path(root, digest)
     if not path.exists():
-        _write_whole(path, source)
+        write_whole(path, source)
 
 
-def _write_whole(path: Path, text: str) -> None:
-    """Writes a file that is either there whole or not at all."""
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file that is either there whole or not at all. Raises UserError."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -256,7 +256,12 @@ def read(path: Path, cls: type[T]) -> list[T]:
     does not declare raises UserError with path and line: an unknown, missing or repeated column,
     a wrong number of cells, a wrong type, a number that is not finite, an unknown status.
     """
-    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    try:
+        lines = path.read_bytes().split(b"\n")[:-1]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; restore the file") from error
     names: list[str] = []
     rows: list[T] = []
     for number, line in enumerate(lines, start=1):

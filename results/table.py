@@ -17,10 +17,12 @@ if TYPE_CHECKING:  # the CSV tools must run without rich
 
 BASELINE = "adamw"
 SPELLED = {
-    "adamuon": "AdaMuon", "adamw": "AdamW", "adafactor": "Adafactor", "lion": "Lion",
-    "moonlight": "Moonlight", "muon": "Muon", "muon2": "Muon²", "muonh": "MuonH",
-    "muon-split": "Muon Split", "muonclip": "MuonClip", "normuon": "NorMuon",
-    "polar-express": "Polar Express", "sgd": "SGD", "shampoo": "Shampoo", "signum": "Signum",
+    "adafactor": "Adafactor", "adam": "Adam", "adamuon": "AdaMuon", "adamw": "AdamW",
+    "ademamix": "AdEMAMix", "deepseek-v4": "DeepSeek-V4", "dion": "Dion", "kron": "Kron",
+    "lamb": "LAMB", "lion": "Lion", "mars": "MARS", "moonlight": "Moonlight", "muon": "Muon",
+    "muon2": "Muon²", "muonclip": "MuonClip", "muonh": "MuonH", "muon-split": "Muon Split",
+    "nadamw": "NAdamW", "normuon": "NorMuon", "polar-express": "Polar Express",
+    "schedule-free": "Schedule-Free", "sgd": "SGD", "shampoo": "Shampoo", "signum": "Signum",
     "soap": "SOAP",
 }  # fmt: skip
 TABLE_NOTE = (

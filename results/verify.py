@@ -19,7 +19,7 @@ from typing import Any
 
 from errors import UserError
 from results import scale
-from results.schema import DIVERGED, FINISHED, MISSED, REACHED, Logit, Point, Run, Trial
+from results.schema import COMMON, DIVERGED, FINISHED, MISSED, REACHED, Logit, Point, Run, Trial
 from results.stats import crossing
 from results.store import (
     Tuned,
@@ -32,19 +32,6 @@ from results.store import (
     source_path,
 )
 
-# The same on every run of a race, or its runs cannot be compared.
-COMMON = (
-    "track_hash",
-    "data_hash",
-    "source_hash",
-    "target",
-    "engine",
-    "world_size",
-    "device",
-    "threads",
-    "dtype",
-    "torch",
-)
 TIME_PARTS = (
     "data_seconds",
     "forward_backward_seconds",

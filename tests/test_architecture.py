@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 
@@ -77,6 +78,17 @@ def test_files_and_functions_keep_their_size(path: Path) -> None:
 def test_every_file_says_what_it_is(path: Path) -> None:
     if path.read_text().strip():
         assert ast.get_docstring(ast.parse(path.read_text()))
+
+
+def test_every_file_at_the_top_is_type_checked_and_in_the_tree_of_the_readme() -> None:
+    files = {path.stem for path in ROOT.glob("*.py")}
+    config = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["mypy"]
+    assert sorted(config["modules"]) == sorted(files)
+    assert sorted(config["packages"]) == sorted((*PACKAGES, "bench"))
+    tree = (ROOT / "README.md").read_text().partition("## The tree")[2]
+    missing = [name for name in files if f"{name}.py" not in tree]
+    missing += [name for name in config["packages"] if f"{name}/" not in tree]
+    assert missing == []
 
 
 def test_records_can_be_read_and_drawn_without_torch() -> None:

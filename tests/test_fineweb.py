@@ -339,17 +339,17 @@ def test_a_users_mistake_is_one_line(
     assert "HF_HUB_OFFLINE is set" in said.err and said.err.count("\n") == 1 and not said.out
 
 
-def test_a_track_needs_what_its_longest_tuned_run_takes(
+def test_a_track_needs_what_its_longest_run_takes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tuned = tmp_path / "tuned.toml"
     tuned.write_text(
-        "[gpt2.adamw]\nsteps = 4950\n[gpt2.muon]\nsteps = 3250\n[medium.muon]\nlr = 1\n"
+        "[gpt2.adamw]\nsteps = 5100\n[gpt2.muon]\nsteps = 3250\n[medium.muon]\nlr = 1\n"
     )
     monkeypatch.setattr(fineweb, "TUNED", tuned)
-    assert fineweb.track_tokens("gpt2") == 4950 * 524_288
-    with pytest.raises(UserError, match="tuned.toml has no horizon.*--tokens"):
-        fineweb.track_tokens("medium")
+    assert fineweb.track_tokens("gpt2") == 5100 * 524_288
+    assert fineweb.track_tokens("medium") == 15_000 * 524_288  # of whoever is not tuned
+    assert fineweb.track_tokens("gpt2-2024") == 9500 * 524_288
     with pytest.raises(UserError, match="--track tiny: trains on no FineWeb.*gpt2"):
         fineweb.track_tokens("tiny")
 
@@ -357,9 +357,8 @@ def test_a_track_needs_what_its_longest_tuned_run_takes(
 def test_tracks_are_the_trainers() -> None:
     tuned = tomllib.loads(fineweb.TUNED.read_text())
     on_fineweb = {name: t for name, t in speedrun.TRACKS.items() if t.dataset == "fineweb"}
-    assert set(on_fineweb) <= set(fineweb.BATCH_TOKENS)
+    known = {name: (track.batch_tokens, track.search_steps) for name, track in on_fineweb.items()}
+    assert known == fineweb.TRACKS
     for name, track in on_fineweb.items():
-        assert fineweb.BATCH_TOKENS[name] == track.batch_tokens, name
-        if name in tuned:
-            for settings in tuned[name].values():
-                assert fineweb.track_tokens(name) >= settings["steps"] * track.batch_tokens
+        for settings in tuned.get(name, {}).values():
+            assert fineweb.track_tokens(name) >= settings["steps"] * track.batch_tokens

@@ -259,6 +259,10 @@ def test_a_switch_is_spelled_true_or_false(word: str, value: bool) -> None:
         ("muon:lr=", ["lr=", "must be float"]),
         ("muon:ns_steps=5.5", ["ns_steps=5.5", "must be int"]),
         ("muon:nesterov=1", ["nesterov=1", "must be true or false"]),
+        ("muon:lr=nan", ["lr=nan", "must be finite"]),
+        ("adamw:cooldown=inf", ["cooldown=inf", "must be finite"]),
+        ("lib:torch.optim.NAdam:betas=0.9/nan", ["betas=0.9/nan", "must be finite"]),
+        ("muon:lr=0.1,lr=0.2", ["lr is given twice"]),
     ],
 )
 def test_a_mistake_is_answered_with_what_is_valid(text: str, parts: list[str]) -> None:
@@ -300,6 +304,9 @@ def test_tuned_values_have_the_types_of_typed_ones(tuned: Callable[[str], Path])
         ('[tiny.muon]\nlr = "fast"\n', ["lr", "fast", "float"]),
         ("[tiny.muon]\nnesterov = 3\n", ["nesterov", "true or false"]),
         ("[tiny.muon]\nns_steps = 5.5\n", ["ns_steps", "5.5", "int"]),
+        ("[tiny.muon]\nlr = nan\n", ["tiny.muon", "lr=nan", "finite"]),
+        ("tiny = 3\n", ["tiny", "must hold sections"]),
+        ("[tiny]\nmuon = 3\n", ["tiny", "must hold sections"]),
     ],
 )
 def test_a_mistake_in_the_file_is_answered_with_its_name(

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from errors import UserError
+from optim import recipes
 from results import report, store, table
 from results.schema import Run
 from tests.rows import entrant, make_run
@@ -43,6 +44,10 @@ def test_summary_of_an_entrant():
     assert row.final_loss == pytest.approx(3.0)  # that of the diverged run is left out
     assert row.final_loss_sd == pytest.approx(0)
     assert row.target == 3.5
+
+
+def test_every_recipe_is_spelled_as_prose_writes_it():
+    assert sorted(recipes()) == sorted(table.SPELLED)
 
 
 def test_entrants_keep_the_order_in_which_they_first_ran():

@@ -300,6 +300,12 @@ def test_what_is_not_there(tmp_path):
         store.read_curve(tmp_path, "muon-0")
 
 
+def test_what_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "runs.csv").mkdir()
+    with pytest.raises(UserError, match=r"cannot read .*runs.csv: Is a directory"):
+        store.read_runs(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["../muon", "a/b", "", ".hidden"])
 def test_a_run_id_is_a_file_name(tmp_path, name):
     with pytest.raises(UserError, match="must be a file name"):

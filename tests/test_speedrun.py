@@ -285,6 +285,8 @@ def test_the_track_hash_follows_every_value_but_the_target() -> None:
         (["--dataset=pile"], "unknown data set 'pile'.*sotu"),
         (["--threads=-1"], "--threads -1"),
         (["--seeds=0"], "--seeds 0"),
+        (["--target=inf"], "--target inf.*finite"),
+        (["tune", "muon", "--dry-run"], "--dry-run tune"),
         (["--steps=0"], "steps=0"),
         (["--engine=magic"], "engine 'magic'.*single"),
         (["--dtype=float8"], "dtype 'float8'.*bfloat16"),

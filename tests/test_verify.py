@@ -169,6 +169,7 @@ def repeat_line(name: str):
         (change_run("muon-0", device="faster"), "differ in device: A processor, 2 cores, faster"),
         (change_run("muon-0", dtype="float32"), "differ in dtype: bfloat16, float32"),
         (change_run("muon-0", threads=4), "differ in threads: 2, 4"),
+        (change_run("muon-0", compiled=False), "differ in compiled: True, False"),
         (change_run("muon-0", source_hash="ffff"), "differ in source_hash: "),
         (change_run("muon-0", source_hash="ffff"), "sources/ffff.txt: missing, although"),
         (write(SOURCE_NAME, SOURCE + " "), f"{SOURCE_NAME}: not the text that it is named after"),

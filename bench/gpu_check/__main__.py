@@ -130,7 +130,10 @@ def check(arguments: argparse.Namespace) -> int:
         print("no GPU is here: each part at toy size on the CPU, as with --cpu")
     short = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") if kind != "cpu" else "cpu-toy"
     out = arguments.out / f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{short}"
-    out.mkdir(parents=True)
+    try:
+        out.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {arguments.out}: {error.strerror}; use --out") from error
     results: list[Result] = []
     with tempfile.TemporaryDirectory() as scratch:
         compiles = kind != "cpu" if arguments.compile is None else arguments.compile
