@@ -163,6 +163,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--results", default=f"results/{scale.SCALE}", help="folder")
     given = parser.parse_args(arguments)
     try:
+        if given.seeds < 1:
+            raise UserError(f"--seeds {given.seeds}: must be at least 1; run with --seeds 3")
         options = Options(results=given.results)
         store.ready(Path(given.results))
         settings = {recipe: tuned(recipe) for recipe in RECIPES}

@@ -130,6 +130,11 @@ def test_settings_that_nobody_tuned_are_named(monkeypatch: pytest.MonkeyPatch) -
         driver.tuned("muon")
 
 
+def test_no_seeds_are_no_race(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert driver.main(["--seeds=0", f"--results={tmp_path / 'scale'}"]) == 2
+    assert "--seeds 0: must be at least 1" in capsys.readouterr().err
+
+
 def test_published_figures_have_a_source_and_a_basis() -> None:
     points = scale.published()
     assert len(points) >= 6
