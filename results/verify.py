@@ -47,6 +47,7 @@ OUTCOMES = {  # statuses that a trial can have, by its stage
     "sweep": (FINISHED, DIVERGED),
     "transfer": (FINISHED, DIVERGED),
 }
+AFTER_SEARCH = ("refine", "confirm", "horizon")  # stages that begin when a search is over
 
 
 def problems(root: Path) -> list[str]:
@@ -235,9 +236,12 @@ def _check_trials(trials: Sequence[Trial]) -> Iterator[str]:
     for (_, stage, entrant, seed, _), times in keys.items():
         if times > 1:
             yield f"trial {entrant} ({stage}): {times} rows with seed {seed}"
+    # Of a search that is not over nothing is claimed yet.
+    over = {(t.track_hash, t.recipe) for t in trials if t.stage in AFTER_SEARCH}
     budgets: dict[str, Counter[str]] = defaultdict(Counter)
     for searched in (t for t in trials if t.stage == "search"):
-        budgets[searched.track_hash][searched.recipe] += 1
+        if (searched.track_hash, searched.recipe) in over:
+            budgets[searched.track_hash][searched.recipe] += 1
     for track, budget in budgets.items():
         if len(set(budget.values())) > 1:
             shown = ", ".join(f"{recipe} {count}" for recipe, count in budget.items())

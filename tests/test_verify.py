@@ -48,6 +48,20 @@ def test_verify_accepts_what_the_trainer_writes(tmp_path, capsys):
     assert capsys.readouterr().out == "6 runs and 8 tuning trials verified\n"
 
 
+def test_a_search_that_is_not_over_may_have_fewer_trials(tmp_path):
+    root = tmp_path / "results"
+    fill(root)
+    begun = make_trial(recipe="lion", trial=0, entrant="lion:lr=1e-3")
+    store.record_trial(root, begun, SOURCE)
+    assert verify.problems(root) == []
+    store.record_trial(
+        root, replace(begun, stage="refine", trial=1, entrant="lion:lr=2e-3"), SOURCE
+    )
+    assert verify.problems(root) == [
+        "track 1f2e: recipes differ in their number of search trials: adamw 2, muon 2, lion 1"
+    ]
+
+
 def change_run(name: str, **changes):
     """Changes cells of one row of runs.csv."""
     return change_rows("runs.csv", Run, lambda row: row.run == name, changes)
