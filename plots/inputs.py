@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from errors import UserError
-from plots.style import Look, looks
+from plots.style import Look, looks, short_names
 from results.pairs import Pairs
 from results.report import select
 from results.scale import SCALE, Measured, measured
@@ -18,6 +18,8 @@ from results.schema import DIVERGED, Logit, Point, Run, Trial
 from results.stats import Costs, Estimate, costs, expected_cost, speedup
 from results.store import read_curve, read_logits, read_runs, read_trials
 from results.table import BASELINE, by_label, spelled, standing
+
+LONGEST_NAME = 44  # characters; a longer one with all its options would run off the title's line
 
 
 class MissingDataError(Exception):
@@ -149,13 +151,15 @@ def load(root: Path, race: str | None = None) -> Inputs:
 
 def _entrants(root: Path, runs: Iterable[Run], history: Sequence[str]) -> list[Entrant]:
     groups = by_label(list(runs))
-    styles = looks(history, groups)
+    styles, short = looks(history, groups), short_names(list(groups))
     entrants = []
     for label, group in groups.items():
         ordered = sorted(group, key=lambda run: run.seed)
         curves = [read_curve(root, run.run) for run in ordered]
         logits = [read_logits(root, run.run) for run in ordered]
-        entrants.append(Entrant(label, spelled(label), ordered, curves, logits, styles[label]))
+        name = spelled(label)
+        name = name if len(name) <= LONGEST_NAME else short[label]
+        entrants.append(Entrant(label, name, ordered, curves, logits, styles[label]))
     return entrants
 
 

@@ -27,7 +27,7 @@ from results.schema import DIVERGED, MISSED, REACHED, Point, Run
 from results.stats import costs, crossing, expected_cost, speedup
 from results.store import append, read_curve, read_runs, read_trials, record
 from results.table import summarise
-from tests.rows import SOURCE, make_logits, make_run, make_trial
+from tests.rows import SOURCE, make_logits, make_points, make_run, make_trial
 
 TARGET = 3.91
 TOKENS_PER_STEP = 4096
@@ -508,6 +508,17 @@ def test_the_newest_race_is_drawn_unless_another_is_named(tmp_path: Path) -> Non
 
 
 # ---- Style -------------------------------------------------------------------------------------
+
+
+def test_a_title_leaves_out_options_that_would_run_off_its_line(tmp_path: Path) -> None:
+    long = "muon:lr=0.107,weight_decay=0.0439,embed_lr=1.7,head_lr=0.0431,vector_lr=0.00184"
+    for label, last in (("adamw", 3.9), ("muon-split:lr=0.1", 3.8), (long, 3.7)):
+        for seed in range(2):
+            points = make_points(floor=last + 0.01 * seed)
+            run = make_run(points, label=label, entrant=label, seed=seed, run=f"{label[:9]}-{seed}")
+            record(tmp_path, run, points, SOURCE)
+    names = [entrant.name for entrant in load(tmp_path).entrants]
+    assert names == ["AdamW", "Muon Split (lr=0.1)", "Muon"]
 
 
 def test_an_entrant_keeps_its_look_whoever_else_races() -> None:
