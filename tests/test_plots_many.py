@@ -99,7 +99,7 @@ def test_everybody_has_a_panel_that_says_what_the_target_cost(
     muon = next(e for e in inputs.entrants if e.label == "muon")
     cost = muon.cost("steps")
     assert cost and f"Muon\n{style.number(cost.value)} steps" in titles
-    assert "SGD\nmissed" in titles and "kron\ndiverged" in titles
+    assert "SGD\nmissed" in titles and "Kron\ndiverged" in titles
     axes = figures["loss_by_steps"].axes[titles.index("SGD\nmissed")]
     bold = [line for line in axes.lines if line.get_linewidth() > 2]
     sgd = next(e for e in inputs.entrants if e.label == "sgd")
@@ -185,7 +185,7 @@ def test_the_speedup_at_the_target_is_that_of_the_race(
     at = list(line.get_xdata()).index(TARGET)
     assert line.get_ydata()[at] == pytest.approx(ratio.value)
     assert f"{ratio.value:.2f}x to 3.91, the target" in title(figures["iso_loss"])
-    assert "Meets no loss of the range: kron." in figures["iso_loss"].texts[1].get_text().replace(
+    assert "Meets no loss of the range: Kron." in figures["iso_loss"].texts[1].get_text().replace(
         "\n", " "
     )
 

@@ -226,12 +226,13 @@ def test_the_target_was_fixed_before_muon_was_looked_at() -> None:
 
 def test_every_tuned_recipe_of_tiny_had_the_same_number_of_trials() -> None:
     track = speedrun.TRACKS["tiny"]
-    counts: dict[str, int] = {}
+    counts = dict.fromkeys(tomllib.loads(TUNED.read_text())["tiny"], 0)
+    assert set(counts) >= {"adamw", "muon"}
     for row in store.read_trials(ROOT / "results"):
-        if row.track_hash == track.hash() and row.stage in ("search", "refine"):
-            counts[row.recipe] = counts.get(row.recipe, 0) + 1
-    assert set(counts) == set(tomllib.loads(TUNED.read_text())["tiny"]) >= {"adamw", "muon"}
-    assert len(set(counts.values())) == 1 and min(counts.values()) == 32 + 8
+        of_search = row.track_hash == track.hash() and row.stage in ("search", "refine")
+        if of_search and row.recipe in counts:  # the search of another one goes on
+            counts[row.recipe] += 1
+    assert set(counts.values()) == {32 + 8}
 
 
 def test_committed_settings_are_options_of_their_recipes() -> None:
