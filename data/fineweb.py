@@ -9,9 +9,10 @@ goes on where it stopped, also after the command was stopped. Each file's size, 
 are checked, and its SHA-256 against the hub's own; the command may be run again at any time, needs
 no network when all is there, and fetches anew what is damaged.
 
-The first call asks for the commit that REVISION names, and keeps it with the names, tokens and
-SHA-256 of all shards at that commit in manifest.json: from then on the folder is pinned to it, and
-shards of another commit are refused. The manifest's hash goes into every run's row.
+The shards are those of one commit, REVISION, unless --revision names another. The first call keeps
+it with the names, tokens and SHA-256 of all shards at that commit in manifest.json: from then on
+the folder is pinned to it, and shards of another commit are refused. The manifest's hash goes into
+every run's row.
 """
 
 import argparse
@@ -34,7 +35,7 @@ from data.manifest import MANIFEST, File, Manifest
 from errors import UserError
 
 REPOSITORY = "kjj0/fineweb10B-gpt2"
-REVISION = "main"  # a branch, a tag or a commit
+REVISION = "889765ea1f903759787add96995d81171b632d0c"  # the commit that every machine gets
 SHARD = re.compile(r"fineweb_(train|val)_\d{6}\.bin")
 VOCABULARY = "gpt2.tiktoken"
 ROOT = Path("data/fineweb10B")
@@ -384,7 +385,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--track", help=f"what its longest run needs: {', '.join(TRACKS)}")
     what.add_argument("--tokens", type=int, help="training tokens")
-    parser.add_argument("--revision", help=f"of {REPOSITORY} (default: {REVISION}, then pinned)")
+    parser.add_argument(
+        "--revision", help=f"a branch, tag or commit of {REPOSITORY} (default: {REVISION[:12]})"
+    )
     parser.add_argument("--root", type=Path, default=ROOT, help="where (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=WORKERS, help="files at a time")
     given = parser.parse_args(argv)

@@ -15,10 +15,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 
-from data import shards
+from data import fineweb, shards
 
 REPOSITORY = "kjj0/fineweb10B-gpt2"
-COMMITS = {"main": "a" * 40, "next": "b" * 40}
+COMMITS = {"main": fineweb.REVISION, "next": "b" * 40}
 
 
 def shard(count: int, seed: int) -> bytes:

@@ -9,6 +9,7 @@ record says, or there is one message and what has arrived is kept.
 import fcntl
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -99,7 +100,7 @@ def test_more_tokens_than_there_are_are_refused(
 def test_the_manifest_pins_the_commit_and_opens_what_is_there(hub: Hub, root: Path) -> None:
     found, wanted = fineweb.prepare(500, root)
     kept = json.loads((root / "manifest.json").read_text())
-    assert kept["source"] == "kjj0/fineweb10B-gpt2" and kept["revision"] == COMMITS["main"]
+    assert kept["source"] == "kjj0/fineweb10B-gpt2" and kept["revision"] == fineweb.REVISION
     assert [file["name"] for file in kept["files"][1:]] == sorted(FILES)
     assert [file["tokens"] for file in kept["files"][1:]] == [401, 402, 403, 404, 405, 500]
     assert {file.name for file in wanted} == set(first(2))
@@ -134,7 +135,9 @@ def test_commits_are_not_mixed(hub: Hub, root: Path) -> None:
     fineweb.prepare(500, root)
     fineweb.prepare(900, root, revision=COMMITS["main"])
     fineweb.prepare(900, root, revision="main")
-    with pytest.raises(UserError, match=f"{'a' * 40}, --revision next is {'b' * 40}.*--root"):
+    with pytest.raises(
+        UserError, match=f"{fineweb.REVISION}, --revision next is {'b' * 40}.*--root"
+    ):
         fineweb.prepare(900, root, revision="next")
     assert shards_in(root) == first(3)
     other, _ = fineweb.prepare(500, root / "other", revision="next")
@@ -142,6 +145,18 @@ def test_commits_are_not_mixed(hub: Hub, root: Path) -> None:
     assert other.hash == manifest.read(root, "").hash  # another commit with the same tokens
     with pytest.raises(UserError, match="answers 404: it does not exist.*--revision"):
         fineweb.prepare(500, root / "none", revision="gone")
+
+
+def test_every_machine_gets_the_same_commit_whatever_the_hub_has_now(
+    hub: Hub, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert re.fullmatch("[0-9a-f]{40}", fineweb.REVISION)  # no branch, which moves
+    pinned = fineweb.REVISION
+    monkeypatch.setattr("tests.hub.COMMITS", {"main": "c" * 40, "pinned": pinned})
+    found, _ = fineweb.prepare(500, root)
+    assert found.revision == pinned
+    newest, _ = fineweb.prepare(500, root / "newest", revision="main")
+    assert newest.revision == "c" * 40
 
 
 # --- what goes wrong ------------------------------------------------------------------------------
@@ -229,7 +244,9 @@ def test_a_hub_that_is_busy_is_asked_again(hub: Hub, root: Path) -> None:
     assert shards_in(root) == first(1) and hub.asked["record"] == 3
     shutil.rmtree(root)
     hub.failures = {"record": [503] * 100}
-    with pytest.raises(UserError, match="at main: the hub answers 503, 4 times.*run it again"):
+    with pytest.raises(
+        UserError, match=f"at {fineweb.REVISION}: the hub answers 503, 4 times.*run it again"
+    ):
         fineweb.prepare(1, root)
     assert not (root / "manifest.json").exists()
 
@@ -323,7 +340,7 @@ def test_the_command_through_the_clients_own_settings(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     digest = manifest.read(root, "").hash[:12]
     assert done.stdout == (
-        f"{root}: 2 training shards, 803 tokens (needed: 500), commit {'a' * 40}, hash {digest}\n"
+        f"{root}: 2 training shards, 803 tokens (needed: 500), commit {fineweb.REVISION}, hash {digest}\n"
     )
     assert shards_in(root) == first(2)
 
