@@ -109,7 +109,7 @@ def test_every_property_is_checked(folder: Path) -> None:
         ("model", "gpt2-2024: chunks in bfloat16 off float32: loss"),
         ("model", "gpt2, bfloat16: a token moves logits before it"),
         ("model", "initial weights that differ"),
-        ("training", "muon, eager: the same seed gives the same curve"),
+        ("training", "muon, eager, deterministic: the same seed gives the same curve"),
         ("step", "muon, eager: state off the dry run's, bytes"),
         ("step", "adamw, eager: parts of the step over all of it"),
         ("race", "runs that diverged"),
