@@ -6,9 +6,11 @@
 Four stages, each a set of rows in results/tuning.csv. search: points of a Sobol sequence over the
 recipe's ranges and the schedule's, one seed, all at the track's common horizon. refine: a quarter
 as many points close to the best, beyond the ranges where it lies at their edge. confirm: the best
-few again, with fresh seeds. horizon: for those, the shortest horizon at which every fresh seed
-meets the track's target, and Student's t-test says that their mean does (one-sided, p < 0.01): a
-race has other seeds. The outcome goes to optim/tuned.toml, which names the trial it came from.
+few again, with fresh seeds; one that is worse than the leader on the same seeds (one-sided paired
+t-test, p < 0.05) gets no more of them. horizon: for those that are left, the shortest horizon at
+which every fresh seed meets the track's target, and Student's t-test says that their mean does
+(one-sided, p < 0.01): a race has other seeds. The outcome goes to optim/tuned.toml, which names the
+trial it came from.
 
 The stage sweep is no part of that search: the lr of the tuned settings times SWEEP, two decades of
 it, with everything else as tuned, at the common horizon. It shows how much a wrong lr costs.
@@ -42,6 +44,8 @@ SEARCH_SEED = 1000
 FRESH_SEEDS = (1001, 1002, 1003, 1004, 1005)  # races count from 0: none repeats a trial
 FEW = 4  # settings that are confirmed and shortened
 GRID = 2  # steps between horizons that are tried
+FALL = 0.5  # nats by which the loss falls when the horizon is e times as long: guesses start there
+MARGIN = 0.02  # nats below the target at which all seeds are expected to meet it
 CLOSE = 0.25  # of each range: the width of the box that is refined
 EDGE = 0.05  # of a range: a best value nearer to its end draws a warning
 
@@ -150,6 +154,12 @@ class Study:
         steps: int = self.trainer.track.search_steps
         return steps
 
+    @property
+    def target(self) -> float:
+        """Of the track, nats."""
+        target: float = self.trainer.track.target
+        return target
+
     def _find(self, job: Job) -> Trial | None:
         """The job's row, whichever process wrote it."""
         track, settings = self.trainer.track, self._entrant(job).settings
@@ -228,37 +238,42 @@ class Study:
         return [trial.trial for trial in ranked[:FEW] if trial.final_loss is not None]
 
     def confirm(self, few: Sequence[int]) -> list[tuple[float, int]]:
-        """Fresh seeds for the best few: (mean loss, index), best first."""
-        jobs = [
-            Job("confirm", index, self.points[index] | {"steps": self.steps}, seed)
-            for index in few
-            for seed in FRESH_SEEDS
-        ]
-        rows = self._all(jobs)
-        return sorted(
-            (statistics.fmean(loss_of(row) for row in rows if row.trial == index), index)
-            for index in few
-        )
+        """Fresh seeds for the best few: (mean loss, index) of those that stay, best first."""
+        left = list(few)
+        losses: dict[int, list[float]] = {index: [] for index in few}
+        for seed in FRESH_SEEDS:
+            settings = {index: self.points[index] | {"steps": self.steps} for index in left}
+            for row in self._all([Job("confirm", *point, seed) for point in settings.items()]):
+                losses[row.trial].append(loss_of(row))
+            leader = min(left, key=lambda index: statistics.fmean(losses[index]))
+            left = [index for index in left if not stats.worse(losses[index], losses[leader])]
+        return sorted((statistics.fmean(losses[index]), index) for index in left)
 
-    def shorten(self, candidates: Sequence[int]) -> tuple[int, int] | None:
+    def shorten(self, confirmed: Sequence[tuple[float, int]]) -> tuple[int, int] | None:
         """(horizon, index) of the shortest horizon that meets the target.
 
-        Bisection over multiples of GRID up to one and a half times the common horizon; a later
-        candidate must beat the ones before it. None: nobody meets the target.
+        confirmed: (mean loss at the common horizon, index) of the candidates. Between multiples of
+        GRID, of which one fails and a longer one meets the target, up to one and a half times the
+        common horizon; a later candidate must beat the ones before it. None: nobody meets the
+        target.
         """
         best: tuple[int, int] | None = None
-        for index in candidates:
+        for loss, index in confirmed:
             fails = 0  # in units of GRID: fails here, and meets, or need not be tried, at `meets`
             meets = best[0] // GRID if best else self.steps * 3 // 2 // GRID + 1
-            probe = meets - 1 if best else self.steps // GRID
+            seen = [(self.steps, loss)]
+            probe = meets - 1 if best else _guess(seen, self.target)
             while meets - fails > 1:
-                if self._meets(index, probe * GRID):
+                probe = min(max(probe, fails + 1), meets - 1)
+                loss, met = self._meets(index, probe * GRID)
+                seen.append((probe * GRID, loss))
+                if met:
                     meets, best = probe, (probe * GRID, index)
                 elif best and best[1] != index:
                     break  # no better than an earlier candidate
                 else:
                     fails = probe
-                probe = (fails + meets) // 2
+                probe = _guess(seen, self.target)
         return best
 
     def sweep(self, tuned: Settings) -> list[Trial]:
@@ -271,16 +286,18 @@ class Study:
         lrs = [float(f"{tuned['lr'] * factor:.3g}") for factor in SWEEP]
         return self.at_horizon("sweep", {i: tuned | {"lr": lr} for i, lr in enumerate(lrs)})
 
-    def _meets(self, index: int, steps: int) -> bool:
-        """Whether all fresh seeds meet the target, by more than chance; the first miss decides."""
-        settings, rows = self.points[index] | {"steps": steps}, []
+    def _meets(self, index: int, steps: int) -> tuple[float, bool]:
+        """Mean loss, and whether all fresh seeds meet the target, by more than chance.
+
+        The first miss decides, and is the last of the mean.
+        """
+        settings, losses = self.points[index] | {"steps": steps}, []
         for seed in FRESH_SEEDS:
-            rows.append(self._once(Job("horizon", index, settings, seed)))
-            if rows[-1].status != REACHED:
-                return False
-        target = rows[0].target
-        assert target is not None  # rows of this stage have one
-        return stats.meets([loss_of(row) for row in rows], target)
+            row = self._once(Job("horizon", index, settings, seed))
+            losses.append(loss_of(row))
+            if row.status != REACHED:
+                return statistics.fmean(losses), False
+        return statistics.fmean(losses), stats.meets(losses, self.target)
 
     def at_edge(self, index: int) -> list[str]:
         """Warnings for the values of a point that lie at an end of their range."""
@@ -298,6 +315,20 @@ class Study:
 def loss_of(trial: Trial) -> float:
     """Final loss; infinite when diverged."""
     return math.inf if trial.final_loss is None else trial.final_loss
+
+
+def _guess(seen: Sequence[tuple[int, float]], target: float) -> int:
+    """The horizon, in units of GRID, that should meet the target.
+
+    seen: (horizon, loss) so far. From the last two if they tell how fast the loss falls, by FALL
+    from the last one otherwise.
+    """
+    (steps, loss), fall = seen[-1], FALL
+    if len(seen) > 1 and seen[-2][0] != steps and math.isfinite(seen[-2][1] - loss):
+        fall = (seen[-2][1] - loss) / math.log(steps / seen[-2][0])
+        fall = min(max(fall, FALL / 2), FALL * 4)  # two horizons may be within the noise
+    ahead = min((loss - target + MARGIN) / fall, 1.0)  # a run that diverged says nothing of it
+    return round(steps * math.exp(ahead) / GRID)
 
 
 def target_from(mean_loss: float) -> float:
@@ -355,7 +386,7 @@ def conduct(study: Study, tuned: Path) -> None:
         return
     if study.plan.shard.count > 1:  # each horizon depends on the one before
         raise Incomplete("the horizon stage is for one process")
-    shortest = study.shorten([index for _, index in confirmed])
+    shortest = study.shorten(confirmed)
     if shortest is None:
         print(f"{recipe}: no horizon tried meets the target; {tuned.name} stays as it is")
         return

@@ -258,22 +258,6 @@ def _normal(z: float) -> float:
 # ---- Means -------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """The mean of one sample less that of another, and how likely chance makes it as large."""
-
-    difference: Estimate
-    p: float | None  # two-sided; None where a sample has a single value
-
-
-def welch(a: Sequence[float], b: Sequence[float]) -> Comparison:
-    """Welch's t-test of mean(a) - mean(b), for samples whose variances need not be equal."""
-    difference = _difference(_mean(a), _mean(b))
-    if difference.variance is None:
-        return Comparison(_estimate(difference), None)
-    return Comparison(_estimate(difference), 2 * t_cdf(-abs(_t(difference)), difference.df))
-
-
 def one_sample(values: Sequence[float], target: float) -> float | None:
     """One-sided p of a mean below the target, by Student's t-test: small means it is below.
 
@@ -289,6 +273,19 @@ def meets(losses: Sequence[float], target: float) -> bool:
     """Whether the mean of the losses is at or below the target by more than chance."""
     p = one_sample(losses, target)
     return p is not None and p < ALPHA
+
+
+def worse(losses: Sequence[float], others: Sequence[float]) -> bool:
+    """Whether the first losses are above the second, seed by seed, by more than chance.
+
+    One-sided t-test of the paired differences, p < 0.05. A run that diverged is above any other.
+    """
+    pairs = list(zip(losses, others, strict=True))
+    if any(math.isinf(loss) and not math.isinf(other) for loss, other in pairs):
+        return True
+    lower = [other - loss for loss, other in pairs if not math.isinf(other)]
+    p = one_sample(lower, 0.0) if lower else None
+    return p is not None and p < SIGNIFICANT
 
 
 @dataclass(frozen=True)

@@ -5,15 +5,11 @@ Claims: every figure follows from the rows of runs.csv through `results.stats`.
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from results.schema import DIVERGED, MISSED, REACHED, Run
 from results.stats import Estimate, costs, deviation, expected_cost, mean
-
-if TYPE_CHECKING:  # the CSV tools must run without rich
-    from rich.table import Table
 
 BASELINE = "adamw"
 SPELLED = {
@@ -197,18 +193,6 @@ def markdown(rows: Sequence[Row]) -> str:
     """The table as Markdown."""
     headings = [column.heading.replace("/\n", "/").replace("\n", " ") for column in COLUMNS]
     return markdown_grid(headings, _cells(rows))
-
-
-def rich_table(rows: Sequence[Row], title: str = "") -> "Table":
-    """The table for a terminal."""
-    from rich.table import Table
-
-    table = Table(title=title or None)
-    for i, column in enumerate(COLUMNS):
-        table.add_column(column.heading, justify="right" if i else "left")
-    for cells in _cells(rows):
-        table.add_row(*cells)
-    return table
 
 
 def _cells(rows: Sequence[Row]) -> list[list[str]]:

@@ -20,7 +20,7 @@ from results.stats import (
     speedup,
     t_cdf,
     t_quantile,
-    welch,
+    worse,
 )
 from tests.rows import make_run
 
@@ -199,19 +199,15 @@ def test_mean_and_deviation():
     assert deviation([7.0]) is None
 
 
-def test_welch():
-    # Means 2 and 6, variances 1 and 4: t = -4 / sqrt(1/3 + 4/3), df = (5/3)^2 / (17/18) = 50/17
-    result = welch([1.0, 2.0, 3.0], [4.0, 6.0, 8.0])
-    t, df = -4 / math.sqrt(5 / 3), 50 / 17
-    assert result.p == pytest.approx(2 * t_cdf(t, df))
-    half = t_quantile(0.975, df) * math.sqrt(5 / 3)
-    assert result.difference == Estimate(
-        -4.0, pytest.approx(-4 - half), pytest.approx(-4 + half), 6
-    )
-    assert welch([4.0, 6.0, 8.0], [1.0, 2.0, 3.0]).p == pytest.approx(result.p)
-    assert welch([1.0, 2.0], [3.0]).p is None
-    assert welch([1.0, 1.0], [2.0, 2.0]).p == 0
-    assert welch([1.0, 1.0], [1.0, 1.0]).p == 1
+def test_worse_is_a_paired_test():
+    # Differences .01, .02, .03: t = .02 / (.01 / sqrt(3)), p = .0371; without .03: t = 3, p = .102
+    assert worse([3.11, 3.52, 3.33], [3.1, 3.5, 3.3])
+    assert not worse([3.11, 3.52], [3.1, 3.5])
+    assert not worse([3.1, 3.5, 3.3], [3.11, 3.52, 3.33])
+    assert not worse([3.1, 3.5], [3.1, 3.5]) and not worse([3.2], [3.1])
+    assert worse([math.inf], [3.1]) and worse([3.0, math.inf], [3.1, 3.1])
+    assert not worse([math.inf, 3.0], [math.inf, 3.0]) and not worse([math.inf], [math.inf])
+    assert not worse([3.0, 3.0], [math.inf, 3.1])
 
 
 def test_one_sample():
