@@ -340,7 +340,8 @@ def test_the_command_through_the_clients_own_settings(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     digest = manifest.read(root, "").hash[:12]
     assert done.stdout == (
-        f"{root}: 2 training shards, 803 tokens (needed: 500), commit {fineweb.REVISION}, hash {digest}\n"
+        f"{root}: 2 training shards, 803 tokens (needed: 500), "
+        f"commit {fineweb.REVISION}, hash {digest}\n"
     )
     assert shards_in(root) == first(2)
 

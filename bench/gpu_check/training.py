@@ -73,8 +73,8 @@ def same_training(setting: Setting, notes: Notes, seconds: float) -> None:
     plain = {name: curve(eager, setting, name) for name in ENTRANTS}
     for name in ENTRANTS:
         with notes.attempt(f"{name}: eager, the same seed"), deterministic():
-            first, second = (curve(eager, setting, name) for _ in range(2))
-            same_seed(notes, f"{name}, eager, deterministic", first, second, most=0)
+            one, two = (curve(eager, setting, name) for _ in range(2))
+            same_seed(notes, f"{name}, eager, deterministic", one, two, most=0)
     del eager
     release(setting)
     if not setting.compile:
