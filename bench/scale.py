@@ -1,7 +1,7 @@
 """AdamW against Muon at three batch sizes and three widths of the tiny track.
 
     python -m bench.scale                 # all points; an interrupted one goes on
-    python -m bench.scale --seeds 3 --results results/scale
+    python -m bench.scale --seeds 3 --shard 1/2    # part 1 of 2 of the points
 
 At every point the tuned settings of `tiny` are transferred by `transfer`, re-checked by trials of
 the matrices' learning rate around it (stage "transfer"), and raced: Muon at one horizon, AdamW at
@@ -160,15 +160,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; its exit code: 0, 2 after a user's mistake, 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(prog="python -m bench.scale")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each entrant (default 3)")
+    parser.add_argument("--shard", default="1/1", metavar="I/N", help="part I of N of the points")
     parser.add_argument("--results", default=f"results/{scale.SCALE}", help="folder")
     given = parser.parse_args(arguments)
     try:
         if given.seeds < 1:
             raise UserError(f"--seeds {given.seeds}: must be at least 1; run with --seeds 3")
-        options = Options(results=given.results)
+        shard, options = tune.read_shard(given.shard), Options(results=given.results)
         store.ready(Path(given.results))
         settings = {recipe: tuned(recipe) for recipe in RECIPES}
-        for point in POINTS:
+        for point in (point for i, point in enumerate(POINTS) if shard.has(i)):
             conduct(TRACKS["tiny"], point, settings, options, given.seeds)
         print(scale.markdown(scale.measured(Path(given.results))))
     except UserError as error:

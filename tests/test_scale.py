@@ -135,6 +135,16 @@ def test_no_seeds_are_no_race(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "--seeds 0: must be at least 1" in capsys.readouterr().err
 
 
+def test_shards_share_the_points(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[driver.Point] = []
+    monkeypatch.setattr(driver, "conduct", lambda base, point, *_: done.append(point))
+    folder = f"--results={tmp_path / 'scale'}"
+    for shard in ("1/2", "2/2"):
+        assert driver.main([f"--shard={shard}", folder]) == 0
+    assert sorted(done) == sorted(driver.POINTS)
+    assert driver.main(["--shard=3/2", folder]) == 2
+
+
 def test_published_figures_have_a_source_and_a_basis() -> None:
     points = scale.published()
     assert len(points) >= 6
