@@ -35,7 +35,7 @@ compare: ENTRANTS = $(shell $(PY) -m optim.entrants $(TRACK))
 compare: SEEDS = 5
 compare: race plots report  ## race everybody who is tuned for TRACK; draw the charts, print the league
 
-scale: data  ## race AdamW against Muon at 3 batch sizes and 3 widths of tiny (the machine to itself)
+scale: data  ## race AdamW against Muon at 3 batch sizes and 3 widths of tiny
 	$(PY) -m bench.scale
 	$(PY) -m plots.make
 

@@ -12,7 +12,7 @@ from results.scale import Measured, published
 from results.schema import Published
 from results.stats import Estimate
 
-OURS, STEPS = style.RESERVED["muon"], "#7A5C8E"
+OURS = style.RESERVED["muon"]
 BODY_IN = 5.6
 GREY = style.Look("#8A97A5", (0.29, 0.35, 0.42), "d", "-")
 
@@ -24,12 +24,12 @@ def scale(inputs: Inputs) -> Figure:
         raise MissingDataError("no races at other batch sizes and widths; run: make scale")
     batches = _axis(points, lambda m: m.width, lambda m: m.batch_tokens)
     widths = _axis(points, lambda m: m.batch_tokens, lambda m: m.params)
-    seeds = min(m.steps.n for m in points)
+    seeds = min(m.speedup.n for m in points)
     figure = style.sheet(
         _title(batches, widths),
-        "Filled: ours, in seconds; open: in steps, for equal final loss of runs that each end "
-        "their own schedule; whiskers: 95% intervals; arrow: a bound. Grey: published figures, "
-        "each on its own basis (in brackets), corpus and tuning, so levels compare loosely.",
+        "Filled: ours, in steps, for equal final loss of runs that each end their own schedule; "
+        "whiskers: 95% intervals; arrow: a bound. Grey: published figures, each on its own basis "
+        "(in brackets), corpus and tuning, so levels compare loosely.",
         f"Ours: track tiny with other batches and widths, {seeds} runs or more behind each point, "
         "settings transferred from tiny and re-checked · results/scale, results/published",
         BODY_IN,
@@ -60,14 +60,14 @@ def _axis(
 def _title(batches: Sequence[Measured], widths: Sequence[Measured]) -> str:
     (a, b), (c, d) = (batches[0], batches[-1]), (widths[0], widths[-1])
     return (
-        f"Muon is {_value(a)} as fast as AdamW at {a.batch_tokens:,} tokens a step and "
+        f"AdamW takes {_value(a)} as many steps as Muon at {a.batch_tokens:,} tokens a step and "
         f"{_value(b)} at {b.batch_tokens:,}; {_value(c)} at width {c.width} and {_value(d)} at "
         f"width {d.width}"
     )
 
 
 def _value(point: Measured) -> str:
-    ratio = point.seconds
+    ratio = point.speedup
     chance = ratio.low is not None and ratio.high is not None and ratio.low <= 1 <= ratio.high
     value = f"{point.bound} {ratio.value:.2f}x".strip()
     return f"{value} (which may be chance)" if chance else value
@@ -89,13 +89,10 @@ def _panel(
     others: Sequence[Published],
     place: Callable[[Published], tuple[float, float]],
 ) -> None:
-    for shift, name in ((0.97, "steps"), (1.03, "seconds")):  # so that whiskers stay apart
-        ratios: list[Estimate] = [getattr(point, name) for point in points]
-        x = [along(point) * shift for point in points]
-        color = OURS if name == "seconds" else STEPS
-        axes.plot(x, [ratio.value for ratio in ratios], color=color, linewidth=1, alpha=0.6)
-        for at, ratio, point in zip(x, ratios, points, strict=True):
-            _marker(axes, at, ratio, point.bound, color, filled=name == "seconds")
+    ratios = [point.speedup.value for point in points]
+    axes.plot([along(point) for point in points], ratios, color=OURS, linewidth=1, alpha=0.6)
+    for point in points:
+        _marker(axes, along(point), point.speedup, point.bound)
     notes = []
     for other in others:
         low, high = place(other)
@@ -112,19 +109,15 @@ def _panel(
     style.notes_beside(axes, notes)
 
 
-def _marker(axes: Axes, x: float, ratio: Estimate, bound: str, color: str, filled: bool) -> None:
+def _marker(axes: Axes, x: float, ratio: Estimate, bound: str) -> None:
     if ratio.low is not None and ratio.high is not None:
-        axes.plot([x, x], [ratio.low, ratio.high], color=color, linewidth=1.2)
-    axes.plot(
-        x, ratio.value, marker="s" if filled else "o", markersize=7, color=color,
-        mfc=color if filled else "white", mew=0.6 if filled else 1.4,
-        mec="white" if filled else color, zorder=4,
-    )  # fmt: skip
+        axes.plot([x, x], [ratio.low, ratio.high], color=OURS, linewidth=1.2)
+    axes.plot(x, ratio.value, marker="s", markersize=7, color=OURS, mec="white", mew=0.6, zorder=4)
     if bound:
         axes.annotate(
             "", (x, ratio.value), xytext=(0, 16 if bound == "over" else -16),
             textcoords="offset points",
-            arrowprops={"arrowstyle": "<-", "color": color, "linewidth": 1.2},
+            arrowprops={"arrowstyle": "<-", "color": OURS, "linewidth": 1.2},
         )  # fmt: skip
 
 

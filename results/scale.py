@@ -6,7 +6,8 @@ Each point is a race in which every run goes to the end of its own schedule: Muo
 AdamW at several around it. Claims: the speed-up in steps is the horizon at which AdamW would end
 at Muon's mean final loss, interpolated between two that were run, over Muon's horizon. So no curve
 is read before its end, and no target has to suit all sizes. Nothing is extrapolated: where no
-horizon of AdamW is that good or that bad, the point is a bound.
+horizon of AdamW is that good or that bad, the point is a bound. Losses alone count, so the runs may
+share the machine.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,13 +28,12 @@ NONE_YET = "No other batch size or width is recorded yet: `make scale` runs them
 
 @dataclass(frozen=True)
 class Measured:
-    """One point: how many times as fast Muon is as AdamW there."""
+    """One point: how many times as many steps AdamW takes there as Muon."""
 
     width: int
     batch_tokens: int
     params: int
-    steps: Estimate  # the ratio of steps for equal loss; its bounds are None where it is a bound
-    seconds: Estimate  # the same times AdamW's seconds a step over Muon's
+    speedup: Estimate  # in steps, for equal loss; its bounds are None where it is a bound itself
     bound: str  # "over" or "under" where AdamW's horizons do not enclose Muon's loss, else ""
 
 
@@ -73,19 +73,13 @@ def _measure(point: ScalePoint, runs: Sequence[Run]) -> Measured | None:
         bound = "over" if better else "under"
         edge = max(losses) if better else min(losses)
         steps = Estimate(float(edge), None, None, len(reference))
-    ratio = _times(steps, 1 / point.steps)
-    adamw = [run for run in runs if recipe(run) == BASELINE]
-    seconds = _times(ratio, _step_seconds(adamw) / _step_seconds(muon))
-    return Measured(point.width, point.batch_tokens, runs[0].param_count, ratio, seconds, bound)
+    speedup = _times(steps, 1 / point.steps)
+    return Measured(point.width, point.batch_tokens, runs[0].param_count, speedup, bound)
 
 
 def recipe(run: Run) -> str:
     """The recipe of a run's entrant."""
     return run.entrant.partition(":")[0]
-
-
-def _step_seconds(runs: Sequence[Run]) -> float:
-    return sum(run.train_seconds for run in runs) / sum(run.steps for run in runs)
 
 
 def _times(estimate: Estimate, factor: float) -> Estimate:
@@ -99,14 +93,14 @@ def markdown(points: Sequence[Measured]) -> str:
         return NONE_YET
     rows = [
         [
-            str(m.width), f"{m.batch_tokens:,}", f"{m.params / 1e6:.2f} M",
-            _cell(m.steps, m.bound), _cell(m.seconds, m.bound),
+            str(m.width),
+            f"{m.batch_tokens:,}",
+            f"{m.params / 1e6:.2f} M",
+            _cell(m.speedup, m.bound),
         ]
         for m in points
-    ]  # fmt: skip
-    return markdown_grid(
-        ["width", "tokens a step", "parameters", "Muon in steps", "Muon in time"], rows
-    )
+    ]
+    return markdown_grid(["width", "tokens a step", "parameters", "speed-up in steps"], rows)
 
 
 def _cell(ratio: Estimate, bound: str) -> str:

@@ -38,20 +38,19 @@ def write_point(
     point: ScalePoint,
     losses: Mapping[int, Sequence[float]],
     muon: Sequence[float],
-    step_seconds: tuple[float, float] = (0.1, 0.11),
     params: int = 1_000_000,
 ) -> None:
     """One race of bench.scale: AdamW's final losses by horizon, Muon's; then its trials and row."""
     track = f"{point.width:04x}{point.batch_tokens:08x}"
-    jobs = [("adamw", steps, values, step_seconds[0]) for steps, values in losses.items()]
-    for recipe, steps, values, seconds in [*jobs, ("muon", point.steps, muon, step_seconds[1])]:
+    jobs = [("adamw", steps, values) for steps, values in losses.items()]
+    for recipe, steps, values in [*jobs, ("muon", point.steps, muon)]:
         for seed, loss in enumerate(values):
             last = make_points()[-1]
             ending = [
                 type(last)(
-                    step=steps, tokens=steps * point.batch_tokens, train_seconds=steps * seconds,
+                    step=steps, tokens=steps * point.batch_tokens, train_seconds=0.1 * steps,
                     train_loss=loss, val_loss=loss, lr=0.0, grad_norm=1.0,
-                    step_ms=1000 * seconds, optimizer_ms=5.0, peak_memory_bytes=1,
+                    step_ms=100.0, optimizer_ms=5.0, peak_memory_bytes=1,
                 )
             ]  # fmt: skip
             entrant = f"{recipe}:lr=0.01,steps={steps}"

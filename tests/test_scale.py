@@ -49,12 +49,11 @@ def test_there_are_three_batches_and_three_widths() -> None:
 def test_a_point_is_the_horizon_at_which_adamw_is_as_good(tmp_path: Path) -> None:
     losses = {75: [4.2, 4.2], 100: [4.0, 4.0], 200: [3.8, 3.8]}
     point = ScalePoint("scale-a", 128, 6144, 100)
-    write_point(tmp_path, point, losses, [3.9, 3.9], step_seconds=(0.1, 0.125))
+    write_point(tmp_path, point, losses, [3.9, 3.9])
     (found,) = scale.measured(tmp_path / scale.SCALE)
-    assert found.steps.value == pytest.approx(math.sqrt(2))  # half of an octave
-    assert found.seconds.value == pytest.approx(math.sqrt(2) / 1.25)
+    assert found.speedup.value == pytest.approx(math.sqrt(2))  # half of an octave
     assert (found.width, found.batch_tokens, found.bound) == (128, 6144, "")
-    assert found.steps.low == pytest.approx(found.steps.value)  # seeds that never differ
+    assert found.speedup.low == pytest.approx(found.speedup.value)  # seeds that never differ
 
 
 @pytest.mark.parametrize(("loss", "bound", "ratio"), [(3.7, "over", 2.0), (4.3, "under", 0.75)])
@@ -62,7 +61,11 @@ def test_nothing_is_extrapolated(tmp_path: Path, loss: float, bound: str, ratio:
     losses = {75: [4.2, 4.2], 100: [4.0, 4.0], 200: [3.8, 3.8]}
     write_point(tmp_path, ScalePoint("scale-a", 128, 6144, 100), losses, [loss, loss])
     (found,) = scale.measured(tmp_path / scale.SCALE)
-    assert (found.bound, found.steps.value, found.steps.low) == (bound, pytest.approx(ratio), None)
+    assert (found.bound, found.speedup.value, found.speedup.low) == (
+        bound,
+        pytest.approx(ratio),
+        None,
+    )
     assert f"{bound} {ratio:.2f}x" in scale.markdown([found])
 
 
@@ -71,7 +74,7 @@ def test_the_newest_race_of_a_point_counts(tmp_path: Path) -> None:
     for name, loss in (("scale-a", 3.9), ("scale-b", 4.0)):
         write_point(tmp_path, ScalePoint(name, 128, 6144, 100), losses, [loss, loss])
     (found,) = scale.measured(tmp_path / scale.SCALE)
-    assert found.steps.value == pytest.approx(1.0)
+    assert found.speedup.value == pytest.approx(1.0)
 
 
 def test_points_that_their_runs_do_not_show_are_found(tmp_path: Path) -> None:
@@ -162,13 +165,14 @@ def test_the_chart_and_the_readme_say_what_was_measured(tmp_path: Path) -> None:
     inputs = load(tmp_path)
     figure = make.draw(chart("scale"), inputs)
     by_size = {(m.width, m.batch_tokens): m for m in inputs.scale}
-    low, high = by_size[128, 3072].seconds.value, by_size[128, 12288].seconds.value
+    low, high = by_size[128, 3072].speedup.value, by_size[128, 12288].speedup.value
     assert title(figure).startswith(
-        f"Muon is {low:.2f}x as fast as AdamW at 3,072 tokens a step and {high:.2f}x at 12,288"
+        f"AdamW takes {low:.2f}x as many steps as Muon at 3,072 tokens a step "
+        f"and {high:.2f}x at 12,288"
     )
-    assert title(figure).endswith(f"and over {by_size[256, 6144].seconds.value:.2f}x at width 256")
+    assert title(figure).endswith(f"and over {by_size[256, 6144].speedup.value:.2f}x at width 256")
     drawn = {y for axes in figure.axes for line in axes.lines for y in line.get_ydata()}
-    assert {m.seconds.value for m in inputs.scale} <= drawn
+    assert {m.speedup.value for m in inputs.scale} <= drawn
     readme = f"<!-- begin:scale {tmp_path / scale.SCALE} -->\n<!-- end:scale -->"
     assert "| 256 | 6,144 | 3.70 M | over 2.00x |" in report.rewrite(readme, [], [], None)
     nothing = "<!-- begin:scale nowhere -->\n<!-- end:scale -->"
