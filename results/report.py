@@ -96,9 +96,9 @@ def _sentence(
     fewer, less = steps.ratio.estimate, time.ratio.estimate
     all_reached = reached_a == len(base) and reached_b == len(group)
     return (
-        f"{b} reached {target} in {_change(fewer, 'fewer')} steps than {a} "
+        f"{b} reached {target} in {change(fewer, 'fewer')} steps than {a} "
         f"({a} takes {fewer.value:.2f}x as many; {_interval(steps, fewer)}) "
-        f"and in {_change(less, 'less')} time "
+        f"and in {change(less, 'less')} time "
         f"({'slower: ' if less.value < 1 else ''}{less.value:.2f}x as fast; "
         f"{_interval(time, less)}), "
         f"so one {b} step costs {fewer.value / less.value:.2f}x one {a} step; "
@@ -107,9 +107,10 @@ def _sentence(
     )
 
 
-def _change(ratio: Estimate, less: str) -> str:
-    change = 1 / ratio.value - 1  # of the cost, from the baseline to the challenger
-    return f"{abs(change):.1%} {less if change < 0 else 'more'}"
+def change(ratio: Estimate, less: str) -> str:
+    """A speed-up in per cent of the baseline's cost: "26.1% fewer", or "... more" below 1."""
+    saved = 1 - 1 / ratio.value
+    return f"{abs(saved):.1%} {less if saved >= 0 else 'more'}"
 
 
 def _interval(pair: Pair, ratio: Estimate) -> str:

@@ -105,28 +105,26 @@ def expected_cost(sample: Costs) -> Estimate | None:
     return None if cost is None else _estimate(cost, exponentiate=True)
 
 
-def speedup(baseline: Costs, challenger: Costs) -> Estimate | None:
-    """Expected cost of the baseline over that of the challenger: above 1, the challenger wins.
-
-    None if either never reached the target. The interval is that of the difference of the two
-    logarithms, with the degrees of freedom of Welch and Satterthwaite. n counts the runs of both.
-    """
-    a, b = _log_cost(baseline), _log_cost(challenger)
-    return None if a is None or b is None else _estimate(_difference(a, b), exponentiate=True)
-
-
 @dataclass(frozen=True)
 class Ratio:
     """A speed-up of one entrant over another and how likely chance makes it as large."""
 
-    estimate: Estimate
+    estimate: Estimate  # n counts the runs of both
     p: float | None  # two-sided; None where an entrant has a single run
     at_least: bool = False  # the slower one never reached the target: this is a lower bound
     at_most: bool = False  # the same where the challenger is the slower one
 
+    @property
+    def bound(self) -> bool:
+        """Whether an entrant never reached the target, so that the ratio is known on one side."""
+        return self.at_least or self.at_most
 
-def compare(baseline: Costs, challenger: Costs) -> Ratio | None:
-    """`speedup`, tested by Welch's t-test on the logarithm of the expected costs.
+
+def speedup(baseline: Costs, challenger: Costs) -> Ratio | None:
+    """Expected cost of the baseline over that of the challenger: above 1, the challenger wins.
+
+    Tested by Welch's t-test on the logarithms of the expected costs. The interval is that of their
+    difference, with the degrees of freedom of Welch and Satterthwaite.
 
     An entrant that never reached the target is censored: its cost is at least what a run of it
     spent, on average, and its spread, which is unknown, is taken to be that of the other. That
