@@ -11,7 +11,8 @@ A marked part of the README is `<!-- begin:NAME -->` to `<!-- end:NAME -->` with
 unchanged track, for `league` and `resolution` the newest one of three or more entrants. A README
 that is committed names its races, so that it stays true when others are added; `none` is no race.
 `<!-- begin:scale FOLDER -->` shows what bench.scale left there, `<!-- begin:csv FILE -->` any CSV
-file as a table, `<!-- begin:file FILE -->` a program as it is.
+file as a table, its columns of a single value below it, `<!-- begin:file FILE -->` a program as it
+is.
 """
 
 import argparse
@@ -166,9 +167,23 @@ def tuned_table(tuned: Sequence[Tuned]) -> str:
 
 
 def csv_table(path: Path) -> str:
-    """A CSV file as Markdown. Raises UserError if there is none."""
-    rows = list(csv.reader(read_file(path).splitlines()))
-    return markdown_grid(rows[0], rows[1:])
+    """A CSV file as Markdown. Raises UserError if there is none.
+
+    A column with one value in all of its rows, such as the machine, stands below it once.
+    """
+    headings, *rows = csv.reader(read_file(path).splitlines())
+    alike = {
+        i: cells[0]
+        for i, cells in enumerate(zip(*rows, strict=True))
+        if len(rows) > 1 and cells[0] and len(set(cells)) == 1
+    }
+
+    def shown(cells: Sequence[str]) -> list[str]:
+        return [cell for i, cell in enumerate(cells) if i not in alike]
+
+    grid = markdown_grid(shown(headings), list(map(shown, rows)))
+    note = "; ".join(f"{headings[i]} {value}" for i, value in alike.items())
+    return f"{grid}\n\nAll rows: {note}." if note else grid
 
 
 def read_file(path: Path) -> str:

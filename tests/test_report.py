@@ -204,6 +204,25 @@ def test_the_readme_before_anything_is_tuned():
     assert "Nothing is tuned yet." in report.rewrite(README, three_races(), [], race=None)
 
 
+def test_a_csv_in_the_readme_names_what_its_rows_share_below(tmp_path):
+    path = tmp_path / "step.csv"
+    readme = f"<!-- begin:csv {path} -->\n<!-- end:csv -->\n"
+    machine = '"A processor, 2 cores",2'
+    path.write_text(f"step,ms,note,device,threads\nMuon,20.5,,{machine}\nAdamW,0.8,,{machine}\n")
+    assert report.rewrite(readme, [], [], None).splitlines()[1:-1] == [
+        "| step | ms | note |",
+        "| :-- | --: | --: |",
+        "| Muon | 20.5 |  |",  # what is empty in all rows is not said to be shared
+        "| AdamW | 0.8 |  |",
+        "",
+        "All rows: device A processor, 2 cores; threads 2.",
+    ]
+    path.write_text("step,ms,device\nMuon,20.5,one\nAdamW,0.8,another\n")
+    assert "| AdamW | 0.8 | another |\n<!-- end" in report.rewrite(readme, [], [], None)
+    path.write_text("step,ms\nMuon,20.5\n")  # a single row shares nothing
+    assert "| Muon | 20.5 |\n<!-- end" in report.rewrite(readme, [], [], None)
+
+
 @pytest.mark.parametrize(
     ("readme", "message"),
     [
