@@ -25,8 +25,16 @@ from pathlib import Path
 from errors import UserError
 from results import league, scale
 from results.pairs import UNITS, Pair, Pairs
-from results.schema import REACHED, Run
-from results.stats import Estimate
+from results.schema import DIVERGED, REACHED, Run
+from results.stats import (
+    TRACK3,
+    TRACK3_PRECISION,
+    TRACK3_SIGMA,
+    Estimate,
+    counts,
+    mean,
+    precision,
+)
 from results.store import Tuned, read_runs, read_tuned
 from results.table import (
     BASELINE,
@@ -52,20 +60,13 @@ MARKED = re.compile(  # group 1: the first marker, 2: its name, 3: its argument 
 
 
 def sentences(runs: Sequence[Run], baseline: str = BASELINE) -> list[str]:
-    """What one race shows of each entrant against the baseline; nothing without a baseline.
+    """What one race shows of each entrant against the baseline, if it ran; then the `rulings`.
 
     A difference counts where it holds among all pairs of the race (`results.pairs`).
     """
     groups = by_label(runs)
     base = find(groups, baseline)
-    if base is None:
-        return []
-    steps, seconds = (Pairs(groups, unit) for unit in UNITS)
-    return [
-        _sentence(groups, base, label, steps.of(base, label), seconds.of(base, label))
-        for label in groups
-        if label != base
-    ]
+    return [*(_comparisons(groups, base) if base else []), *rulings(runs)]
 
 
 def sentence(runs: Sequence[Run], baseline: str = BASELINE, challenger: str = "muon") -> str:
@@ -73,12 +74,46 @@ def sentence(runs: Sequence[Run], baseline: str = BASELINE, challenger: str = "m
 
     An entrant is named by its label, or by its recipe: the first label of that recipe.
     """
-    labels = by_label(runs)
-    base, other = find(labels, baseline), find(labels, challenger)
+    groups = by_label(runs)
+    base, other = find(groups, baseline), find(groups, challenger)
     if base is None or other is None:
         return ""
-    others = [label for label in labels if label != base]
-    return sentences(runs, base)[others.index(other)]
+    others = [label for label in groups if label != base]
+    return _comparisons(groups, base)[others.index(other)]
+
+
+def rulings(runs: Sequence[Run]) -> list[str]:
+    """Whether each entrant's runs would count in track 3, in a race in its setting; else nothing.
+
+    All of them are judged (`stats.counts`).
+    """
+    groups = by_label(runs) if runs and runs[0].track == TRACK3 else {}
+    return [_ruling(label, group) for label, group in groups.items()]
+
+
+def _ruling(label: str, runs: Sequence[Run]) -> str:
+    name, target, n = spelled(label), runs[0].target, len(runs)
+    losses = [r.final_loss for r in runs if r.status != DIVERGED and r.final_loss is not None]
+    if len(losses) < n:
+        found, count_there = f"{n - len(losses)} of n = {n} runs diverged", False
+    else:
+        reached, count_there = precision(losses, target), counts(losses, target)
+        found = (
+            f"n = {n}, mean final loss {mean(losses).value:.5f}, ({target:g} - mean) √n = "
+            f"{reached:.5f} (z = {reached / TRACK3_SIGMA:.2f}), "
+            f"{'at least' if count_there else 'below'} {TRACK3_PRECISION:g}"
+        )
+    verb = "count" if count_there else "do not count"
+    return f"{name}: {found}: its runs {verb} under the rule of the speedruns' track 3."
+
+
+def _comparisons(groups: Mapping[str, Sequence[Run]], base: str) -> list[str]:
+    steps, seconds = (Pairs(groups, unit) for unit in UNITS)
+    return [
+        _sentence(groups, base, label, steps.of(base, label), seconds.of(base, label))
+        for label in groups
+        if label != base
+    ]
 
 
 def _sentence(

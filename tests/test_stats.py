@@ -8,15 +8,19 @@ import pytest
 from errors import UserError
 from results.schema import Point
 from results.stats import (
+    TRACK3_PRECISION,
+    TRACK3_SIGMA,
     Costs,
     Crossing,
     Estimate,
     costs,
+    counts,
     crossing,
     deviation,
     expected_cost,
     mean,
     one_sample,
+    precision,
     speedup,
     t_cdf,
     t_quantile,
@@ -222,3 +226,33 @@ def test_one_sample():
         1 - one_sample([1.0, 2.0, 3.0], 3.0)  # as far above as below
     )
     assert one_sample([1.0], 3.0) is None
+
+
+@pytest.mark.parametrize(
+    ("losses", "expected", "passes"),
+    [
+        ([3.276], 0.004, True),  # a single run may count: exactly 0.004 below
+        ([3.2761], 0.0039, False),
+        ([3.277, 3.279, 3.276, 3.28], 0.004, True),  # mean 3.278: .002 * 2
+        ([3.279] * 9, 0.003, False),  # .001 * 3
+        ([3.279] * 16, 0.004, True),  # .001 * 4
+        ([3.25, 3.3], 0.005 * math.sqrt(2), True),  # their own spread does not matter
+        ([3.282] * 4, -0.004, False),  # as far above
+        ([3.2, math.inf], -math.inf, False),  # one diverged
+    ],
+)
+def test_the_rule_of_track_3(losses, expected, passes):
+    assert precision(losses, 3.28) == pytest.approx(expected)
+    assert counts(losses, 3.28) is passes
+
+
+def test_the_rule_of_track_3_on_the_losses_of_its_pull_request_312():
+    digits = "765 965 675 978 961 999 696 746 929 910 1025 1060 822 837 969 966"
+    losses = [3.27 + int(digit) / 1e5 for digit in digits.split()]
+    assert precision(losses, 3.28) == pytest.approx(0.0042425) and counts(losses, 3.28)
+    assert not counts(losses[:12], 3.28)  # 0.00373: more seeds decided it
+
+
+def test_the_margin_of_track_3_is_a_p_of_a_thousandth():
+    tail = math.erfc(TRACK3_PRECISION / TRACK3_SIGMA / math.sqrt(2)) / 2
+    assert tail == pytest.approx(0.001, rel=0.05)
