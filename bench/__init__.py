@@ -1,6 +1,6 @@
 """Measurements of speed: each compares things run in turn in one process, on a quiet machine.
 
-Results are CSVs in this folder, which the README shows.
+Results are CSVs in this folder, which the README shows. Every row names the machine.
 """
 
 import csv
@@ -32,18 +32,24 @@ def medians(contenders: Mapping[str, Callable[[], object]], rounds: int) -> dict
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def write(name: str, rows: list[Row]) -> None:
-    """Print the rows as a table and keep them as bench/<name>.csv."""
+def setting(device: torch.device) -> Row:
+    """On what torch computes here, as columns."""
+    return {
+        "device": machine.device_name(device),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+
+
+def write(name: str, rows: list[Row], on: Row) -> None:
+    """Print the rows as a table and keep them as bench/<name>.csv.
+
+    on: what they were measured on, further columns that every row has alike.
+    """
     path = Path(__file__).with_name(f"{name}.csv")
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
+        writer = csv.DictWriter(file, fieldnames=[*rows[0], *on], lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows(row | on for row in rows)
     print(aligned([list(rows[0]), *(list(map(str, row.values())) for row in rows)]))
-
-
-def machine_line(threads: int) -> str:
-    """What the figures were measured on."""
-    return (
-        f"{machine.device_name(torch.device('cpu'))}, {threads} threads, torch {torch.__version__}"
-    )
+    print("; ".join(f"{column} {value}" for column, value in on.items()))

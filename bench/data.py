@@ -18,9 +18,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
+import torch
 
 import machine
-from bench import Row, machine_line, write
+from bench import Row, write
 from data import shards
 from data.loader import Batches, ReadAhead
 
@@ -73,7 +74,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.data", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--folder", default=None, help="where the shards are made")
-    print(machine_line(machine.cores()))
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(dir=parser.parse_args().folder) as folder:
         paths = make_shards(Path(folder))
@@ -84,7 +84,7 @@ def main() -> None:
                 shuffle_seed=seed,
             )  # fmt: skip
             rows += measure(order, batches)
-    write("data", rows)
+    write("data", rows, {"device": machine.device_name(torch.device("cpu"))})  # without torch
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import machine
 import optim.kernels  # noqa: F401  adds its backends
-from bench import Row, medians, write
+from bench import Row, medians, setting, write
 from muon import BACKENDS, COEFFICIENTS, Coefficients, candidates, choose
 from speedrun import choose_dtype
 
@@ -65,13 +65,12 @@ def rows_of(
 def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(machine.cores())
-    print(f"{machine.device_name(device)}, torch {torch.__version__}")
     rows = []
     for track, batches in BATCHES.items():
         rounds = 15 if track == "tiny" or device.type == "cuda" else 3
         for shape in batches:
             rows += rows_of(track, shape, device, rounds)
-    write("newton_schulz", rows)
+    write("newton_schulz", rows, setting(device))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from functools import partial
 import torch
 
 import machine
-from bench import Row, machine_line, medians, write
+from bench import Row, medians, setting, write
 from model import GPT
 from muon import Muon
 from presets import preset
@@ -79,7 +79,6 @@ def contenders(gpt: GPT, dtype: torch.dtype) -> dict[str, Callable[[], object]]:
 
 def main() -> None:
     torch.set_num_threads(machine.cores())
-    print(machine_line(torch.get_num_threads()))
     gpt = GPT(preset("tiny", vocab_size=1024, block_size=128))
     gpt.init_weights(0)
     ms = medians(contenders(gpt, torch.float32), ROUNDS)
@@ -87,7 +86,7 @@ def main() -> None:
         {"step": name, "ms": round(value, 2), f"times {OURS}": f"{value / ms[OURS]:.2f}x"}
         for name, value in ms.items()
     ]
-    write("optimizer_step", rows)
+    write("optimizer_step", rows, setting(torch.device("cpu")))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ its matrix products ran at that peak and nothing else took time.
 import torch
 
 import machine
-from bench import Row, machine_line, medians, write
+from bench import Row, medians, setting, write
 from speedrun import TRACKS, Options, Trainer, enter
 
 ROUNDS = 15
@@ -75,14 +75,13 @@ def main() -> None:
         name: machine.matmul_flops(cpu, getattr(torch, name), 512, repeats=3)
         for name in ("float32", "bfloat16")
     }
-    print(machine_line(torch.get_num_threads()))
     rows: list[Row] = []
     for dtype, peak in peaks.items():
         if peak < EMULATED * peaks["float32"]:
             print(f"{dtype}: {peak / 1e9:.1f} GFLOP/s: emulated here, not measured further")
             continue
         rows += [rows_of(dtype, compiled) for compiled in (True, False)]
-    write("step", rows)
+    write("step", rows, setting(machine.local_device()))
 
 
 if __name__ == "__main__":

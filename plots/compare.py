@@ -10,7 +10,8 @@ from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
 
 from plots import style
 from plots.inputs import Entrant, Inputs, MissingDataError, Split, split
-from plots.wording import change, doubt, footer, interval
+from plots.wording import doubt, footer, interval
+from results.report import change
 from results.schema import DIVERGED, MISSED, REACHED
 from results.stats import Estimate, costs
 

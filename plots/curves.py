@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 
 from plots import style
 from plots.inputs import Entrant, Inputs
-from plots.wording import change, doubt, footer
+from plots.wording import doubt, footer
+from results.report import change
 from results.schema import DIVERGED, REACHED, Point
 from results.stats import costs, mean, speedup
 
@@ -101,11 +102,12 @@ def _title(inputs: Inputs) -> str:
     steps, time = (
         speedup(costs(rival.runs, u), costs(winner.runs, u)) for u in ("steps", "seconds")
     )
-    if steps is None or time is None:
+    if steps is None or time is None or steps.bound or time.bound:
         return f"{reaches} after {style.number(cost.value)} steps; {rival.name} does not reach it"
-    link = "and" if (steps.value > 1) == (time.value > 1) else "but"
+    fewer, less = steps.estimate, time.estimate
+    link = "and" if (fewer.value > 1) == (less.value > 1) else "but"
     return (
-        f"{reaches} in {change(steps, 'fewer')} steps {link} {change(time, 'less')} time "
+        f"{reaches} in {change(fewer, 'fewer')} steps {link} {change(less, 'less')} time "
         f"than {rival.name}{doubt(inputs, rival, winner, 'steps', 'seconds')}"
     )
 

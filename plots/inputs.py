@@ -6,7 +6,7 @@ Claims: every number comes from the CSVs through `results.store`, `results.stats
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from errors import UserError
@@ -116,12 +116,13 @@ def split(baseline: Entrant, challenger: Entrant) -> Split | None:
     a_steps, a_seconds = (costs(baseline.runs, unit) for unit in ("steps", "seconds"))
     b_steps, b_seconds = (costs(challenger.runs, unit) for unit in ("steps", "seconds"))
     samples, clock = speedup(a_steps, b_steps), speedup(a_seconds, b_seconds)
-    step = speedup(_per_step(a_seconds, a_steps), _per_step(b_seconds, b_steps))
-    if samples is None or clock is None or step is None:
+    if samples is None or clock is None or samples.bound or clock.bound:
         return None
+    step = speedup(_per_step(a_seconds, a_steps), _per_step(b_seconds, b_steps))
+    assert step is not None  # runs that spent steps and seconds have seconds a step
     # The mean over runs weighs each alike; the quotient is what makes the product exact.
-    exact = Estimate(clock.value / samples.value, step.low, step.high, step.n)
-    return Split(samples, exact, clock)
+    exact = clock.estimate.value / samples.estimate.value
+    return Split(samples.estimate, replace(step.estimate, value=exact), clock.estimate)
 
 
 def _per_step(seconds: Costs, steps: Costs) -> Costs:

@@ -87,7 +87,7 @@ def _lines(baseline: Entrant, entrant: Entrant, losses: np.ndarray) -> Lines:
             a, b = _costs(baseline, unit, loss), _costs(entrant, unit, loss)
             ratio = None if a is None or b is None else speedup(a, b)
             if ratio is not None:
-                line.append((loss, ratio))
+                line.append((loss, ratio.estimate))
     return lines
 
 

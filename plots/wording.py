@@ -6,12 +6,6 @@ from plots.inputs import Entrant, Inputs
 from results.stats import Estimate
 
 
-def change(ratio: Estimate, less: str) -> str:
-    """A speed-up in per cent of the baseline's cost: "26.1% fewer", or "... more" below 1."""
-    saved = 1 - 1 / ratio.value
-    return f"{abs(saved):.1%} {less if saved >= 0 else 'more'}"
-
-
 def interval(estimate: Estimate, form: Callable[[float], str]) -> str:
     """The interval as text, such as 1.31 to 1.42; empty when a single run gives none."""
     if estimate.low is None or estimate.high is None:

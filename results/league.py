@@ -126,7 +126,7 @@ def _against(pairs: Pairs, base: str | None, label: str) -> str:
 def times(ratio: Ratio) -> str:
     """A speed-up as text: "1.35x [1.20, 1.50]", or a bound where one side never reached."""
     value = f"{ratio.estimate.value:.2f}x"
-    if ratio.at_least or ratio.at_most:
+    if ratio.bound:
         return f"{'over' if ratio.at_least else 'under'} {value}"
     return value + _brackets(ratio.estimate, "{:.2f}".format)
 

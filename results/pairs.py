@@ -3,7 +3,7 @@
 The quantity is the cost of the target, in steps or in seconds. Final losses are not compared:
 entrants stop at different horizons. A run that misses the target is censored: what it spent is
 counted, and it did not reach (`stats.expected_cost`); an entrant that never reaches it has a lower
-bound (`stats.compare`). Two entrants differ where Welch's t-test of the logarithms, corrected by
+bound (`stats.speedup`). Two entrants differ where Welch's t-test of the logarithms, corrected by
 Holm's method over all pairs of the race, has p < 0.05; otherwise they are not distinguishable.
 """
 
@@ -17,11 +17,11 @@ from results.stats import (
     POWER,
     SIGNIFICANT,
     Ratio,
-    compare,
     costs,
     detectable,
     holm,
     pooled_deviation,
+    speedup,
 )
 
 UNITS = ("steps", "seconds")
@@ -46,7 +46,7 @@ class Pairs:
     def __init__(self, groups: Mapping[str, Sequence[Run]], unit: str) -> None:
         """groups: the runs of each entrant by its label."""
         spent = {label: costs(runs, unit) for label, runs in groups.items()}
-        self._ratios = {(a, b): compare(spent[a], spent[b]) for a in spent for b in spent if a != b}
+        self._ratios = {(a, b): speedup(spent[a], spent[b]) for a in spent for b in spent if a != b}
         tests = {
             key: ratio.p
             for key in combinations(spent, 2)

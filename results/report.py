@@ -11,7 +11,8 @@ A marked part of the README is `<!-- begin:NAME -->` to `<!-- end:NAME -->` with
 unchanged track, for `league` and `resolution` the newest one of three or more entrants. A README
 that is committed names its races, so that it stays true when others are added; `none` is no race.
 `<!-- begin:scale FOLDER -->` shows what bench.scale left there, `<!-- begin:csv FILE -->` any CSV
-file as a table, `<!-- begin:file FILE -->` a program as it is.
+file as a table, its columns of a single value below it, `<!-- begin:file FILE -->` a program as it
+is.
 """
 
 import argparse
@@ -24,8 +25,16 @@ from pathlib import Path
 from errors import UserError
 from results import league, scale
 from results.pairs import UNITS, Pair, Pairs
-from results.schema import REACHED, Run
-from results.stats import Estimate
+from results.schema import DIVERGED, REACHED, Run
+from results.stats import (
+    TRACK3,
+    TRACK3_PRECISION,
+    TRACK3_SIGMA,
+    Estimate,
+    counts,
+    mean,
+    precision,
+)
 from results.store import Tuned, read_runs, read_tuned
 from results.table import (
     BASELINE,
@@ -51,20 +60,13 @@ MARKED = re.compile(  # group 1: the first marker, 2: its name, 3: its argument 
 
 
 def sentences(runs: Sequence[Run], baseline: str = BASELINE) -> list[str]:
-    """What one race shows of each entrant against the baseline; nothing without a baseline.
+    """What one race shows of each entrant against the baseline, if it ran; then the `rulings`.
 
     A difference counts where it holds among all pairs of the race (`results.pairs`).
     """
     groups = by_label(runs)
     base = find(groups, baseline)
-    if base is None:
-        return []
-    steps, seconds = (Pairs(groups, unit) for unit in UNITS)
-    return [
-        _sentence(groups, base, label, steps.of(base, label), seconds.of(base, label))
-        for label in groups
-        if label != base
-    ]
+    return [*(_comparisons(groups, base) if base else []), *rulings(runs)]
 
 
 def sentence(runs: Sequence[Run], baseline: str = BASELINE, challenger: str = "muon") -> str:
@@ -72,12 +74,46 @@ def sentence(runs: Sequence[Run], baseline: str = BASELINE, challenger: str = "m
 
     An entrant is named by its label, or by its recipe: the first label of that recipe.
     """
-    labels = by_label(runs)
-    base, other = find(labels, baseline), find(labels, challenger)
+    groups = by_label(runs)
+    base, other = find(groups, baseline), find(groups, challenger)
     if base is None or other is None:
         return ""
-    others = [label for label in labels if label != base]
-    return sentences(runs, base)[others.index(other)]
+    others = [label for label in groups if label != base]
+    return _comparisons(groups, base)[others.index(other)]
+
+
+def rulings(runs: Sequence[Run]) -> list[str]:
+    """Whether each entrant's runs would count in track 3, in a race in its setting; else nothing.
+
+    All of them are judged (`stats.counts`).
+    """
+    groups = by_label(runs) if runs and runs[0].track == TRACK3 else {}
+    return [_ruling(label, group) for label, group in groups.items()]
+
+
+def _ruling(label: str, runs: Sequence[Run]) -> str:
+    name, target, n = spelled(label), runs[0].target, len(runs)
+    losses = [r.final_loss for r in runs if r.status != DIVERGED and r.final_loss is not None]
+    if len(losses) < n:
+        found, count_there = f"{n - len(losses)} of n = {n} runs diverged", False
+    else:
+        reached, count_there = precision(losses, target), counts(losses, target)
+        found = (
+            f"n = {n}, mean final loss {mean(losses).value:.5f}, ({target:g} - mean) √n = "
+            f"{reached:.5f} (z = {reached / TRACK3_SIGMA:.2f}), "
+            f"{'at least' if count_there else 'below'} {TRACK3_PRECISION:g}"
+        )
+    verb = "count" if count_there else "do not count"
+    return f"{name}: {found}: its runs {verb} under the rule of the speedruns' track 3."
+
+
+def _comparisons(groups: Mapping[str, Sequence[Run]], base: str) -> list[str]:
+    steps, seconds = (Pairs(groups, unit) for unit in UNITS)
+    return [
+        _sentence(groups, base, label, steps.of(base, label), seconds.of(base, label))
+        for label in groups
+        if label != base
+    ]
 
 
 def _sentence(
@@ -96,9 +132,9 @@ def _sentence(
     fewer, less = steps.ratio.estimate, time.ratio.estimate
     all_reached = reached_a == len(base) and reached_b == len(group)
     return (
-        f"{b} reached {target} in {_change(fewer, 'fewer')} steps than {a} "
+        f"{b} reached {target} in {change(fewer, 'fewer')} steps than {a} "
         f"({a} takes {fewer.value:.2f}x as many; {_interval(steps, fewer)}) "
-        f"and in {_change(less, 'less')} time "
+        f"and in {change(less, 'less')} time "
         f"({'slower: ' if less.value < 1 else ''}{less.value:.2f}x as fast; "
         f"{_interval(time, less)}), "
         f"so one {b} step costs {fewer.value / less.value:.2f}x one {a} step; "
@@ -107,9 +143,10 @@ def _sentence(
     )
 
 
-def _change(ratio: Estimate, less: str) -> str:
-    change = 1 / ratio.value - 1  # of the cost, from the baseline to the challenger
-    return f"{abs(change):.1%} {less if change < 0 else 'more'}"
+def change(ratio: Estimate, less: str) -> str:
+    """A speed-up in per cent of the baseline's cost: "26.1% fewer", or "... more" below 1."""
+    saved = 1 - 1 / ratio.value
+    return f"{abs(saved):.1%} {less if saved >= 0 else 'more'}"
 
 
 def _interval(pair: Pair, ratio: Estimate) -> str:
@@ -165,9 +202,23 @@ def tuned_table(tuned: Sequence[Tuned]) -> str:
 
 
 def csv_table(path: Path) -> str:
-    """A CSV file as Markdown. Raises UserError if there is none."""
-    rows = list(csv.reader(read_file(path).splitlines()))
-    return markdown_grid(rows[0], rows[1:])
+    """A CSV file as Markdown. Raises UserError if there is none.
+
+    A column with one value in all of its rows, such as the machine, stands below it once.
+    """
+    headings, *rows = csv.reader(read_file(path).splitlines())
+    alike = {
+        i: cells[0]
+        for i, cells in enumerate(zip(*rows, strict=True))
+        if len(rows) > 1 and cells[0] and len(set(cells)) == 1
+    }
+
+    def shown(cells: Sequence[str]) -> list[str]:
+        return [cell for i, cell in enumerate(cells) if i not in alike]
+
+    grid = markdown_grid(shown(headings), list(map(shown, rows)))
+    note = "; ".join(f"{headings[i]} {value}" for i, value in alike.items())
+    return f"{grid}\n\nAll rows: {note}." if note else grid
 
 
 def read_file(path: Path) -> str:

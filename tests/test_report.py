@@ -161,6 +161,49 @@ def test_no_sentence_without_a_baseline():
     assert report.sentences(entrant("adamw:lr=0.1", [50.0]) + runs) != []
 
 
+def ended(label: str, losses: list[float | None], track: str = "gpt2") -> list[Run]:
+    """Runs to 3.28 by their final losses; None is a run that diverged."""
+    runs = entrant(label, [None] * len(losses))
+    return [
+        replace(
+            run, track=track, target=3.28, final_loss=loss, status="missed" if loss else "diverged"
+        )
+        for run, loss in zip(runs, losses, strict=True)
+    ]
+
+
+def test_a_race_in_the_setting_of_track_3_is_judged_by_its_rule():
+    runs = ended("muon", [3.277, 3.279, 3.276, 3.28]) + ended("lion", [3.279] * 9)
+    runs += ended("soap", [3.2, None]) + ended("sgd", [3.27])
+    rule = "under the rule of the speedruns' track 3."
+    rulings = [
+        "Muon: n = 4, mean final loss 3.27800, (3.28 - mean) √n = 0.00400 (z = 3.08), at least "
+        f"0.004: its runs count {rule}",
+        "Lion: n = 9, mean final loss 3.27900, (3.28 - mean) √n = 0.00300 (z = 2.31), below 0.004: "
+        f"its runs do not count {rule}",
+        f"SOAP: 1 of n = 2 runs diverged: its runs do not count {rule}",
+        "SGD: n = 1, mean final loss 3.27000, (3.28 - mean) √n = 0.01000 (z = 7.69), at least "
+        f"0.004: its runs count {rule}",
+    ]
+    assert report.sentences(runs) == rulings  # there is no baseline to compare them with
+    runs += ended("adamw", [3.3])
+    sentences = report.sentences(runs)
+    assert [each.split(" reached")[0] for each in sentences[:4]] == ["Muon", "Lion", "SOAP", "SGD"]
+    assert sentences[4:8] == rulings and sentences[8].startswith(
+        "AdamW: n = 1, mean final loss 3.3"
+    )
+    assert report.sentence(runs) == sentences[0]
+    readme = "<!-- begin:headline -->\n<!-- end:headline -->\n"
+    assert "\n\n".join(rulings) in report.rewrite(readme, runs, [], race=None)
+
+
+@pytest.mark.parametrize("track", ["tiny", "gpt2-2024", "medium", "custom"])
+def test_no_other_track_is_judged_by_the_rule_of_track_3(track):
+    runs = ended("muon", [3.27] * 3, track) + ended("adamw", [3.27] * 3, track)
+    (sentence,) = report.sentences(runs)
+    assert sentence.startswith("Muon reached") and "track 3" not in sentence
+
+
 README = """# Race
 <!-- begin:headline -->
 old words
@@ -202,6 +245,25 @@ def test_the_readme_is_made_from_the_csvs():
 
 def test_the_readme_before_anything_is_tuned():
     assert "Nothing is tuned yet." in report.rewrite(README, three_races(), [], race=None)
+
+
+def test_a_csv_in_the_readme_names_what_its_rows_share_below(tmp_path):
+    path = tmp_path / "step.csv"
+    readme = f"<!-- begin:csv {path} -->\n<!-- end:csv -->\n"
+    machine = '"A processor, 2 cores",2'
+    path.write_text(f"step,ms,note,device,threads\nMuon,20.5,,{machine}\nAdamW,0.8,,{machine}\n")
+    assert report.rewrite(readme, [], [], None).splitlines()[1:-1] == [
+        "| step | ms | note |",
+        "| :-- | --: | --: |",
+        "| Muon | 20.5 |  |",  # what is empty in all rows is not said to be shared
+        "| AdamW | 0.8 |  |",
+        "",
+        "All rows: device A processor, 2 cores; threads 2.",
+    ]
+    path.write_text("step,ms,device\nMuon,20.5,one\nAdamW,0.8,another\n")
+    assert "| AdamW | 0.8 | another |\n<!-- end" in report.rewrite(readme, [], [], None)
+    path.write_text("step,ms\nMuon,20.5\n")  # a single row shares nothing
+    assert "| Muon | 20.5 |\n<!-- end" in report.rewrite(readme, [], [], None)
 
 
 @pytest.mark.parametrize(

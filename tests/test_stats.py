@@ -8,15 +8,19 @@ import pytest
 from errors import UserError
 from results.schema import Point
 from results.stats import (
+    TRACK3_PRECISION,
+    TRACK3_SIGMA,
     Costs,
     Crossing,
     Estimate,
     costs,
+    counts,
     crossing,
     deviation,
     expected_cost,
     mean,
     one_sample,
+    precision,
     speedup,
     t_cdf,
     t_quantile,
@@ -122,19 +126,23 @@ def test_speedup_is_a_ratio_with_welch_satterthwaite_freedom():
     a, b = 0.1**2 / 3, 0.04**2 / 3  # squared standard errors of the two logarithms
     df = (a + b) ** 2 / (a**2 / 2 + b**2 / 2)
     half = t_quantile(0.975, df) * math.sqrt(a + b)
-    assert ratio is not None and ratio.value == pytest.approx(2)
-    assert ratio.low == pytest.approx(2 * math.exp(-half))
-    assert ratio.high == pytest.approx(2 * math.exp(half))
-    assert ratio.n == 6
+    assert ratio is not None
+    low, high = 2 * math.exp(-half), 2 * math.exp(half)
+    assert ratio.estimate == Estimate(*map(pytest.approx, (2, low, high)), 6)
 
 
-def test_speedup_without_an_answer():
-    many, one = Costs([90, 100], [True] * 2), Costs([50], [True])
-    assert speedup(many, Costs([50, 50], [False] * 2)) is None
-    assert speedup(Costs([50, 50], [False] * 2), many) is None
-    assert speedup(many, one) == Estimate(pytest.approx(1.9), None, None, 3)
+def test_speedup_of_single_runs_and_of_seeds_that_never_differ():
+    single = speedup(Costs([90, 100], [True] * 2), Costs([50], [True]))
+    assert single is not None and single.p is None
+    assert single.estimate == Estimate(pytest.approx(1.9), None, None, 3)
     same = speedup(Costs([100, 100], [True] * 2), Costs([50, 50], [True] * 2))
-    assert same == Estimate(*[pytest.approx(2)] * 3, 4)  # seeds that never differ
+    assert same is not None and same.p == 0
+    assert same.estimate == Estimate(*[pytest.approx(2)] * 3, 4)
+
+
+def test_speedup_where_no_run_spent_anything():
+    met_at_once, some = Costs([0, 0], [True] * 2), Costs([90, 100], [True] * 2)
+    assert speedup(met_at_once, some) is None and speedup(some, met_at_once) is None
 
 
 def coverage(trials: int, interval, truth: float) -> float:
@@ -159,7 +167,7 @@ def test_the_interval_of_a_speedup_covers_its_truth():
 
     def interval():
         slow, fast = random.normal(140, 10, 5), random.normal(100, 4, 5)
-        return speedup(Costs(list(slow), [True] * 5), Costs(list(fast), [True] * 5))
+        return speedup(Costs(list(slow), [True] * 5), Costs(list(fast), [True] * 5)).estimate
 
     assert 0.92 <= coverage(2000, interval, 1.4) <= 0.98
 
@@ -218,3 +226,33 @@ def test_one_sample():
         1 - one_sample([1.0, 2.0, 3.0], 3.0)  # as far above as below
     )
     assert one_sample([1.0], 3.0) is None
+
+
+@pytest.mark.parametrize(
+    ("losses", "expected", "passes"),
+    [
+        ([3.276], 0.004, True),  # a single run may count: exactly 0.004 below
+        ([3.2761], 0.0039, False),
+        ([3.277, 3.279, 3.276, 3.28], 0.004, True),  # mean 3.278: .002 * 2
+        ([3.279] * 9, 0.003, False),  # .001 * 3
+        ([3.279] * 16, 0.004, True),  # .001 * 4
+        ([3.25, 3.3], 0.005 * math.sqrt(2), True),  # their own spread does not matter
+        ([3.282] * 4, -0.004, False),  # as far above
+        ([3.2, math.inf], -math.inf, False),  # one diverged
+    ],
+)
+def test_the_rule_of_track_3(losses, expected, passes):
+    assert precision(losses, 3.28) == pytest.approx(expected)
+    assert counts(losses, 3.28) is passes
+
+
+def test_the_rule_of_track_3_on_the_losses_of_its_pull_request_312():
+    digits = "765 965 675 978 961 999 696 746 929 910 1025 1060 822 837 969 966"
+    losses = [3.27 + int(digit) / 1e5 for digit in digits.split()]
+    assert precision(losses, 3.28) == pytest.approx(0.0042425) and counts(losses, 3.28)
+    assert not counts(losses[:12], 3.28)  # 0.00373: more seeds decided it
+
+
+def test_the_margin_of_track_3_is_a_p_of_a_thousandth():
+    tail = math.erfc(TRACK3_PRECISION / TRACK3_SIGMA / math.sqrt(2)) / 2
+    assert tail == pytest.approx(0.001, rel=0.05)
