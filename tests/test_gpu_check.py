@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -323,6 +324,32 @@ def test_compiled_training_is_compared_with_eager_training(
     checks, _ = parts.read(tmp_path / "rows")
     failed = [check.check for check in checks if check.status == FAILED]
     assert len(failed) == 4 and all("compiled off eager" in name for name in failed)
+
+
+def test_a_seed_is_repeated_where_torch_promises_the_same_bits(
+    setting: Setting, notes: Notes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fused attention's backward keeps that promise only where it may raise, and cuBLAS only where
+    its workspace was set before the first matrix product."""
+    asked: list[tuple[bool, bool, bool]] = []
+
+    def curve(trainer: Any, setting: Setting, entrant: str) -> training.Curve:
+        strict = torch.are_deterministic_algorithms_enabled()
+        warns = torch.is_deterministic_algorithms_warn_only_enabled()
+        asked.append((strict, warns, "CUBLAS_WORKSPACE_CONFIG" in os.environ))
+        if strict and entrant == "muon":
+            raise RuntimeError("no deterministic implementation")
+        return [(10.0, 10.0)]
+
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # what is set below is taken back, too
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    monkeypatch.setattr(training, "curve", curve)
+    training.same_training(replace(setting, compile=False), notes, 60)
+    assert asked == [(False, False, True)] * 2 + [(True, False, True)] * 3
+    assert not torch.are_deterministic_algorithms_enabled()
+    checks, _ = parts.read(tmp_path / "rows")
+    assert [check.status for check in checks] == [PASSED, FAILED, SKIPPED]
+    assert "no deterministic implementation" in checks[1].note
 
 
 def test_the_kernels_are_checked_where_they_run(notes: Notes, tmp_path: Path) -> None:
