@@ -237,6 +237,19 @@ def test_a_part_that_fails_fails_alone_and_the_exit_code_says_so(
         pytest.fail("a compiler was left behind")
 
 
+def test_a_device_that_cannot_be_asked_is_a_message_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken() -> torch.device:
+        raise RuntimeError("CUDA driver initialization failed")
+
+    monkeypatch.setattr(machine, "local_device", broken)
+    begun = time.monotonic()
+    assert command.main([f"--out={tmp_path}"]) == 2
+    assert time.monotonic() - begun < 30
+    assert "gpu_check: the device gave no answer; look at nvidia-smi" in capsys.readouterr().err
+
+
 def test_without_time_left_a_part_is_skipped_and_the_page_still_comes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
