@@ -24,7 +24,7 @@ import torch
 import machine
 import speedrun
 from bench.gpu_check import __main__ as command
-from bench.gpu_check import contest, optimizers, parts, report, training
+from bench.gpu_check import contest, optimizers, parts, report, training, ways
 from bench.gpu_check.parts import FAILED, PASSED, SKIPPED, Notes, Part
 from bench.gpu_check.setting import Setting
 from results import store, verify
@@ -94,7 +94,7 @@ def test_every_property_is_checked(folder: Path) -> None:
     skipped = {row["check"] for row in found if row["status"] == SKIPPED}
     assert skipped <= {
         "Triton against plain", "Triton against plain, float32", "Triton against plain, bfloat16",
-        "compiled against eager",
+        "compiled against eager", "one CUDA graph",
     }  # fmt: skip
     names = [f"{row['part']}: {row['check']}" for row in found if row["status"] == PASSED]
     for part, words in (
@@ -113,6 +113,7 @@ def test_every_property_is_checked(folder: Path) -> None:
         ("training", "muon, eager, deterministic: the same seed gives the same curve"),
         ("step", "muon, eager: state off the dry run's, bytes"),
         ("step", "adamw, eager: parts of the step over all of it"),
+        ("ways", "ddp of one process: losses off those of launched kernels"),
         ("race", "runs that diverged"),
     ):
         assert any(name.startswith(f"{part}: ") and words in name for name in names), words
@@ -363,6 +364,31 @@ def test_a_seed_is_repeated_where_torch_promises_the_same_bits(
     checks, _ = parts.read(tmp_path / "rows")
     assert [check.status for check in checks] == [PASSED, FAILED, SKIPPED]
     assert "no deterministic implementation" in checks[1].note
+
+
+@pytest.mark.parametrize("factor", [1, 2])
+def test_every_way_to_run_a_step_is_compared_with_the_launched_one(
+    factor: int, setting: Setting, notes: Notes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Wrong(speedrun.Trainer):
+        """Gradients that Muon and AdamW train alike with, but for their sizes."""
+
+        def forward_backward(self, *tokens: Any, **options: Any) -> Any:
+            loss = super().forward_backward(*tokens, **options)
+            for p in self.gpt.parameters():
+                assert p.grad is not None
+                p.grad.mul_(factor if self.engine.name == "ddp" else 1)
+            return loss
+
+    monkeypatch.setattr(ways, "Trainer", Wrong)
+    ways.run(replace(setting, compile=False), notes, 60)
+    assert "RANK" not in os.environ
+    checks, measures = parts.read(tmp_path / "rows")
+    right = PASSED if factor == 1 else FAILED
+    assert [(check.check.partition(":")[0], check.status) for check in checks] == [
+        ("one CUDA graph", SKIPPED), ("ddp of one process", PASSED), ("ddp of one process", right),
+    ]  # fmt: skip
+    assert {measure.case for measure in measures} == {"launched", "ddp of one process"}
 
 
 def test_the_kernels_are_checked_where_they_run(notes: Notes, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import torch
 import bench.gpu_check
 import machine
 import record
-from bench.gpu_check import contest, models, optimizers, report, training
+from bench.gpu_check import contest, models, optimizers, report, training, ways
 from bench.gpu_check.parts import FAILED, SKIPPED, Check, Part, Result, run
 from bench.gpu_check.setting import Setting
 from data import corpus, open_dataset
@@ -34,6 +34,7 @@ PARTS = (
     Part("step", "speed, split and memory", training.step, 0.35),
     Part("optimizer_step", "against torch's", training.optimizers, 0.05),
     Part("newton_schulz", "each backend", training.backends, 0.05),
+    Part("ways", "CUDA graph and ddp against launched kernels", ways.run, 0.2),
     Part("race", "AdamW against Muon on real text", contest.run, None),
 )
 RESERVE = 15.0  # seconds for the chart and the page
