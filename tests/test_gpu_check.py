@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ import torch
 import machine
 import speedrun
 from bench.gpu_check import __main__ as command
-from bench.gpu_check import contest, optimizers, parts, report, training
+from bench.gpu_check import contest, optimizers, parts, report, training, ways
 from bench.gpu_check.parts import FAILED, PASSED, SKIPPED, Notes, Part
 from bench.gpu_check.setting import Setting
 from results import store, verify
@@ -93,7 +94,7 @@ def test_every_property_is_checked(folder: Path) -> None:
     skipped = {row["check"] for row in found if row["status"] == SKIPPED}
     assert skipped <= {
         "Triton against plain", "Triton against plain, float32", "Triton against plain, bfloat16",
-        "compiled against eager",
+        "compiled against eager", "one CUDA graph",
     }  # fmt: skip
     names = [f"{row['part']}: {row['check']}" for row in found if row["status"] == PASSED]
     for part, words in (
@@ -112,6 +113,7 @@ def test_every_property_is_checked(folder: Path) -> None:
         ("training", "muon, eager, deterministic: the same seed gives the same curve"),
         ("step", "muon, eager: state off the dry run's, bytes"),
         ("step", "adamw, eager: parts of the step over all of it"),
+        ("ways", "ddp of one process: losses off those of launched kernels"),
         ("race", "runs that diverged"),
     ):
         assert any(name.startswith(f"{part}: ") and words in name for name in names), words
@@ -236,6 +238,19 @@ def test_a_part_that_fails_fails_alone_and_the_exit_code_says_so(
         pytest.fail("a compiler was left behind")
 
 
+def test_a_device_that_cannot_be_asked_is_a_message_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken() -> torch.device:
+        raise RuntimeError("CUDA driver initialization failed")
+
+    monkeypatch.setattr(machine, "local_device", broken)
+    begun = time.monotonic()
+    assert command.main([f"--out={tmp_path}"]) == 2
+    assert time.monotonic() - begun < 30
+    assert "gpu_check: the device gave no answer; look at nvidia-smi" in capsys.readouterr().err
+
+
 def test_without_time_left_a_part_is_skipped_and_the_page_still_comes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -323,6 +338,57 @@ def test_compiled_training_is_compared_with_eager_training(
     checks, _ = parts.read(tmp_path / "rows")
     failed = [check.check for check in checks if check.status == FAILED]
     assert len(failed) == 4 and all("compiled off eager" in name for name in failed)
+
+
+def test_a_seed_is_repeated_where_torch_promises_the_same_bits(
+    setting: Setting, notes: Notes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fused attention's backward keeps that promise only where it may raise, and cuBLAS only where
+    its workspace was set before the first matrix product."""
+    asked: list[tuple[bool, bool, bool]] = []
+
+    def curve(trainer: Any, setting: Setting, entrant: str) -> training.Curve:
+        strict = torch.are_deterministic_algorithms_enabled()
+        warns = torch.is_deterministic_algorithms_warn_only_enabled()
+        asked.append((strict, warns, "CUBLAS_WORKSPACE_CONFIG" in os.environ))
+        if strict and entrant == "muon":
+            raise RuntimeError("no deterministic implementation")
+        return [(10.0, 10.0)]
+
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # what is set below is taken back, too
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    monkeypatch.setattr(training, "curve", curve)
+    training.same_training(replace(setting, compile=False), notes, 60)
+    assert asked == [(False, False, True)] * 2 + [(True, False, True)] * 3
+    assert not torch.are_deterministic_algorithms_enabled()
+    checks, _ = parts.read(tmp_path / "rows")
+    assert [check.status for check in checks] == [PASSED, FAILED, SKIPPED]
+    assert "no deterministic implementation" in checks[1].note
+
+
+@pytest.mark.parametrize("factor", [1, 2])
+def test_every_way_to_run_a_step_is_compared_with_the_launched_one(
+    factor: int, setting: Setting, notes: Notes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Wrong(speedrun.Trainer):
+        """Gradients that Muon and AdamW train alike with, but for their sizes."""
+
+        def forward_backward(self, *tokens: Any, **options: Any) -> Any:
+            loss = super().forward_backward(*tokens, **options)
+            for p in self.gpt.parameters():
+                assert p.grad is not None
+                p.grad.mul_(factor if self.engine.name == "ddp" else 1)
+            return loss
+
+    monkeypatch.setattr(ways, "Trainer", Wrong)
+    ways.run(replace(setting, compile=False), notes, 60)
+    assert "RANK" not in os.environ
+    checks, measures = parts.read(tmp_path / "rows")
+    right = PASSED if factor == 1 else FAILED
+    assert [(check.check.partition(":")[0], check.status) for check in checks] == [
+        ("one CUDA graph", SKIPPED), ("ddp of one process", PASSED), ("ddp of one process", right),
+    ]  # fmt: skip
+    assert {measure.case for measure in measures} == {"launched", "ddp of one process"}
 
 
 def test_the_kernels_are_checked_where_they_run(notes: Notes, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ checks.csv, measures.csv, parts.csv, charts, report.md, and the race as any othe
     optimizers.py  checks of Newton-Schulz, its kernels, Muon and AdamW
     models.py      checks of the model
     training.py    checks and measurements of the training step
+    ways.py        checks of CUDA graphs and of the engine of several processes
     contest.py     the race
     report.py      CSVs, charts and the page
 """

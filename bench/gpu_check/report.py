@@ -90,6 +90,7 @@ def page(
         ("machine", "The machine"),
         ("optimizer_step", "An optimizer's step on the hidden matrices"),
         ("newton_schulz", "Newton-Schulz, five steps on a batch"),
+        ("ways", "The step of a model as small as `tiny`"),
     ):
         lines += ["", f"## {title}", "", *table(measures, part)]
     lines += ["", "## The race", "", *_race(out, measures)]

@@ -38,6 +38,9 @@ class Sizes:
     loss_chunk: int  # tokens
     timed_steps: int
     eager_steps: int
+    small_seqs: int  # sequences of a step of a model as small as `tiny` ...
+    small_len: int  # ... and their tokens
+    small_steps: int
     check_steps: int
     race_seqs: int  # sequences of a step of the race
     race_val_tokens: int  # at most
@@ -61,6 +64,9 @@ FULL = Sizes(
     loss_chunk=8192,
     timed_steps=12,
     eager_steps=3,
+    small_seqs=16,
+    small_len=128,
+    small_steps=50,
     check_steps=6,
     race_seqs=128,
     race_val_tokens=1 << 20,
@@ -83,6 +89,9 @@ TOY = Sizes(
     loss_chunk=64,
     timed_steps=3,
     eager_steps=2,
+    small_seqs=4,
+    small_len=16,
+    small_steps=3,
     check_steps=3,
     race_seqs=4,
     race_val_tokens=512,
@@ -154,6 +163,15 @@ class Setting:
             val_every_late=1,
             shuffle=True,
         )
+
+    def small_track(self) -> speedrun.Track:
+        """The same with the model `tiny`, of whose kernels none takes as long as its launch."""
+        sizes = self.sizes
+        tokens = sizes.small_seqs * sizes.small_len
+        return replace(
+            self.track(sizes.check_seqs), model="tiny", width=None,
+            seq_len=sizes.small_len, batch_tokens=tokens, val_tokens=tokens,
+        )  # fmt: skip
 
     def entrant(self, name: str, steps: int) -> Entrant:
         """An entrant with the settings published for the track, on another horizon."""

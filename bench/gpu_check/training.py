@@ -7,6 +7,7 @@ Measured: tokens a second, MFU, the split of the step, memory; and the optimizer
 
 import contextlib
 import gc
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -57,7 +58,11 @@ def peak(setting: Setting, notes: Notes, seconds: float) -> None:
 
 def curve(trainer: Trainer, setting: Setting, entrant: str) -> Curve:
     """The losses of a few steps of seed 0."""
-    out = trainer.run(setting.entrant(entrant, setting.sizes.check_steps), seed=0)
+    return curve_of(trainer.run(setting.entrant(entrant, setting.sizes.check_steps), seed=0))
+
+
+def curve_of(out: Outcome) -> Curve:
+    """The losses of a run that was validated after each step."""
     return [(point.train_loss or 0.0, point.val_loss) for point in out.points]
 
 
@@ -68,6 +73,8 @@ def apart(a: Curve, b: Curve) -> list[float]:
 
 def same_training(setting: Setting, notes: Notes, seconds: float) -> None:
     """The part `training`: eager against compiled, and one seed twice."""
+    # torch looks at it at the first matrix product of a process, and never again.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     track = setting.track(setting.sizes.check_seqs)
     eager = Trainer(track, setting.options())
     plain = {name: curve(eager, setting, name) for name in ENTRANTS}
@@ -100,8 +107,11 @@ def same_training(setting: Setting, notes: Notes, seconds: float) -> None:
 
 @contextlib.contextmanager
 def deterministic() -> Iterator[None]:
-    """Have torch take its deterministic kernels: fused attention's backward adds in any order."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    """Have torch take its deterministic kernels, and raise where it has none.
+
+    Where it may only warn, fused attention keeps the backward pass that adds in any order.
+    """
+    torch.use_deterministic_algorithms(True)
     try:
         yield
     finally:
