@@ -1,6 +1,14 @@
-"""What several tests share: the prepared corpus and a race small enough for a test."""
+"""What several tests share: the prepared corpus and a race small enough for a test.
+
+Tests run on the CPU, also where there is a GPU: the default track would be another one there. Those
+that have something to say of a GPU are run by name with CUDA_VISIBLE_DEVICES=0 in front:
+tests/test_symmetric.py, tests/test_graphs.py and tests/test_feed.py.
+"""
 
 import os
+
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # before torch looks
+
 from dataclasses import replace
 from pathlib import Path
 
