@@ -3,8 +3,7 @@
     python speedrun.py plan muon --track gpt2
 
 Needs neither data nor a GPU: the model, its table of roles, the recipe and the rules are the real
-ones, on tensors without storage. Bytes of state are counted after a step. A rule that cannot step
-without numbers steps on the CPU, once for each shape.
+ones, on tensors without storage. Bytes of state are those of the dry run, counted after steps.
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,9 +14,6 @@ from typing import Any
 import torch
 
 import dryrun
-import optim
-from engines.single import tensors_in
-from errors import UserError
 from model import GPT
 from optim.entrants import Entrant
 from planner import corpora
@@ -58,15 +54,15 @@ HEADINGS = ["parameter", "role", "shape", "blocks", "rule", "lr", "weight decay"
 def rows(gpt: GPT, entrant: Entrant) -> list[Row]:
     """A row for each parameter of a model on the meta device, in the model's order.
 
-    Raises UserError if the entrant's options make no plan.
+    Raises UserError if the entrant's options make no plan, or one of its rules cannot step.
     """
     engine, groups = dryrun.place(gpt, entrant)
     order = {row.name: number for number, row in enumerate(engine.roles())}
     found = []
     for group in groups:
         options = group.options
-        sizes = state_bytes(group, entrant)
-        for row, size in zip(group.params, sizes, strict=True):
+        shares = dryrun.shares(group, entrant.label)
+        for row, share in zip(group.params, shares, strict=True):
             found.append(
                 Row(
                     name=row.name,
@@ -77,44 +73,10 @@ def rows(gpt: GPT, entrant: Entrant) -> list[Row]:
                     lr=options["lr"],
                     weight_decay=options.get("weight_decay", 0.0),
                     numel=row.param.numel(),
-                    state_bytes=size,
+                    state_bytes=share.state_bytes,
                 )
             )
     return sorted(found, key=lambda row: order[row.name])
-
-
-def state_bytes(group: optim.Group, entrant: Entrant) -> list[int]:
-    """Bytes of state of each parameter of a group, after a step on its device or on the CPU."""
-    params = [row.param for row in group.params]
-    try:
-        return _after_a_step(group, params)
-    except (NotImplementedError, RuntimeError, TypeError):
-        pass  # the rule needs numbers
-    shapes = list({(p.shape, p.dtype): p for p in params})
-    # The first of a group may hold what the others share.
-    copies = [(params[0].shape, params[0].dtype), *shapes]
-    numbers = [torch.nn.Parameter(torch.randn(shape, dtype=dtype)) for shape, dtype in copies]
-    try:
-        first, *sizes = _after_a_step(group, numbers)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"{entrant.label}: {group.rule.__name__} fails on random numbers: {reason}; "
-            "mend its options"
-        ) from error
-    of_shape = dict(zip(shapes, sizes, strict=True))
-    return [first, *(of_shape[p.shape, p.dtype] for p in params[1:])]
-
-
-def _after_a_step(group: optim.Group, params: Sequence[torch.nn.Parameter]) -> list[int]:
-    optimizer = group.rule(params, **group.options)
-    for p in params:
-        p.grad = torch.randn_like(p)
-    with torch.random.fork_rng(devices=[]), torch.compiler.set_stance("force_eager"):
-        optimizer.step()
-    for p in params:
-        p.grad = None
-    return [sum(t.nbytes for t in tensors_in(optimizer.state[p])) for p in params]
 
 
 def text(table: Sequence[Row]) -> str:

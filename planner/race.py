@@ -37,7 +37,7 @@ class Entrant:
     param_bytes: int
     grad_bytes: int
     state_bytes: int
-    optimizer_flops: float  # of one step
+    optimizer_flops: float  # of a step, on average
 
 
 @dataclass(frozen=True)
