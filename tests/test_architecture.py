@@ -41,7 +41,7 @@ ALLOWED = {
     "record": {"torch", "machine", "optim", "results"},
     "tune": {"torch", "optim", "record", "results"},
     "dryrun": {"torch", "engines", "flags", "model", "optim", "planner", "results"},
-    "assignment": {"torch", "dryrun", "engines", "model", "optim", "planner", "results"},
+    "assignment": {"torch", "dryrun", "model", "optim", "planner", "results"},
     # on top of all: no part of a model, no rule's arithmetic, no chart, no estimate
     "speedrun": {
         "torch", "assignment", "clock", "data", "dryrun", "engines", "feed", "flags", "machine",
