@@ -24,6 +24,10 @@ from optim import Option, find, options, recipes
 
 TUNED = Path(__file__).with_name("tuned.toml")
 
+# Tracks with the data, batch and target rule of another one, whose settings stand in for whoever
+# has none of its own there.
+STANDS_IN = {"tiny-gqa": "tiny", "tiny-mla": "tiny", "tiny-classic": "tiny"}
+
 
 @dataclass(frozen=True)
 class Entrant:
@@ -79,15 +83,15 @@ def parse(
     name, assignments = split(text)
     known = entrant_options(name, schedule)
     settings = {key: option.default for key, option in known.items()} | dict(defaults)
-    section = _section(track, name, tuned)
+    found, section = _section(track, name, tuned)
     for key, value in _settings(section).items():
         if key not in known:
-            raise UserError(f"{tuned}: [{track}.{name}]: {_unknown('option', key, known)}")
-        settings[key] = _convert(f"{tuned}: [{track}.{name}]", key, str(value), known[key].type)
+            raise UserError(f"{tuned}: [{found}.{name}]: {_unknown('option', key, known)}")
+        settings[key] = _convert(f"{tuned}: [{found}.{name}]", key, str(value), known[key].type)
     if "source" in section:
-        origin = f"published for {track} ({section['source']})"
+        origin = f"published for {found} ({section['source']})"
     else:
-        origin = f"tuned for {track}" if section else f"defaults (nobody has tuned it for {track})"
+        origin = f"tuned for {found}" if section else f"defaults (nobody has tuned it for {track})"
     settings |= assigned(text, known)
     if assignments:
         origin += f", with {', '.join(filter(None, assignments.split(',')))}"
@@ -113,13 +117,18 @@ def assigned(text: str, known: Mapping[str, Option]) -> dict[str, Any]:
 
 
 def tuned_settings(track: str, recipe: str, tuned: Path | None = TUNED) -> dict[str, Any]:
-    """The committed settings of a recipe on a track; empty if nobody has tuned it there."""
-    return _settings(_section(track, recipe, tuned))
+    """The committed settings of a recipe on a track, or on the one that stands in for it.
+
+    Empty if nobody has tuned it there.
+    """
+    return _settings(_section(track, recipe, tuned)[1])
 
 
 def tuned_recipes(track: str, tuned: Path | None = TUNED) -> list[str]:
-    """The recipes that are tuned for a track, AdamW first. Raises UserError if there are none."""
-    named = sorted(_tracks(tuned).get(track, {}), key=lambda recipe: (recipe != "adamw", recipe))
+    """The recipes that have settings on a track, AdamW first. Raises UserError if none has."""
+    tracks = _tracks(tuned)
+    having = {recipe for name in _lenders(track) for recipe in tracks.get(name, {})}
+    named = sorted(having, key=lambda recipe: (recipe != "adamw", recipe))
     if not named:
         raise UserError(f"nobody is tuned for {track}; run: python speedrun.py tune adamw muon")
     return named
@@ -130,9 +139,18 @@ def _settings(section: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in section.items() if key not in ("trials", "source")}
 
 
-def _section(track: str, recipe: str, tuned: Path | None) -> dict[str, Any]:
-    section: dict[str, Any] = _tracks(tuned).get(track, {}).get(recipe, {})
-    return section
+def _section(track: str, recipe: str, tuned: Path | None) -> tuple[str, dict[str, Any]]:
+    """The track that a recipe's settings come from, and their section; empty if there is none."""
+    tracks = _tracks(tuned)
+    for name in _lenders(track):
+        if section := tracks.get(name, {}).get(recipe, {}):
+            return name, section
+    return track, {}
+
+
+def _lenders(track: str) -> tuple[str, ...]:
+    """Where the settings of a track are looked for, in this order."""
+    return (track, STANDS_IN[track]) if track in STANDS_IN else (track,)
 
 
 def _tracks(tuned: Path | None) -> dict[str, Any]:

@@ -21,7 +21,13 @@ from errors import UserError
 from model import GPT, RoleRow
 from muon import Muon
 from optim import Group, Linear, Log, Option, Roles, options, pick, plan
-from optim.entrants import Entrant, entrant_options, parse, tuned_settings
+from optim.entrants import (
+    Entrant,
+    entrant_options,
+    parse,
+    tuned_recipes,
+    tuned_settings,
+)
 from presets import GPTConfig
 
 ROLES = GPT(GPTConfig(vocab_size=37, block_size=8, n_layer=2, n_head=2, n_embd=32)).roles()
@@ -285,6 +291,15 @@ def test_tuned_settings_lie_between_the_defaults_and_what_is_typed(
     assert tuned_settings("tiny", "muon", path) == dict(lr=0.07, momentum=0.8, steps=55)
     assert tuned_settings("medium", "muon", path) == {}
     assert parse("muon", "medium", Schedule, {}, {}, path).settings["lr"] == 0.03
+
+
+def test_the_settings_of_tiny_stand_in_on_its_other_models(tuned: Callable[[str], Path]) -> None:
+    path = tuned("[tiny.muon]\nlr = 0.07\n[tiny.lion]\n[tiny-mla.muon]\nlr = 0.06\n")
+    gqa = parse("muon", "tiny-gqa", Schedule, {}, {}, path)
+    assert (gqa.settings["lr"], gqa.origin) == (0.07, "tuned for tiny")
+    mla = parse("muon", "tiny-mla", Schedule, {}, {}, path)
+    assert (mla.settings["lr"], mla.origin) == (0.06, "tuned for tiny-mla")
+    assert tuned_recipes("tiny-mla", path) == ["lion", "muon"]
 
 
 def test_without_the_file_nothing_is_tuned(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import speedrun
 import tune
 from errors import UserError
 from optim import Linear, Log, Option
-from optim.entrants import TUNED, entrant_options, tuned_recipes, tuned_settings
+from optim.entrants import STANDS_IN, TUNED, entrant_options, tuned_recipes, tuned_settings
 from results import stats, store
 from results.schema import DIVERGED, REACHED, Trial
 from tests.rows import make_trial
@@ -259,6 +259,13 @@ def test_every_tuned_recipe_of_tiny_had_the_same_number_of_trials() -> None:
         if of_search and row.recipe in counts:  # the search of another one goes on
             counts[row.recipe] += 1
     assert set(counts.values()) == {32 + 8}
+
+
+def test_settings_stand_in_between_tracks_that_differ_in_the_model_alone() -> None:
+    same = {"name": "", "model": "", "target": 1.0}
+    for track, lender in STANDS_IN.items():
+        one, other = speedrun.TRACKS[track], speedrun.TRACKS[lender]
+        assert replace(one, **same) == replace(other, **same)
 
 
 def test_committed_settings_are_options_of_their_recipes() -> None:
