@@ -15,17 +15,17 @@ from typing import Any
 
 import torch
 
-import machine
 from errors import UserError
 from optim.entrants import Entrant, split
 from results import store
 from results.schema import COMMON, DIVERGED, FINISHED, REACHED, Logit, Point, Run, Trial
 from results.stats import crossing
+from runtime import machine
 
 ROOT = Path(__file__).parent
 # The files that decide a number. Their text is stored once per hash, and the hash is in every row.
 PROGRAM = (
-    "*.py", "optim/**/*.py", "engines/*.py", "data/*.py", "results/s*.py",
+    "*.py", "runtime/*.py", "optim/**/*.py", "engines/*.py", "data/*.py", "results/s*.py",
     "requirements-optimizers.txt",
 )  # fmt: skip
 # What running the program writes into its own tree.

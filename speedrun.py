@@ -34,24 +34,24 @@ import assignment
 import dryrun
 import engines
 import flags
-import machine
 import optim
 import record
 import tune
-from clock import Clock
 from data import open_dataset
 from data.loader import Batches, val_batches
 from errors import UserError
-from feed import Feed
 from model import GPT
 from optim import Linear
 from optim.entrants import TUNED, Entrant, entrant_options, parse
-from passes import Passes
 from presets import GPTConfig, preset
 from results import report, store, table
 from results.live import Live
 from results.schema import DIVERGED, MISSED, REACHED, Point, Run
 from results.stats import crossing
+from runtime import machine
+from runtime.clock import Clock
+from runtime.feed import Feed
+from runtime.passes import Passes
 
 # Reading a loss waits for the device, so on a GPU several steps are read together.
 READ_EVERY = {"cpu": 1, "cuda": 25}  # steps

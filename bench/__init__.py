@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
-import machine
 from results.table import aligned
+from runtime import machine
 
 Row = dict[str, str | float]
 

@@ -20,10 +20,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import machine
 from bench import Row, write
 from data import shards
 from data.loader import Batches, ReadAhead
+from runtime import machine
 
 SHARD_TOKENS = (100_000_007, 100_000_013, 56_000_000)  # no multiple of a window: windows cross over
 VOCAB_SIZE = 50257

@@ -13,10 +13,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-import machine
 import optim.kernels  # noqa: F401  adds its backends
 from bench import Row, medians, setting, write
 from muon import BACKENDS, COEFFICIENTS, Coefficients, candidates, choose
+from runtime import machine
 from speedrun import choose_dtype
 
 # (K, m, n): query, key, value and projection of all layers; both matrices of all MLPs.

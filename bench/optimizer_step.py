@@ -14,11 +14,11 @@ from functools import partial
 
 import torch
 
-import machine
 from bench import Row, medians, setting, write
 from model import GPT
 from muon import Muon
 from presets import preset
+from runtime import machine
 
 ROUNDS = 15
 OURS = "Muon"

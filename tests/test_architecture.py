@@ -12,7 +12,7 @@ import pytest
 from results import report, store
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("data", "engines", "optim", "planner", "plots", "results")
+PACKAGES = ("data", "engines", "optim", "planner", "plots", "results", "runtime")
 OWN = {*PACKAGES, *(path.stem for path in ROOT.glob("*.py"))}
 # What a part may import of torch and of the project, beside itself and errors: lower layers first.
 ALLOWED = {
@@ -21,8 +21,6 @@ ALLOWED = {
     "muon": {"torch"},
     "flags": set(),
     "presets": set(),
-    "machine": {"torch"},
-    "graphs": {"torch"},
     # packages
     "optim": {"torch", "muon"},
     "engines": {"torch"},
@@ -34,18 +32,16 @@ ALLOWED = {
     "attention": {"torch", "presets"},
     "model": {"torch", "attention", "presets"},
     # training: how a step is done, fed and timed, whoever's rule it is
-    "clock": {"torch", "machine"},
-    "feed": {"torch", "data"},
-    "passes": {"torch", "engines", "graphs", "machine", "model", "muon"},
+    "runtime": {"torch", "data", "engines", "model", "muon"},
     # commands and records: what runs around a training, or without one
-    "record": {"torch", "machine", "optim", "results"},
+    "record": {"torch", "optim", "results", "runtime"},
     "tune": {"torch", "optim", "record", "results"},
     "dryrun": {"torch", "engines", "flags", "model", "optim", "planner", "results"},
     "assignment": {"torch", "dryrun", "model", "optim", "planner", "results"},
     # on top of all: no part of a model, no rule's arithmetic, no chart, no estimate
     "speedrun": {
-        "torch", "assignment", "clock", "data", "dryrun", "engines", "feed", "flags", "machine",
-        "model", "optim", "passes", "presets", "record", "results", "tune",
+        "torch", "assignment", "data", "dryrun", "engines", "flags", "model", "optim", "presets",
+        "record", "results", "runtime", "tune",
     },
 }  # fmt: skip
 FILES = sorted(

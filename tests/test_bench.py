@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import bench
-import machine
+from runtime import machine
 
 FOLDER = Path(bench.__file__).parent
 

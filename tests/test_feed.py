@@ -11,7 +11,7 @@ import speedrun
 from data import shards
 from data.loader import Batches
 from errors import UserError
-from feed import Feed, pinned
+from runtime.feed import Feed, pinned
 
 CPU = torch.device("cpu")
 DEVICES = [

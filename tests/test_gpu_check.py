@@ -21,7 +21,6 @@ from typing import Any
 import pytest
 import torch
 
-import machine
 import speedrun
 from bench.gpu_check import __main__ as command
 from bench.gpu_check import contest, optimizers, parts, report, training, ways
@@ -29,6 +28,7 @@ from bench.gpu_check.parts import FAILED, PASSED, SKIPPED, Notes, Part
 from bench.gpu_check.setting import Setting
 from results import store, verify
 from results.live import Live
+from runtime import machine
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")

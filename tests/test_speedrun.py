@@ -9,14 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-import machine
-import passes
 import speedrun
-from clock import Clock
 from errors import UserError
 from optim.entrants import parse
 from results import store
 from results.schema import DIVERGED, MISSED, REACHED
+from runtime import machine, passes
+from runtime.clock import Clock
 from speedrun import Options, Schedule, Track, Trainer
 
 

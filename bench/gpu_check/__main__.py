@@ -16,7 +16,6 @@ from pathlib import Path
 import torch
 
 import bench.gpu_check
-import machine
 import record
 from bench.gpu_check import contest, models, optimizers, report, training, ways
 from bench.gpu_check.parts import FAILED, SKIPPED, Check, Part, Result, run
@@ -24,6 +23,7 @@ from bench.gpu_check.setting import Setting
 from data import corpus, open_dataset
 from data.manifest import MANIFEST
 from errors import UserError
+from runtime import machine
 
 # Shares are of the whole time, limits that are mostly not reached: the race has what is left.
 PARTS = (

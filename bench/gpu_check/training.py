@@ -15,13 +15,13 @@ from typing import Any
 import torch
 
 import dryrun
-import machine
 from bench import medians, newton_schulz, optimizer_step
 from bench.gpu_check.parts import Notes
 from bench.gpu_check.setting import ENTRANTS, TRACK, Setting
 from model import GPT
 from planner.hardware import GPUS
 from presets import preset
+from runtime import machine
 from speedrun import Outcome, Trainer, choose_dtype
 
 GOAL = 0.55  # MFU of the step, optimizer included, on one H100

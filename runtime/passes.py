@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import machine
 import muon
 from engines import Engine
 from errors import UserError
-from graphs import Captured
 from model import GPT
+from runtime import machine
+from runtime.graphs import Captured
 
 MOST_TOKENS = 1 << 16  # of a microbatch: a GPU is full with them, and more would not fit most
 NO_COMPILER, NO_MEMORY = 1.0, 2.0  # what can go wrong in a rehearsal, the worst last

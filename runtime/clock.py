@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-import machine
+from runtime import machine
 
 Mark = Any  # a moment: seconds on a CPU, a CUDA event on a GPU
 
