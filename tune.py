@@ -249,18 +249,22 @@ class Study:
             left = [index for index in left if not stats.worse(losses[index], losses[leader])]
         return sorted((statistics.fmean(losses[index]), index) for index in left)
 
+    @property
+    def longest(self) -> int:
+        """The longest horizon that is tried: one and a half times the common one."""
+        return self.steps * 3 // 2 // GRID * GRID
+
     def shorten(self, confirmed: Sequence[tuple[float, int]]) -> tuple[int, int] | None:
         """(horizon, index) of the shortest horizon that meets the target.
 
         confirmed: (mean loss at the common horizon, index) of the candidates. Between multiples of
-        GRID, of which one fails and a longer one meets the target, up to one and a half times the
-        common horizon; a later candidate must beat the ones before it. None: nobody meets the
-        target.
+        GRID, of which one fails and a longer one meets the target, up to the longest; a later
+        candidate must beat the ones before it. None: nobody meets the target.
         """
         best: tuple[int, int] | None = None
         for loss, index in confirmed:
             fails = 0  # in units of GRID: fails here, and meets, or need not be tried, at `meets`
-            meets = best[0] // GRID if best else self.steps * 3 // 2 // GRID + 1
+            meets = best[0] // GRID if best else self.longest // GRID + 1
             seen = [(self.steps, loss)]
             probe = meets - 1 if best else _guess(seen, self.target)
             while meets - fails > 1:
@@ -338,16 +342,20 @@ def target_from(mean_loss: float) -> float:
 
 HEADER = """\
 # Settings by track and recipe. `trials` are the rows of results/tuning.csv from which the tuner
-# (python speedrun.py tune, which writes this file) took them; `source` is the public log or pull
-# request that they were published in. Track 3 sums gradients over the 524,288 tokens of a batch,
-# which are averaged here, so its eps of 1e-10 is divided by that number: the updates are the same.
+# (python speedrun.py tune, which writes this file) took them; `missed`: no horizon met the target,
+# and `steps` is the longest that was tried; `source` is the public log or pull request that they
+# were published in. Track 3 sums gradients over the 524,288 tokens of a batch, which are averaged
+# here, so its eps of 1e-10 is divided by that number: the updates are the same.
 """
 
 
-def write_settings(path: Path, track: str, recipe: str, settings: Settings, trial: int) -> None:
+def write_settings(
+    path: Path, track: str, recipe: str, settings: Settings, trial: int, missed: bool = False
+) -> None:
     """Put the chosen settings, their horizon among them, into tuned.toml. Raises UserError."""
     document = tomllib.loads(path.read_text()) if path.exists() else {}
-    document.setdefault(track, {})[recipe] = settings | {"trials": [trial]}
+    about: Settings = {"trials": [trial]} | ({"missed": True} if missed else {})
+    document.setdefault(track, {})[recipe] = settings | about
     lines = [HEADER]
     for track_name, recipes in sorted(document.items()):
         for recipe_name, section in sorted(recipes.items()):
@@ -387,15 +395,14 @@ def conduct(study: Study, tuned: Path) -> None:
     if study.plan.shard.count > 1:  # each horizon depends on the one before
         raise Incomplete("the horizon stage is for one process")
     shortest = study.shorten(confirmed)
+    steps, index = shortest or (study.longest, confirmed[0][1])  # who misses races too
     if shortest is None:
-        print(f"{recipe}: no horizon tried meets the target; {tuned.name} stays as it is")
-        return
-    steps, index = shortest
+        print(f"{recipe}: no horizon up to {steps} steps meets the target")
     settings = study.points[index] | {"steps": steps}
     track = study.trainer.track.name
     if track == "custom":
         values = ",".join(f"{key}={value}" for key, value in settings.items())
         print(f"{recipe}: best on this custom track: {recipe}:{values}")
         return
-    write_settings(tuned, track, recipe, settings, index)
+    write_settings(tuned, track, recipe, settings, index, missed=shortest is None)
     print(f"{recipe}: {steps} steps with trial {index}, written to {tuned.name}")

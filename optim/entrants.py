@@ -92,6 +92,8 @@ def parse(
         origin = f"published for {found} ({section['source']})"
     else:
         origin = f"tuned for {found}" if section else f"defaults (nobody has tuned it for {track})"
+        if section.get("missed"):
+            origin += ", whose target it misses"
     settings |= assigned(text, known)
     if assignments:
         origin += f", with {', '.join(filter(None, assignments.split(',')))}"
@@ -136,7 +138,8 @@ def tuned_recipes(track: str, tuned: Path | None = TUNED) -> list[str]:
 
 def _settings(section: Mapping[str, Any]) -> dict[str, Any]:
     """A section of tuned.toml without what says where it comes from."""
-    return {key: value for key, value in section.items() if key not in ("trials", "source")}
+    about = ("trials", "source", "missed")
+    return {key: value for key, value in section.items() if key not in about}
 
 
 def _section(track: str, recipe: str, tuned: Path | None) -> tuple[str, dict[str, Any]]:

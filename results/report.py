@@ -193,7 +193,7 @@ def tuned_table(tuned: Sequence[Tuned]) -> str:
             t.track,
             t.recipe,
             ", ".join(f"{key}={value}" for key, value in t.settings.items()),
-            str(t.steps),
+            f"{t.steps}, missed" if t.missed else str(t.steps),
             t.source or f"our trial {', '.join(map(str, t.trials))}",
         ]
         for t in tuned

@@ -147,6 +147,7 @@ class Tuned:
     steps: int  # the horizon
     trials: tuple[int, ...] = ()  # indices of the trials they come from ...
     source: str = ""  # ... or where they were published
+    missed: bool = False  # no horizon met the target; the steps are the longest that was tried
 
 
 def read_tuned(path: Path) -> list[Tuned]:
@@ -174,10 +175,10 @@ def _tuned(track: str, recipe: str, section: dict[str, Any]) -> Tuned:
     if ("trials" in section) == ("source" in section):
         raise ValueError(f"[{track}.{recipe}] has not just one of trials and source")
     steps, trials = section.pop("steps"), tuple(section.pop("trials", ()))
-    source = section.pop("source", "")
+    source, missed = section.pop("source", ""), section.pop("missed", False)
     if not isinstance(source, str):
         raise TypeError(f"[{track}.{recipe}] has source {source}, which is no text")
-    return Tuned(track, recipe, section, steps, trials, source)
+    return Tuned(track, recipe, section, steps, trials, source, bool(missed))
 
 
 def _write_source(root: Path, digest: str, source: str) -> None:

@@ -271,8 +271,11 @@ def _check_tuned(section: Tuned, trials: Sequence[Trial]) -> Iterator[str]:
             continue
         rows = [t for t in rows if t.stage == "horizon" and t.steps == section.steps]
         # Of several targets the last counts: the ones before it were given up.
-        if not rows or any(t.status != REACHED for t in rows if t.target == rows[-1].target):
+        met = [t.status == REACHED for t in rows if t.target == rows[-1].target]
+        if not section.missed and not (met and all(met)):
             yield f"{name}: trial {index} did not reach the target in {section.steps} steps"
+        if section.missed and (not met or all(met)):
+            yield f"{name}: no run of trial {index} missed the target in {section.steps} steps"
 
 
 def _options(entrant: str) -> dict[str, str]:

@@ -6,6 +6,7 @@ import tomllib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ import speedrun
 import tune
 from errors import UserError
 from optim import Linear, Log, Option
-from optim.entrants import STANDS_IN, TUNED, entrant_options, tuned_recipes, tuned_settings
+from optim.entrants import STANDS_IN, TUNED, entrant_options, parse, tuned_recipes, tuned_settings
 from results import stats, store
 from results.schema import DIVERGED, REACHED, Trial
 from tests.rows import make_trial
@@ -187,6 +188,30 @@ def test_the_outcome_is_a_section_that_entrants_read(tmp_path: Path) -> None:
     assert tomllib.loads(path.read_text())["tiny"]["muon"]["trials"] == [6]
 
 
+def test_who_misses_the_target_is_tuned_all_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "tuned.toml"
+    study = FakeStudy([3.0, 2.0, 2.5, 2.6], target=2.1, refined=[2.4])
+    study.trainer = SimpleNamespace(track=SimpleNamespace(name="tiny"))
+    tune.conduct(study, path)
+    assert "muon: no horizon up to 150 steps meets the target" in capsys.readouterr().out
+    assert [row for row in study.ran if row[0] == "horizon" and row[1] == 1][-1][2] == 150
+    section = tomllib.loads(path.read_text())["tiny"]["muon"]
+    assert section == study.points[1] | {"steps": 150, "trials": [1], "missed": True}
+    entrant = parse("muon", "tiny", speedrun.Schedule, {}, {}, path)
+    assert entrant.origin == "tuned for tiny, whose target it misses"
+    assert entrant.settings["steps"] == 150
+    study.goal = 2.9  # it goes on: with a target that is met, nothing says so any more
+    study.rows.clear()
+    tune.conduct(study, path)
+    assert set(tomllib.loads(path.read_text())["tiny"]["muon"]) == {
+        *study.points[1],
+        "steps",
+        "trials",
+    }
+
+
 def test_whoever_is_tuned_races_in_a_comparison(tmp_path: Path) -> None:
     path = tmp_path / "tuned.toml"
     for track, recipe in (("tiny", "muon"), ("tiny", "adafactor"), ("tiny", "adamw"), ("xl", "x")):
@@ -271,4 +296,4 @@ def test_settings_stand_in_between_tracks_that_differ_in_the_model_alone() -> No
 def test_committed_settings_are_options_of_their_recipes() -> None:
     for recipe, section in tomllib.loads(TUNED.read_text())["tiny"].items():
         known = entrant_options(recipe, speedrun.Schedule)
-        assert set(section) - {"trials"} <= set(known)
+        assert set(section) - {"trials", "missed"} <= set(known)

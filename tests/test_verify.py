@@ -48,6 +48,14 @@ def test_verify_accepts_what_the_trainer_writes(tmp_path, capsys):
     assert capsys.readouterr().out == "6 runs and 8 tuning trials verified\n"
 
 
+def test_an_entrant_that_misses_the_target_says_so(tmp_path):
+    root = tmp_path / "results"
+    fill(root)
+    change_trial("muon", 1, "horizon", status="missed", final_loss=3.6)(root)
+    write(TUNED, '[tiny.muon]\nlr = 0.002\nb = "x"\nmissed = true\n' + CHOSEN)(root)
+    assert verify.problems(root) == []
+
+
 def test_a_search_that_is_not_over_may_have_fewer_trials(tmp_path):
     root = tmp_path / "results"
     fill(root)
@@ -229,6 +237,10 @@ def repeat_line(name: str):
         (
             change_trial("muon", 1, "horizon", status="missed", final_loss=3.6),
             "tiny.muon.: trial 1 did not reach the target in 150 steps",
+        ),
+        (
+            write(TUNED, '[tiny.muon]\nlr = 0.002\nb = "x"\nmissed = true\n' + CHOSEN),
+            "tiny.muon.: no run of trial 1 missed the target in 150 steps",
         ),
     ],
 )
