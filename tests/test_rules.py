@@ -414,16 +414,20 @@ def test_adafactor_s_steps_are_relative_and_its_moments_of_rank_one() -> None:
     close(borrowed("adafactor", grads, lr=0.1, weight_decay=0.2), expected, rtol=1e-6)
 
 
-def test_lamb_is_the_paper_s_third_version() -> None:
+@pytest.mark.parametrize("size", [1, 50])
+def test_lamb_is_the_paper_s_third_version(size: int) -> None:
+    """Also of weights whose norm is not cut off at 10."""
     b1, b2, lr, wd, eps = 0.8, 0.9, 0.1, 0.2, 1e-6
-    W, m, v, expected, grads = start(), 0.0, 0.0, [], gradients(4)
+    W, m, v, expected, grads = size * start(), 0.0, 0.0, [], gradients(4)
+    assert (W.norm() > 10) == (size == 50)
     for G in grads:
         m, v = b1 * m + (1 - b1) * G, b2 * v + (1 - b2) * G**2
         u = m / (v**0.5 + eps) + wd * W
         W = W - lr * W.norm() / u.norm() * u
         expected.append(W)
     settings = dict(lr=lr, beta1=b1, beta2=b2, weight_decay=wd, eps=eps)
-    close(borrowed("lamb", grads, **settings), expected, rtol=1e-5)
+    kind, options = options_of("lamb", **settings)
+    close(path(lambda p: kind(p, **options), grads, size * start()), expected, rtol=1e-5)
 
 
 def test_ademamix_is_the_paper_s() -> None:
