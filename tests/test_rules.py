@@ -5,7 +5,8 @@
 Claims: each lowers a quadratic, is deterministic, and goes on from its state; Lion, LAMB, AdEMAMix,
 MARS and schedule-free are the equations of their papers in float64; SOAP with identities for bases
 is AdamW and turns with its problem; Shampoo without memory is the orthogonal factor, and Muon;
-PSGD whitens. Recipes of a library that is not installed are skipped.
+PSGD whitens, and without its factors is momentum. Recipes of a library that is not installed are
+skipped.
 """
 
 import copy
@@ -473,6 +474,27 @@ def test_schedule_free_trains_between_the_iterate_and_the_average_that_it_evalua
         optimizer.step()
     optimizer.eval()
     torch.testing.assert_close(p.detach(), x, rtol=1e-9, atol=1e-9)
+
+
+def test_schedule_free_decays_the_hidden_matrices_alone() -> None:
+    try:
+        groups = optim.plan(GPT(CONFIG).roles(), "schedule-free", {}, torch.float32)
+    except UserError as error:
+        pytest.skip(str(error))
+    found = {row.role: g.options["weight_decay"] for g in groups for row in g.params}
+    assert found == {"matrix": 0.1, "embed": 0.0, "head": 0.0, "vector": 0.0}
+
+
+def test_kron_with_factors_that_stay_identities_is_momentum_with_decoupled_decay() -> None:
+    grads, W, m, expected = [0.01 * G.float() for G in gradients(5)], start().float(), 0.0, []
+    for t, G in enumerate(grads, start=1):
+        m = 0.7 * m + 0.3 * G
+        W = W * (1 - 0.1 * 0.2) - 0.1 * m / (1 - 0.7**t)
+        expected.append(W)
+    settings = dict(lr=0.1, beta1=0.7, weight_decay=0.2, precond_lr=0.0, precond_init_scale=1.0)
+    kind, options = options_of("kron", **settings)
+    found = path(lambda p: kind(p, **options), grads, start().float())
+    close(found, expected, rtol=1e-5)
 
 
 def test_kron_whitens_the_gradient() -> None:
