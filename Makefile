@@ -30,7 +30,7 @@ help:  ## list the targets
 
 speedrun: race plots  ## set up, race Muon against AdamW, draw the charts
 
-# Whoever is tuned for the track, 5 seeds each, unless ENTRANTS and SEEDS are given.
+# Whoever is tuned for the track, and in a race 5 seeds each, unless ENTRANTS and SEEDS are given.
 compare sweep: ENTRANTS = $(shell $(PY) -m optim.entrants $(TRACK))
 compare: SEEDS = 5
 compare: .venv/optimizers race plots report  ## race everybody who is tuned for TRACK; draw the charts, print the league

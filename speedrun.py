@@ -342,7 +342,7 @@ class Trainer(Passes):
         self.gpt.init_weights(seed)
         plan = self.plan(entrant)
         self.optimizers, self.tau = self.engine.optimizers(plan), optim.qk_clip(plan)
-        matrix_lr = next(g.options["lr"] for g in plan if g.params[0].role == "matrix")
+        matrix_lr = next(g.options["lr"] for g in plan if optim.pick(g.params, "matrix"))
         exploded = 2 * math.log(self.data.vocab_size)  # twice the loss of a uniform guess
         out = Outcome(Clock(self.now, self.device), compile_seconds=self.warm_up())
         self.engine.mark = out.clock.mark

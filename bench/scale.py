@@ -6,7 +6,7 @@
 At every point the tuned settings of `tiny` are transferred by `transfer`, re-checked by trials of
 the matrices' learning rate around it (stage "transfer"), and raced: Muon at one horizon, AdamW at
 several around it, each to the end of its schedule. `results.scale` reads the races and says what
-they amount to. Runs are timed: the machine must have nothing else to do.
+they amount to. Losses alone count, so the runs may share the machine.
 """
 
 import argparse

@@ -20,7 +20,6 @@ from typing import Annotated, Any, NamedTuple, Protocol, get_args, get_origin, g
 import torch
 
 from errors import UserError
-from muon import Muon
 
 
 class Role(Protocol):
@@ -151,19 +150,24 @@ def plan(
     """The recipe's groups, checked, with every option of every rule settled.
 
     A rule that does matrix products takes the run's `matmul_dtype` as `ns_dtype`, and the run's
-    `ns_backend`. Raises UserError if a parameter has no rule or two, or if Muon got anything but
-    whole matrices of the hidden layers.
+    `ns_backend`. Raises UserError if a parameter has no rule or two, if a group has no lr, or if
+    Muon, whosever it is, got anything but whole matrices of the hidden layers.
     """
     groups = find(recipe_name)(roles, **settings)
     owners: dict[str, list[str]] = {row.name: [] for row in roles}
     for group in groups:
+        if group.params and "lr" not in group.options:
+            raise UserError(
+                f"{recipe_name}: its group of {group.rule.__name__} has no lr, which the schedule "
+                "sets; give it one in optim/"
+            )
         for option, value in (("ns_dtype", matmul_dtype), ("ns_backend", ns_backend)):
             if option in inspect.signature(group.rule).parameters:
                 group.options.setdefault(option, value)
         for row in group.params:
             owners[row.name].append(group.rule.__name__)
-            is_muon = issubclass(group.rule, (Muon, torch.optim.Muon))
-            if is_muon and (row.role != "matrix" or row.param.ndim != 2):
+            whole = row.role == "matrix" and row.param.ndim == 2
+            if is_orthogonal(group.rule) and not whole:
                 raise UserError(
                     f"{recipe_name}: {row.name} ({row.role}, {row.param.ndim}-D) was given to "
                     f"{group.rule.__name__}, which takes whole hidden matrices only; "
@@ -176,6 +180,12 @@ def plan(
                 "and must have exactly one; mend the recipe in optim/"
             )
     return [group for group in groups if group.params]
+
+
+def is_orthogonal(rule: type[torch.optim.Optimizer]) -> bool:
+    """Whether a rule is of Muon's family: by the names of its classes, as libraries have theirs."""
+    names = [base.__name__.lower() for base in rule.__mro__]
+    return any(family in name for name in names for family in ("muon", "dion"))
 
 
 def splits_of(row: Role, blocks: str) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ that the rest could share. Where a library departs from a paper by default, the 
 matrix goes to the library as the model stores it: query, key and value in one.
 """
 
+import math
 from typing import Annotated
 
 from torch.optim import SGD, Adafactor, Adam, NAdam
@@ -140,8 +141,10 @@ def lamb(
     vector_lr: VectorLR = 0.01,
 ) -> list[Group]:
     """LAMB (You et al. 1904.00962), version 3: Adam's direction, scaled to the weights' norm."""
+    found = rule("pytorch_optimizer.Lamb")
     matrices = Group(
-        rule("pytorch_optimizer.Lamb"),
+        # The library takes no norm for more than 10, which those of `tiny` are at the start.
+        type("Lamb", (found,), {"clamp": math.inf}),
         pick(roles, "matrix"),
         lr=lr,
         betas=(beta1, beta2),

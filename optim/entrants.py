@@ -185,6 +185,8 @@ def _convert(text: str, key: str, value: str, kind: type) -> Any:
     for number in converted if isinstance(converted, tuple) else (converted,):
         if isinstance(number, float) and not math.isfinite(number):
             raise UserError(f"{text}: {key}={value}: must be finite")
+        if key.endswith(("lr", "weight_decay")) and number < 0:  # not every rule refuses it
+            raise UserError(f"{text}: {key}={value}: must be at least 0")
     return converted
 
 

@@ -18,7 +18,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 from matplotlib.typing import RcKeyType
 
-from results.table import spelled
+from results.table import parts, spelled
 
 WIDTH_IN = 9.0  # 900 pixels at 100 to the inch; PNGs have twice that
 DPI = 200
@@ -266,7 +266,7 @@ def row_height_in(names: Sequence[str]) -> float:
 
 def _stack(label: str) -> str:
     """name:key=value,key=value with one or two options a line."""
-    name, _, options = label.partition(":")
+    name, options = parts(label)
     lines = [spelled(name)]
     for option in filter(None, options.split(",")):
         if len(lines) > 1 and len(lines[-1]) + len(option) < 24:
@@ -282,12 +282,12 @@ def short_names(labels: Sequence[str]) -> dict[str, str]:
     The recipe alone where that is enough, else with the first option that no other label of the
     recipe has in common; numbered where even these are alike.
     """
-    parts = [label.partition(":")[::2] for label in labels]
-    options = [set(text.split(",")) for _, text in parts]
+    pairs = [parts(label) for label in labels]
+    options = [set(text.split(",")) for _, text in pairs]
     result: dict[str, str] = {}
-    for label, (name, text) in zip(labels, parts, strict=True):
-        short = spelled(name)
-        rivals = [o for (n, t), o in zip(parts, options, strict=True) if n == name and t != text]
+    for label, (name, text) in zip(labels, pairs, strict=True):
+        short = _cut(spelled(name), 20)
+        rivals = [o for (n, t), o in zip(pairs, options, strict=True) if n == name and t != text]
         if rivals and text:
             own = [option for option in text.split(",") if option not in set.union(*rivals)]
             short += " " + _cut((own or text.split(","))[0], 19 - len(short))

@@ -13,7 +13,7 @@ from plots import style
 from plots.inputs import Inputs, MissingDataError
 from plots.style import Look
 from results.schema import Trial
-from results.table import spelled
+from results.table import parts, spelled
 
 COLUMNS, PANEL_IN = 3, 2.6
 MANY, MANY_COLUMNS, MANY_PANEL_IN = 7, 4, 1.75  # from so many recipes on, smaller panels
@@ -124,7 +124,7 @@ def _cost_of_error(trials: Sequence[Trial]) -> float:
 
 def learning_rate(trial: Trial) -> float | None:
     """The option `lr` of a trial's entrant, name:key=value,...; None if it has none."""
-    options = dict(part.partition("=")[::2] for part in trial.entrant.partition(":")[2].split(","))
+    options = dict(part.partition("=")[::2] for part in parts(trial.entrant)[1].split(","))
     try:
         return float(options["lr"])
     except (KeyError, ValueError):

@@ -64,9 +64,22 @@ def summarise(runs: Sequence[Run]) -> list[Row]:
     return [_summary(label, group) for label, group in by_label(runs).items()]
 
 
+def parts(label: str) -> tuple[str, str]:
+    """The recipe of an entrant, name:key=value,..., and its options; `lib:` is a part of a name."""
+    prefix = "lib:" if label.startswith("lib:") else ""
+    name, _, options = label.removeprefix(prefix).partition(":")
+    return prefix + name, options
+
+
 def spelled(label: str) -> str:
-    """An entrant's label as prose writes it; a recipe that is not in SPELLED stays as typed."""
-    name, _, options = label.partition(":")
+    """An entrant's label as prose writes it; a recipe that is not in SPELLED stays as typed.
+
+    Of a class by its dotted path, its library and its name are left.
+    """
+    name, options = parts(label)
+    if name.startswith("lib:"):
+        path = name.removeprefix("lib:").split(".")
+        name = ".".join(dict.fromkeys((path[0], path[-1])))
     return SPELLED.get(name.replace("_", "-"), name) + (f" ({options})" if options else "")
 
 
@@ -128,7 +141,7 @@ def standing(runs: Sequence[Run], unit: str) -> tuple[float, float]:
 
 def find(labels: Collection[str], name: str) -> str | None:
     """The label that is `name`, or else the first whose recipe it is; None if there is none."""
-    return name if name in labels else next((x for x in labels if x.split(":")[0] == name), None)
+    return name if name in labels else next((x for x in labels if parts(x)[0] == name), None)
 
 
 # ---- The table ---------------------------------------------------------------------------------

@@ -330,6 +330,28 @@ def test_muonclip_is_muon_until_a_logit_exceeds_tau(
     assert held.logits[-1][1].max() < 0.75 * grown[10].max()
 
 
+def test_a_clip_follows_the_update(
+    no_norm_track: speedrun.Track,
+    micro_options: speedrun.Options,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    trainer, order = speedrun.Trainer(no_norm_track, micro_options), list[str]()
+    step, clip = trainer.engine.step, trainer.gpt.clip_qk
+
+    def stepped() -> None:
+        order.append("step")
+        step()
+
+    def clipped(largest: Tensor, tau: float) -> None:
+        order.append("clip")
+        clip(largest, tau)
+
+    monkeypatch.setattr(trainer.engine, "step", stepped)
+    monkeypatch.setattr(trainer.gpt, "clip_qk", clipped)
+    trainer.run(speedrun.enter("muonclip:tau=0.1", "tiny-mla", 3), seed=0)
+    assert order == ["step", "clip"] * (1 + 3)  # the first pair: the warm-up
+
+
 def test_logging_logits_is_off_the_clock_and_changes_no_loss(
     no_norm_track: speedrun.Track, micro_options: speedrun.Options
 ) -> None:

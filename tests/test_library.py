@@ -319,6 +319,19 @@ def test_a_rule_may_draw_numbers(
     assert losses[0] == losses[1] != losses[2]
 
 
+def test_a_recipe_may_be_one_group_of_everything(
+    micro_track: Track, micro_options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def whole(roles: optim.Roles) -> list[optim.Group]:
+        return [optim.Group(torch.optim.SGD, roles, lr=0.25)]
+
+    monkeypatch.setitem(optim.recipes(), "whole", whole)
+    entrant = speedrun.enter("whole", "tiny", 4)
+    out = Trainer(micro_track, micro_options).run(entrant, seed=0)
+    last = speedrun.schedule_of(entrant).factor(3)
+    assert out.points[-1].lr == pytest.approx(0.25 * last)
+
+
 # By their definition: Moonlight has one lr for all, MuonH keeps norms in place of a weight decay.
 LACKS = {"moonlight": {"embed_lr", "head_lr", "vector_lr"}, "muonh": {"weight_decay"}}
 

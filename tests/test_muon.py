@@ -89,6 +89,14 @@ def test_singular_values_land_where_the_coefficients_send_them(
         assert (out[:, 0, 1:].abs().max(), out[:, 1, 0].abs().max()) == (0, 0)
 
 
+def test_polar_express_has_the_digits_of_its_paper() -> None:
+    """The fifth step of the paper's table, in which a digit that is off moves nothing visible."""
+    a, b, c = COEFFICIENTS["polar-express-1.01"][4]
+    raw = (a * 1.01, b * 1.01**3, c * 1.01**5)
+    expected = (2.300652019954817, -1.6689039845747493, 0.4188073119525673)
+    assert raw == pytest.approx(expected, rel=4e-15)
+
+
 def test_a_gaussian_matrix_gives_the_reference_figures() -> None:
     X = draw(768, 3072)
     out = newton_schulz(X[None])[0]

@@ -21,6 +21,7 @@ from errors import UserError
 from model import GPT, RoleRow
 from muon import Muon
 from optim import Group, Linear, Log, Option, Roles, options, pick, plan
+from optim.dion import Dion
 from optim.entrants import (
     Entrant,
     entrant_options,
@@ -130,10 +131,14 @@ class Variant(Muon):
     """A rule made from Muon."""
 
 
-@pytest.mark.parametrize("rule", [Muon, Variant])
+class MuonLaProp(torch.optim.SGD):
+    """A library's, that is none of ours."""
+
+
+@pytest.mark.parametrize("rule", [Muon, Variant, torch.optim.Muon, Dion, MuonLaProp])
 @pytest.mark.parametrize("name", ["embed.weight", "head.weight", "norm_final.weight"])
 def test_muon_is_refused_what_is_no_hidden_matrix(
-    name: str, rule: type[Muon], monkeypatch: pytest.MonkeyPatch
+    name: str, rule: type[torch.optim.Optimizer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def mine(roles: Roles) -> list[Group]:
         taken = [row for row in roles if row.name == name]
@@ -141,6 +146,14 @@ def test_muon_is_refused_what_is_no_hidden_matrix(
         return [Group(rule, taken, lr=0.1), Group(AdamW, rest, lr=0.1)]
 
     with pytest.raises(UserError, match=f"mine: {name} .*{rule.__name__}"):
+        plan_of(monkeypatch, mine)
+
+
+def test_a_group_without_an_lr_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def mine(roles: Roles) -> list[Group]:
+        return [Group(AdamW, roles)]
+
+    with pytest.raises(UserError, match="mine: its group of AdamW has no lr"):
         plan_of(monkeypatch, mine)
 
 
@@ -269,6 +282,9 @@ def test_a_switch_is_spelled_true_or_false(word: str, value: bool) -> None:
         ("adamw:cooldown=inf", ["cooldown=inf", "must be finite"]),
         ("lib:torch.optim.NAdam:betas=0.9/nan", ["betas=0.9/nan", "must be finite"]),
         ("muon:lr=0.1,lr=0.2", ["lr is given twice"]),
+        ("lion:lr=-0.1", ["lr=-0.1", "must be at least 0"]),
+        ("shampoo:embed_lr=-1", ["embed_lr=-1", "must be at least 0"]),
+        ("dion:weight_decay=-1", ["weight_decay=-1", "must be at least 0"]),
     ],
 )
 def test_a_mistake_is_answered_with_what_is_valid(text: str, parts: list[str]) -> None:

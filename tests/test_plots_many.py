@@ -10,12 +10,16 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
+from optim.entrants import split as split_entrant
 from plots import make, style
 from plots.inputs import Inputs, MissingDataError, load, newest_sweeps
 from plots.many import probability
+from plots.tuning import learning_rate
 from results.schema import REACHED
 from results.stats import costs, speedup
 from results.store import read_trials
+from results.table import parts, spelled
+from tests.rows import make_trial
 from tests.scales import LRS, write_scale, write_sweeps
 from tests.test_plots import (
     ADAMW,
@@ -208,3 +212,17 @@ def test_only_the_newest_sweep_of_a_recipe_counts(tmp_path: Path) -> None:
     new = [replace(t, entrant=t.entrant.replace("0.3", "0.4")) for t in old if t.recipe == "muon"]
     kept = newest_sweeps([*old, *new, replace(old[0], track_hash="77")], old[0].track_hash)
     assert kept == [*[t for t in old if t.recipe == "adamw"], *new]
+
+
+def test_a_class_by_its_path_has_a_name_and_its_lr_is_read() -> None:
+    labels = ["lib:heavyball.SOAP:lr=0.01", "lib:torch.optim.NAdam", "lib:torch.optim.RAdam"]
+    labels.append("soap")
+    assert [spelled(label) for label in labels] == [
+        "heavyball.SOAP (lr=0.01)", "torch.NAdam", "torch.RAdam", "SOAP"
+    ]  # fmt: skip
+    names = style.short_names([*labels, "lib:pytorch_optimizer.ScheduleFreeAdamW"])
+    assert list(names.values())[:4] == ["heavyball.SOAP", "torch.NAdam", "torch.RAdam", "SOAP"]
+    assert max(map(len, names.values())) <= 20
+    trial = make_trial(recipe=labels[0][:-8], entrant=f"{labels[0]},betas=0.9/0.95,scope=matrices")
+    assert learning_rate(trial) == 0.01
+    assert parts(labels[0]) == split_entrant(labels[0])  # which a reader of CSVs cannot import

@@ -5,7 +5,8 @@
 Claims: each lowers a quadratic, is deterministic, and goes on from its state; Lion, LAMB, AdEMAMix,
 MARS and schedule-free are the equations of their papers in float64; SOAP with identities for bases
 is AdamW and turns with its problem; Shampoo without memory is the orthogonal factor, and Muon;
-PSGD whitens. Recipes of a library that is not installed are skipped.
+PSGD whitens, and without its factors is momentum. Recipes of a library that is not installed are
+skipped.
 """
 
 import copy
@@ -414,16 +415,20 @@ def test_adafactor_s_steps_are_relative_and_its_moments_of_rank_one() -> None:
     close(borrowed("adafactor", grads, lr=0.1, weight_decay=0.2), expected, rtol=1e-6)
 
 
-def test_lamb_is_the_paper_s_third_version() -> None:
+@pytest.mark.parametrize("size", [1, 50])
+def test_lamb_is_the_paper_s_third_version(size: int) -> None:
+    """Also of weights whose norm is not cut off at 10."""
     b1, b2, lr, wd, eps = 0.8, 0.9, 0.1, 0.2, 1e-6
-    W, m, v, expected, grads = start(), 0.0, 0.0, [], gradients(4)
+    W, m, v, expected, grads = size * start(), 0.0, 0.0, [], gradients(4)
+    assert (W.norm() > 10) == (size == 50)
     for G in grads:
         m, v = b1 * m + (1 - b1) * G, b2 * v + (1 - b2) * G**2
         u = m / (v**0.5 + eps) + wd * W
         W = W - lr * W.norm() / u.norm() * u
         expected.append(W)
     settings = dict(lr=lr, beta1=b1, beta2=b2, weight_decay=wd, eps=eps)
-    close(borrowed("lamb", grads, **settings), expected, rtol=1e-5)
+    kind, options = options_of("lamb", **settings)
+    close(path(lambda p: kind(p, **options), grads, size * start()), expected, rtol=1e-5)
 
 
 def test_ademamix_is_the_paper_s() -> None:
@@ -469,6 +474,27 @@ def test_schedule_free_trains_between_the_iterate_and_the_average_that_it_evalua
         optimizer.step()
     optimizer.eval()
     torch.testing.assert_close(p.detach(), x, rtol=1e-9, atol=1e-9)
+
+
+def test_schedule_free_decays_the_hidden_matrices_alone() -> None:
+    try:
+        groups = optim.plan(GPT(CONFIG).roles(), "schedule-free", {}, torch.float32)
+    except UserError as error:
+        pytest.skip(str(error))
+    found = {row.role: g.options["weight_decay"] for g in groups for row in g.params}
+    assert found == {"matrix": 0.1, "embed": 0.0, "head": 0.0, "vector": 0.0}
+
+
+def test_kron_with_factors_that_stay_identities_is_momentum_with_decoupled_decay() -> None:
+    grads, W, m, expected = [0.01 * G.float() for G in gradients(5)], start().float(), 0.0, []
+    for t, G in enumerate(grads, start=1):
+        m = 0.7 * m + 0.3 * G
+        W = W * (1 - 0.1 * 0.2) - 0.1 * m / (1 - 0.7**t)
+        expected.append(W)
+    settings = dict(lr=0.1, beta1=0.7, weight_decay=0.2, precond_lr=0.0, precond_init_scale=1.0)
+    kind, options = options_of("kron", **settings)
+    found = path(lambda p: kind(p, **options), grads, start().float())
+    close(found, expected, rtol=1e-5)
 
 
 def test_kron_whitens_the_gradient() -> None:
