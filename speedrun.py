@@ -42,7 +42,7 @@ from data.loader import Batches, val_batches
 from errors import UserError
 from model import GPT
 from optim import Linear
-from optim.entrants import TUNED, Entrant, entrant_options, parse
+from optim.entrants import TUNED, Entrant, assigned, entrant_options, parse, split
 from presets import GPTConfig, preset
 from results import report, store, table
 from results.live import Live
@@ -521,15 +521,17 @@ def race_main(track: Track, options: Options, arguments: argparse.Namespace) -> 
 
 def tune_main(track: Track, options: Options, arguments: argparse.Namespace) -> None:
     """Tune each recipe, as far as --stage and the other shards allow."""
-    recipes = arguments.words[1:] or ["adamw", "muon"]
+    words = arguments.words[1:] or ["adamw", "muon"]
     plan = tune.Plan(arguments.trials, tune.read_shard(arguments.shard), arguments.stage)
-    knobs = {recipe: entrant_options(recipe, Schedule) for recipe in recipes}
+    recipes = [split(word)[0] for word in words]
+    knobs = [entrant_options(recipe, Schedule) for recipe in recipes]
+    fixed = [assigned(word, known) for word, known in zip(words, knobs, strict=True)]
     trainer = Trainer(track, options)
     if trainer.engine.world_size > 1:
         raise UserError("tune: runs in one process; share the trials with --shard instead")
-    for recipe in recipes:
-        settle = partial(enter, track=arguments.track)
-        tune.conduct(tune.Study(trainer, recipe, knobs[recipe], settle, plan), TUNED)
+    settle = partial(enter, track=arguments.track)
+    for recipe, known, given in zip(recipes, knobs, fixed, strict=True):
+        tune.conduct(tune.Study(trainer, recipe, known, settle, plan, given), TUNED)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -2,6 +2,7 @@
 
     python speedrun.py tune adamw muon --track tiny --trials 32
     python speedrun.py tune adamw muon --stage sweep
+    python speedrun.py tune soap:precondition_frequency=1    # what is given is not searched
 
 Four stages, each a set of rows in results/tuning.csv. search: points of a Sobol sequence over the
 recipe's ranges and the schedule's, one seed, all at the track's common horizon. refine: a quarter
@@ -141,11 +142,15 @@ class Study:
         options: Mapping[str, Option],
         enter: Callable[[str], Entrant],
         plan: Plan,
+        fixed: Settings,
     ) -> None:
-        """options: all of an entrant's. enter: settles the options of a spelled entrant."""
+        """options: all of an entrant's. enter: settles the options of a spelled entrant.
+
+        fixed: options that are not searched, with their values in every trial.
+        """
         self.trainer, self.recipe, self.options = trainer, recipe, options
-        self.points = points(options, plan.trials)
-        self._enter, self.plan = enter, plan
+        self.fixed, self._enter, self.plan = fixed, enter, plan
+        self.points = self._points(plan.trials)
         self._root, self._source = Path(trainer.options.results), record.program()
 
     @property
@@ -159,6 +164,11 @@ class Study:
         """Of the track, nats."""
         target: float = self.trainer.track.target
         return target
+
+    def _points(self, count: int, around: Settings | None = None) -> list[Settings]:
+        """As many points of the search; each has the fixed options too."""
+        free = {name: option for name, option in self.options.items() if name not in self.fixed}
+        return [self.fixed | point for point in points(free, count, around)]
 
     def _find(self, job: Job) -> Trial | None:
         """The job's row, whichever process wrote it."""
@@ -232,7 +242,7 @@ class Study:
         """Points close to the best; the indices of the best few of all, best first."""
         first, more = self.plan.trials, self.plan.trials // 4
         best = self.points[searched[0].trial]
-        self.points[first:] = points(self.options, more, around=best)
+        self.points[first:] = self._points(more, around=best)
         refined = self._first("refine", range(first, first + more))
         ranked = sorted([*searched, *refined], key=loss_of)
         return [trial.trial for trial in ranked[:FEW] if trial.final_loss is not None]
@@ -308,7 +318,8 @@ class Study:
         warnings = []
         for name, value in self.points[index].items():
             bounds = self.options[name].range
-            assert bounds is not None
+            if name in self.fixed or bounds is None:
+                continue
             if value <= bounds.at(EDGE) or value >= bounds.at(1 - EDGE):
                 warnings.append(
                     f"{name}={value} is at the edge of its range {bounds.low} to {bounds.high}"

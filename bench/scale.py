@@ -106,7 +106,7 @@ def recheck(trainer: Trainer, recipe: str, settings: tune.Settings) -> tune.Sett
     }
     options = entrant_options(recipe, Schedule)
     plan = tune.Plan(len(around), tune.Shard(), tune.STAGES[-1])
-    study = tune.Study(trainer, recipe, options, partial(enter, track="tiny"), plan)
+    study = tune.Study(trainer, recipe, options, partial(enter, track="tiny"), plan, fixed={})
     best = min(study.at_horizon("transfer", around), key=tune.loss_of)
     if best.final_loss is None:
         raise UserError(f"{recipe}: every trial of {settings} diverged; see bench.scale.transfer")

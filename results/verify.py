@@ -238,13 +238,14 @@ def _check_trials(trials: Sequence[Trial]) -> Iterator[str]:
             yield f"trial {entrant} ({stage}): {times} rows with seed {seed}"
     # Of a search that is not over nothing is claimed yet.
     over = {(t.track_hash, t.recipe) for t in trials if t.stage in AFTER_SEARCH}
-    budgets: dict[str, Counter[str]] = defaultdict(Counter)
+    # One that was begun anew, with another value of what is not searched, counts once.
+    budgets: dict[str, dict[str, set[int]]] = defaultdict(lambda: defaultdict(set))
     for searched in (t for t in trials if t.stage == "search"):
         if (searched.track_hash, searched.recipe) in over:
-            budgets[searched.track_hash][searched.recipe] += 1
+            budgets[searched.track_hash][searched.recipe].add(searched.trial)
     for track, budget in budgets.items():
-        if len(set(budget.values())) > 1:
-            shown = ", ".join(f"{recipe} {count}" for recipe, count in budget.items())
+        if len({len(indices) for indices in budget.values()}) > 1:
+            shown = ", ".join(f"{recipe} {len(indices)}" for recipe, indices in budget.items())
             yield f"track {track}: recipes differ in their number of search trials: {shown}"
 
 

@@ -45,7 +45,7 @@ class FakeStudy(tune.Study):
     def __init__(
         self, base: list[float], target: float, shard: str = "1/1", refined: Sequence[float] = ()
     ) -> None:
-        self.recipe, self.options = "muon", OPTIONS
+        self.recipe, self.options, self.fixed = "muon", OPTIONS, {}
         self.plan = tune.Plan(len(base), tune.read_shard(shard), "horizon")
         self.points = tune.points(OPTIONS, len(base))
         self.base, self.goal = [*base, *refined], target
@@ -188,6 +188,19 @@ def test_the_outcome_is_a_section_that_entrants_read(tmp_path: Path) -> None:
     assert tomllib.loads(path.read_text())["tiny"]["muon"]["trials"] == [6]
 
 
+def test_a_given_option_is_in_every_trial_and_not_searched(tmp_path: Path) -> None:
+    study = FakeStudy([3.0, 2.0, 2.5, 2.6], target=3.5, refined=[2.4])
+    study.trainer = SimpleNamespace(track=SimpleNamespace(name="tiny"))
+    study.fixed = {"cooldown": 1.0, "beta": 0.5}
+    study.points = study._points(4)
+    tune.conduct(study, tmp_path / "tuned.toml")
+    assert len({point["lr"] for point in study.points}) == 5
+    assert all(point.items() >= study.fixed.items() for point in study.points)
+    assert not any("cooldown" in warning for warning in study.at_edge(1))
+    section = tomllib.loads((tmp_path / "tuned.toml").read_text())["tiny"]["muon"]
+    assert (section["cooldown"], section["beta"]) == (1.0, 0.5)
+
+
 def test_who_misses_the_target_is_tuned_all_the_same(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -277,13 +290,14 @@ def test_the_target_was_fixed_before_muon_was_looked_at() -> None:
 
 def test_every_tuned_recipe_of_tiny_had_the_same_number_of_trials() -> None:
     track = speedrun.TRACKS["tiny"]
-    counts = dict.fromkeys(tomllib.loads(TUNED.read_text())["tiny"], 0)
-    assert set(counts) >= {"adamw", "muon"}
+    sections = tomllib.loads(TUNED.read_text())["tiny"]
+    trials: dict[str, set[int]] = {recipe: set() for recipe in sections}
+    assert set(trials) >= {"adamw", "muon"}
     for row in store.read_trials(ROOT / "results"):
         of_search = row.track_hash == track.hash() and row.stage in ("search", "refine")
-        if of_search and row.recipe in counts:  # the search of another one goes on
-            counts[row.recipe] += 1
-    assert set(counts.values()) == {32 + 8}
+        if of_search and row.recipe in trials:  # the search of another one goes on
+            trials[row.recipe].add(row.trial)
+    assert {len(indices) for indices in trials.values()} == {32 + 8}
 
 
 def test_settings_stand_in_between_tracks_that_differ_in_the_model_alone() -> None:

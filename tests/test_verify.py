@@ -221,7 +221,7 @@ def repeat_line(name: str):
         (change_trial("muon", 1, "horizon", status="missed"), "muon 1 .*: missed 3.5 with 3.4"),
         (change_trial("muon", 1, "horizon", final_loss=3.6), "muon 1 .*: reached 3.5 with 3.6"),
         (repeat_line("tuning.csv"), "trial muon:lr=2e-3,b=x .horizon.: 2 rows with seed 9"),
-        (change_trial("muon", 1, recipe="adamw"), "number of search trials: adamw 3, muon 1"),
+        (change_trial("muon", 1, recipe="adamw"), "number of search trials: adamw 2, muon 1"),
         (write(TUNED, "[tiny.muon]\nlr = 0.003\n" + CHOSEN), "settings are not those of trial 1"),
         (write(TUNED, "[tiny.muon]\nc = 1\n" + CHOSEN), "settings are not those of trial 1"),
         (write(TUNED, "[tiny.muon]\nb = 1\n" + CHOSEN), "settings are not those of trial 1"),
