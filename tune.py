@@ -118,9 +118,11 @@ def points(
     """The first `count` points of a Sobol sequence over the options that have a range.
 
     With `around`, they fill a box of CLOSE times the ranges around that point. Point i is the same
-    for any count. Values have three significant digits.
+    for any count. Values have three significant digits. Where no option has a range, all are empty.
     """
     ranges = {name: option.range for name, option in options.items() if option.range}
+    if not ranges or not count:  # no sequence has no dimension, or no point
+        return [{}] * count
     unit = SobolEngine(len(ranges), scramble=True, seed=0).draw(count).tolist()
     found = []
     for row in unit:

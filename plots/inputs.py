@@ -37,6 +37,11 @@ class Entrant:
     logits: Sequence[Sequence[Logit]]  # one for each run, empty where they were not measured
     look: Look
 
+    @property
+    def track(self) -> str:
+        """The track of its race."""
+        return self.runs[0].track
+
     def finished(self) -> list[Sequence[Point]]:
         """The curves of the runs that did not diverge."""
         return [c for r, c in zip(self.runs, self.curves, strict=True) if r.status != DIVERGED]
@@ -66,6 +71,7 @@ class Inputs:
     recipe_looks: dict[str, Look]  # of the recipes in `trials`, in the order of their first trial
     sweeps: Sequence[Trial] = ()  # of lr alone: the newest of each recipe, on the race's track
     scale: Sequence[Measured] = ()  # AdamW against Muon at other batch sizes and widths
+    others: Sequence[Entrant] = ()  # of further races that are compared with this one
 
     @property
     def runs(self) -> list[Run]:
@@ -130,16 +136,16 @@ def _per_step(seconds: Costs, steps: Costs) -> Costs:
     return Costs(values, [True] * len(values))
 
 
-def load(root: Path, race: str | None = None) -> Inputs:
-    """Reads the CSVs under `root`: the named race, or else the newest.
+def load(root: Path, races: Sequence[str] = ()) -> Inputs:
+    """Reads the CSVs under `root`: the first of the named races, or else the newest.
 
-    Raises UserError when there are neither runs nor trials, when the named race is not in
+    Raises UserError when there are neither runs nor trials, when a named race is not in
     runs.csv, and for a file that is not as the schema says.
     """
     runs, trials, scale = read_runs(root), read_trials(root), measured(root / SCALE)
     if not runs and not trials and not scale:
         raise UserError(f"no runs in {root / 'runs.csv'}; run: make speedrun")
-    chosen = select(runs, race) if runs or race else []
+    chosen = select(runs, races[0] if races else None) if runs or races else []
     newest = [*trials[-1:], *chosen[:1]]
     track_hash = newest[-1].track_hash if newest else ""
     search, sweeps = _search(trials, track_hash), newest_sweeps(trials, track_hash)
@@ -147,7 +153,8 @@ def load(root: Path, race: str | None = None) -> Inputs:
     history = [name for _, name in sorted(named, key=lambda pair: pair[0])]
     recipes = list(dict.fromkeys(trial.recipe for trial in [*search, *sweeps]))
     entrants, styles = _entrants(root, chosen, history), looks(history, recipes)
-    return Inputs(entrants, search, styles, sweeps, scale)
+    others = [e for race in races[1:] for e in _entrants(root, select(runs, race), history)]
+    return Inputs(entrants, search, styles, sweeps, scale, others)
 
 
 def _entrants(root: Path, runs: Iterable[Run], history: Sequence[str]) -> list[Entrant]:
@@ -165,9 +172,13 @@ def _entrants(root: Path, runs: Iterable[Run], history: Sequence[str]) -> list[E
 
 
 def _search(trials: Sequence[Trial], track_hash: str) -> list[Trial]:
-    """The trials that can be compared: one track, to the last frozen value; one horizon."""
+    """The trials that can be compared: one track, to the last frozen value; one horizon.
+
+    Of a search that was begun anew, with another value of what is not searched, the newer trials.
+    """
     search = [t for t in trials if t.track_hash == track_hash and t.stage in ("search", "refine")]
-    return [trial for trial in search if trial.steps == search[-1].steps]
+    newest = {(t.recipe, t.trial): t for t in search if t.steps == search[-1].steps}
+    return list(newest.values())
 
 
 def newest_sweeps(trials: Sequence[Trial], track_hash: str) -> list[Trial]:

@@ -2,6 +2,7 @@
 
     python -m plots.make                                    # the newest race in results/
     python -m plots.make --race ID --root results --out plots
+    python -m plots.make --race ID --race ID                # the first; and both in final_losses
 
 Claims: the same CSVs and the same version of matplotlib give the same bytes, so that committed
 charts only change with their numbers. Needs neither torch nor a display.
@@ -21,6 +22,7 @@ from errors import UserError
 from plots.bars import memory, step_time
 from plots.compare import speedup, time_to_target
 from plots.curves import loss_curves
+from plots.final import final_losses
 from plots.inputs import Inputs, MissingDataError, load
 from plots.iso import iso_loss
 from plots.logits import attention_logits
@@ -51,6 +53,7 @@ CHARTS = (
     Chart("pareto", pareto),
     Chart("significance", significance),
     Chart("attention_logits", attention_logits),
+    Chart("final_losses", final_losses),
     Chart("lr_sensitivity", lr_sensitivity, of_race=False),
     Chart("lr_sweep", lr_sweep, of_race=False),
     Chart("scale", scale, of_race=False),
@@ -76,14 +79,14 @@ def save(figure: Figure, stem: Path) -> list[Path]:
     return paths
 
 
-def make(root: Path, out: Path, race: str | None = None) -> list[str]:
+def make(root: Path, out: Path, races: Sequence[str] = ()) -> list[str]:
     """Draws all charts that can be drawn; returns a line for each, of its files or of why not.
 
     A chart that is skipped is also removed from `out`, so that no chart of another race stays
     beside the new ones. Raises UserError for CSVs that cannot be read and for `out` that cannot be
     written.
     """
-    inputs = load(root, race)
+    inputs = load(root, races)
     lines = []
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -106,7 +109,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m plots.make")
     parser.add_argument("--root", type=Path, default=Path("results"), help="where runs.csv is")
     parser.add_argument("--out", type=Path, default=Path("plots"), help="where the charts go")
-    parser.add_argument("--race", help="id of the race; default: the newest")
+    parser.add_argument(
+        "--race",
+        action="append",
+        default=[],
+        help="id of the race; default: the newest; further ones are compared with it",
+    )
     options = parser.parse_args(arguments)
     try:
         print(*make(options.root, options.out, options.race), sep="\n")

@@ -42,5 +42,5 @@ def footer(inputs: Inputs) -> str:
     return (
         f"Track {each(run.track for run in runs)} · {seeds(inputs)} · {machine}, "
         f"{each(run.threads for run in runs)} threads, {each(run.dtype for run in runs)} · "
-        f"race {runs[0].race}"
+        f"race {each(run.race for run in runs)}"
     )

@@ -150,9 +150,8 @@ def speedup(baseline: Costs, challenger: Costs) -> Ratio | None:
         difference = _difference(bound, known) if a is None else _difference(known, bound)
         if difference.variance is not None:  # both spreads are from the runs of one entrant
             difference = replace(difference, df=known.df)
-    p = None if difference.variance is None else 2 * t_cdf(-abs(_t(difference)), difference.df)
     estimate = _estimate(difference, exponentiate=True)
-    return Ratio(estimate, p, at_least=a is None, at_most=b is None)
+    return Ratio(estimate, _two_sided(difference), at_least=a is None, at_most=b is None)
 
 
 def _at_least(missed: Costs, known: "_Sample") -> "_Sample":
@@ -293,6 +292,11 @@ def counts(losses: Sequence[float], target: float) -> bool:
     return round(precision(losses, target), 9) >= TRACK3_PRECISION  # decimals are no exact floats
 
 
+def differ(values: Sequence[float], others: Sequence[float]) -> float | None:
+    """Two-sided p of two means that differ, by Welch's t-test; None where one is a single value."""
+    return _two_sided(_difference(_mean(values), _mean(others)))
+
+
 def worse(losses: Sequence[float], others: Sequence[float]) -> bool:
     """Whether the first losses are above the second, seed by seed, by more than chance.
 
@@ -355,6 +359,11 @@ def _t(sample: _Sample) -> float:
     if sample.variance:
         return sample.value / math.sqrt(sample.variance)
     return math.copysign(math.inf, sample.value) if sample.value else 0.0
+
+
+def _two_sided(sample: _Sample) -> float | None:
+    """The probability that chance takes an estimate of zero as far from it."""
+    return None if sample.variance is None else 2 * t_cdf(-abs(_t(sample)), sample.df)
 
 
 # ---- Student's t -------------------------------------------------------------------------------

@@ -406,7 +406,8 @@ def test_only_trials_that_can_be_compared_are_drawn(duel: Path, tmp_path: Path) 
     write_race(tmp_path, [replace(ADAMW, seeds=1)])
     trial = replace(read_trials(duel)[0], track_hash=read_runs(tmp_path)[0].track_hash)
     others: list[dict[str, Any]] = [{"track_hash": "77"}, {"stage": "confirm"}, {"steps": 90}]
-    for change in [*others, {}]:
+    begun_anew = {"entrant": f"{trial.entrant},frequency=10", "trial": trial.trial}
+    for change in [*others, begun_anew, {}]:
         append(tmp_path / "tuning.csv", replace(trial, **change))
     assert load(tmp_path).trials == [trial]
 
@@ -508,7 +509,7 @@ def test_the_newest_race_is_drawn_unless_another_is_named(tmp_path: Path) -> Non
     write_race(tmp_path, [replace(MUON, seeds=1)], "new", "2025-12-02T00:00:00")
     write_race(tmp_path, [replace(ADAMW, seeds=1)], "old", "2025-12-01T00:00:00")
     assert {run.race for run in load(tmp_path).runs} == {"new"}
-    assert {run.race for run in load(tmp_path, "old").runs} == {"old"}
+    assert {run.race for run in load(tmp_path, ["old"]).runs} == {"old"}
 
 
 # ---- Style -------------------------------------------------------------------------------------

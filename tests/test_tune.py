@@ -39,6 +39,11 @@ def test_points_fill_the_ranges_and_do_not_depend_on_their_number() -> None:
             assert sum(low <= value < high for value in values) == pytest.approx(8, abs=1)
 
 
+def test_there_are_points_where_nothing_varies_and_none_where_none_are_wanted() -> None:
+    assert tune.points({"beta": OPTIONS["beta"]}, 2) == [{}, {}]
+    assert tune.points(OPTIONS, 0, around={"lr": 0.1, "cooldown": 0.5}) == []
+
+
 class FakeStudy(tune.Study):
     """A study whose runs are a formula: final loss = base[trial] + slope / steps."""
 

@@ -1,0 +1,109 @@
+"""Final losses of entrants on several tracks: what a model does to an optimizer.
+
+Drawn where races on more than one track are named. Their runs must have one horizon, as a loss in
+the middle of a schedule says little.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import combinations
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from plots import style
+from plots.inputs import Entrant, Inputs, MissingDataError
+from plots.wording import footer, interval
+from results.schema import DIVERGED
+from results.stats import SIGNIFICANT, differ, holm, mean
+
+ROW_IN = 0.5  # for an entrant
+
+
+def final_losses(inputs: Inputs) -> Figure:
+    """A row for each entrant and track, lowest mean first: every run, the mean and its interval."""
+    rows = [e for e in (*inputs.entrants, *inputs.others) if _losses(e)]
+    if len({entrant.track for entrant in rows}) < 2:
+        raise MissingDataError(
+            "it needs races on two tracks; run: python -m plots.make --race ID --race ID"
+        )
+    horizons = {run.steps_planned for entrant in rows for run in entrant.runs}
+    if len(horizons) > 1:
+        raise MissingDataError(
+            f"runs of {min(horizons)} and {max(horizons)} steps do not compare; "
+            f"race all with the same: steps={max(horizons)}"
+        )
+    rows.sort(key=lambda entrant: mean(_losses(entrant)).value)
+    names = _names(rows)
+    caption = "Marker: a run; bar and numbers: mean and its 95% interval. "
+    figure = style.sheet(
+        _title(rows, names),
+        caption + _told_apart(rows, names),
+        footer(replace(inputs, entrants=rows)),
+        ROW_IN * len(rows) + 0.6,
+    )
+    axes = figure.subplots()
+    for row, entrant in enumerate(rows):
+        _row(axes, row, entrant)
+    axes.set_yticks(range(len(rows)), [name.replace(" on ", "\non ") for name in names])
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(False, axis="y")
+    for tick, entrant in zip(axes.get_yticklabels(), rows, strict=True):
+        tick.set_color(entrant.look.text)
+        tick.set_fontweight("bold")
+    axes.set_xlabel("final validation loss (nats per token)")
+    axes.xaxis.set_major_locator(style.ticks(8))
+    return figure
+
+
+def _losses(entrant: Entrant) -> list[float]:
+    """Of the runs that did not diverge."""
+    runs = (run for run in entrant.runs if run.status != DIVERGED)
+    return [run.final_loss for run in runs if run.final_loss is not None]
+
+
+def _names(rows: Sequence[Entrant]) -> list[str]:
+    """Each entrant as it is told from others on its track, and the track."""
+    tracks = {
+        e.track: style.short_names([o.label for o in rows if o.track == e.track]) for e in rows
+    }
+    return [f"{tracks[entrant.track][entrant.label]} on {entrant.track}" for entrant in rows]
+
+
+def _title(rows: Sequence[Entrant], names: Sequence[str]) -> str:
+    steps = rows[0].runs[0].steps_planned
+    low, high = (f"{names[i]} at {mean(_losses(rows[i])).value:.3f}" for i in (0, -1))
+    return f"After {steps} steps the loss is lowest with {low}, highest with {high}"
+
+
+def _told_apart(rows: Sequence[Entrant], names: Sequence[str]) -> str:
+    """Which pairs the seeds tell apart."""
+    tests = {
+        (names[i], names[j]): p
+        for i, j in combinations(range(len(rows)), 2)
+        if (p := differ(_losses(rows[i]), _losses(rows[j]))) is not None
+    }
+    adjusted = zip(tests, holm(list(tests.values())), strict=True)
+    pairs = [" and ".join(pair) for pair, p in adjusted if p < SIGNIFICANT]
+    return (
+        f"Told apart by Welch's t-test, p < {SIGNIFICANT:.2g} by Holm's method over "
+        f"{len(tests)} pairs: {'; '.join(pairs) or 'none'}."
+    )
+
+
+def _row(axes: Axes, row: int, entrant: Entrant) -> None:
+    losses, look = _losses(entrant), entrant.look
+    axes.plot(
+        losses, [row - 0.15] * len(losses), look.marker, color=look.color, markersize=6,
+        mec="white", mew=0.5, alpha=0.8,
+    )  # fmt: skip
+    estimate = mean(losses)
+    axes.plot(estimate.value, row + 0.15, "|", color=look.color, markersize=12, mew=2.5)
+    if estimate.low is not None and estimate.high is not None:
+        axes.plot([estimate.low, estimate.high], [row + 0.15] * 2, color=look.color, linewidth=2)
+    text = f"{estimate.value:.4f}\n{interval(estimate, '{:.4f}'.format)}".strip()
+    axes.text(
+        1.01, row, text, transform=axes.get_yaxis_transform(), size=style.SMALL_PT,
+        color=look.text, va="center",
+    )  # fmt: skip

@@ -1,0 +1,59 @@
+"""The chart of final losses on several tracks: its rows, its tests, and what it refuses."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from plots import make
+from plots.inputs import Inputs, MissingDataError, load
+from results.store import read_runs, record
+from tests.rows import SOURCE, make_points, make_run
+from tests.test_plots import chart, drawn_boxes, texts, title
+
+LOSSES = {  # by track and label, of three seeds
+    ("tiny-mla", "muon"): (3.60, 3.61, 3.62),
+    ("tiny-mla", "muon-split"): (3.59, 3.61, 3.615),
+    ("tiny-gqa", "muon"): (3.50, 3.51, 3.52),
+}
+
+
+def inputs_of(root: Path, **changes: int) -> Inputs:
+    for (track, label), losses in LOSSES.items():
+        for seed, loss in enumerate(losses):
+            run = make_run(track=track, label=label, entrant=label, seed=seed, final_loss=loss)
+            run = replace(run, race=track, run=f"{track}-{label}-{seed}", **changes)
+            record(root, run, make_points(), SOURCE)
+    return load(root, ["tiny-mla", "tiny-gqa"])
+
+
+def test_rows_are_entrants_of_all_races_lowest_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = inputs_of(tmp_path)
+    assert {run.race for run in inputs.runs} == {"tiny-mla"}  # the other charts'
+    figure = make.draw(chart("final_losses"), inputs)
+    axes = figure.axes[0]
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert names == ["Muon\non tiny-gqa", "Muon Split\non tiny-mla", "Muon\non tiny-mla"]
+    means = [line.get_xdata()[0] for line in axes.lines if line.get_marker() == "|"]
+    np.testing.assert_allclose(means, sorted(np.mean(list(LOSSES.values()), axis=1)))
+    assert title(figure).endswith(
+        "with Muon on tiny-gqa at 3.510, highest with Muon on tiny-mla at 3.610"
+    )
+    caption = " ".join(texts(figure)).replace("\n", " ")
+    assert "3 pairs: Muon on tiny-gqa and Muon Split on tiny-mla; Muon on tiny-gqa and" in caption
+    assert "Muon Split on tiny-mla and Muon on tiny-mla" not in caption
+    for text, box in drawn_boxes(figure, monkeypatch):
+        assert box.x0 >= 0 and box.x1 <= figure.bbox.x1, text
+
+
+def test_races_of_one_track_or_of_several_horizons_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(MissingDataError, match="two tracks; run: python -m plots.make --race ID"):
+        make.draw(chart("final_losses"), replace(inputs_of(tmp_path), others=[]))
+    runs = [replace(run, steps_planned=90) for run in read_runs(tmp_path) if run.race == "tiny-gqa"]
+    inputs = load(tmp_path, ["tiny-mla", "tiny-gqa"])
+    longer = replace(inputs.others[0], runs=runs)
+    with pytest.raises(MissingDataError, match="90 and 100 steps do not compare"):
+        make.draw(chart("final_losses"), replace(inputs, others=[longer]))
