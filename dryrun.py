@@ -65,7 +65,7 @@ def place(gpt: GPT, entrant: Entrant) -> tuple[engines.Engine, list[optim.Group]
             if "fused" in group.options:
                 group.options["fused"] = False  # that kernel has no meta version; the state is same
         engine.optimizers(groups)
-    except ValueError as error:
+    except (ValueError, ArithmeticError) as error:
         raise UserError(f"{entrant.label}: {error}") from None
     return engine, groups
 

@@ -307,12 +307,23 @@ def _check(group: dict[str, Any]) -> None:
         ("momentum", 0.0, 1.0),
         ("momentum_start", 0.0, 1.0),
         ("momentum_warmup", 0, float("inf")),
+        ("momentum_cooldown", 0, float("inf")),
         ("beta2", 0.0, 1.0),
         ("ns_steps", 1, 100),
     ):
         if not low <= group[key] < high:
             raise ValueError(f"{key}={group[key]}: must be at least {low} and below {high}")
+    if group["momentum_cooldown"] > group["momentum_horizon"]:
+        raise ValueError(
+            f"momentum_cooldown={group['momentum_cooldown']}: must be the last steps of a run of "
+            f"momentum_horizon={group['momentum_horizon']}; give its number of steps"
+        )
     lr_scale(1, 1, group["adjust_lr_fn"])
+    if group["adjust_lr_fn"] == "hyperball" and group["weight_decay"]:
+        raise ValueError(
+            f"weight_decay={group['weight_decay']}: must be 0 with adjust_lr_fn='hyperball', "
+            "which keeps the norm of each matrix"
+        )
     abc = _each(COEFFICIENTS[name] if isinstance(name, str) else name, group["ns_steps"])
     for p in group["params"]:
         if group["ns_backend"] != "auto":
@@ -384,6 +395,7 @@ class Muon(torch.optim.Optimizer):
     ns_dtype: of the iteration; None: of the gradient.
     ns_backend: how it is computed, "auto" or the name of a backend; see `choose`.
     momentum_warmup: steps in which momentum rises from `momentum_start`, linearly.
+    momentum_cooldown: steps at the end of the first `momentum_horizon` in which it falls back.
     sign: orthogonalise the sign of U (Si et al. 2507.11005).
     second_moment: what has an average of squares, with `beta2`, and is divided by its root.
         "gradient": U, by that of G (Muon^2, Liu et al. 2604.09967). With O = newton_schulz(U),
@@ -411,6 +423,8 @@ class Muon(torch.optim.Optimizer):
         ns_backend: str = "auto",
         momentum_start: float = 0.85,
         momentum_warmup: int = 0,
+        momentum_cooldown: int = 0,
+        momentum_horizon: int = 0,
         sign: bool = False,
         second_moment: str = "none",
         beta2: float = 0.95,
@@ -488,13 +502,16 @@ class Muon(torch.optim.Optimizer):
 
     def _momentum(self, p: Tensor, group: dict[str, Any]) -> float:
         """The momentum of a parameter's next step; counts the step where it depends on it."""
-        end: float = group["momentum"]
-        if not group["momentum_warmup"]:
-            return end
+        warmup, cooldown = group["momentum_warmup"], group["momentum_cooldown"]
+        full: float = group["momentum"]
+        if not (warmup or cooldown):
+            return full
         done = self.state[p].get("step", 0)
         self.state[p]["step"] = done + 1
-        left = max(0.0, 1 - done / group["momentum_warmup"])
-        return end + left * (group["momentum_start"] - end)
+        up = 1 - done / warmup if warmup else 0.0
+        down = 1 - (group["momentum_horizon"] - 1 - done) / cooldown if cooldown else 0.0
+        away = min(max(up, down, 0.0), 1.0)
+        return full + away * (group["momentum_start"] - full)
 
     def _blocks(self, p: Tensor, U: Tensor, group: dict[str, Any]) -> Iterator[Block]:
         """The matrices stacked in a parameter."""

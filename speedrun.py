@@ -322,7 +322,7 @@ class Trainer(Passes):
             plan = optim.plan(roles, entrant.recipe, settings, self.dtype, self.options.ns_backend)
             self.engine.optimizers(plan)
             self.gpt.check_clip(optim.qk_clip(plan))
-        except ValueError as error:
+        except (ValueError, ArithmeticError) as error:
             raise UserError(f"{entrant.label}: {error}") from None
         return plan
 
@@ -524,6 +524,8 @@ def tune_main(track: Track, options: Options, arguments: argparse.Namespace) -> 
     words = arguments.words[1:] or ["adamw", "muon"]
     plan = tune.Plan(arguments.trials, tune.read_shard(arguments.shard), arguments.stage)
     recipes = [split(word)[0] for word in words]
+    if len(set(recipes)) < len(recipes):
+        raise UserError(f"tune {' '.join(words)}: a recipe is named twice; name each once")
     knobs = [entrant_options(recipe, Schedule) for recipe in recipes]
     fixed = [assigned(word, known) for word, known in zip(words, knobs, strict=True)]
     trainer = Trainer(track, options)

@@ -154,6 +154,11 @@ class Study:
         self.fixed, self._enter, self.plan = fixed, enter, plan
         self.points = self._points(plan.trials)
         self._root, self._source = Path(trainer.options.results), record.program()
+        if "steps" in fixed:
+            raise UserError(f"{recipe}:steps={fixed['steps']}: the tuner sets it; leave it out")
+        if plan.stage == "sweep" and fixed:
+            given = ",".join(f"{key}={value}" for key, value in fixed.items())
+            raise UserError(f"{recipe}:{given}: a sweep is around tuned settings; leave it out")
 
     @property
     def steps(self) -> int:

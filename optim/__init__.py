@@ -155,6 +155,7 @@ def plan(
     """
     groups = find(recipe_name)(roles, **settings)
     owners: dict[str, list[str]] = {row.name: [] for row in roles}
+    is_class = recipe_name.startswith("lib:")
     for group in groups:
         if group.params and "lr" not in group.options:
             raise UserError(
@@ -171,7 +172,7 @@ def plan(
                 raise UserError(
                     f"{recipe_name}: {row.name} ({row.role}, {row.param.ndim}-D) was given to "
                     f"{group.rule.__name__}, which takes whole hidden matrices only; "
-                    f"give it to another rule in optim/"
+                    f"{'type scope=matrices' if is_class else 'give it to another rule in optim/'}"
                 )
     for name, rules in owners.items():
         if len(rules) != 1:
@@ -189,12 +190,12 @@ def is_orthogonal(rule: type[torch.optim.Optimizer]) -> bool:
 
 
 def splits_of(row: Role, blocks: str) -> tuple[int, ...]:
-    """Row counts of the matrices that a parameter is cut into. Raises UserError.
+    """Row counts of the matrices that a parameter is cut into. Raises ValueError.
 
     blocks: "fused" leaves it whole, "qkv" takes query, key and value apart, "heads" their heads.
     """
     if blocks not in ("fused", "qkv", "heads"):
-        raise UserError(f"blocks={blocks}: must be fused, qkv or heads")
+        raise ValueError(f"blocks={blocks!r}: must be fused, qkv or heads")
     if blocks == "fused":
         return (row.param.size(0),)
     if blocks == "heads" and row.head_rows:

@@ -140,7 +140,10 @@ def lamb(
     head_lr: HeadLR = 0.01,
     vector_lr: VectorLR = 0.01,
 ) -> list[Group]:
-    """LAMB (You et al. 1904.00962), version 3: Adam's direction, scaled to the weights' norm."""
+    """LAMB (You et al. 1904.00962), version 3: Adam's direction, scaled to the weights' norm.
+
+    That version corrects no bias: the scale takes care of all but the decay of the first steps.
+    """
     found = rule("pytorch_optimizer.Lamb")
     matrices = Group(
         # The library takes no norm for more than 10, which those of `tiny` are at the start.
@@ -276,5 +279,6 @@ def kron(
         precond_lr=precond_lr,
         precond_init_scale=precond_init_scale,
         weight_decay=weight_decay,
+        update_clipping=None,  # the library bends entries of 1 to 0.86, as no paper does
     )
     return [matrices, *auxiliary(roles, embed_lr, head_lr, vector_lr)]

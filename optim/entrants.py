@@ -12,6 +12,7 @@ An entrant's options are its recipe's and the schedule's.
 import argparse
 import difflib
 import math
+import re
 import sys
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +24,7 @@ from errors import UserError
 from optim import Option, find, options, recipes
 
 TUNED = Path(__file__).with_name("tuned.toml")
+FRACTION = re.compile(r"(aux_)?(momentum|betas?\d?)")  # options that weigh an average
 
 # Tracks with the data, batch and target rule of another one, whose settings stand in for whoever
 # has none of its own there.
@@ -185,8 +187,11 @@ def _convert(text: str, key: str, value: str, kind: type) -> Any:
     for number in converted if isinstance(converted, tuple) else (converted,):
         if isinstance(number, float) and not math.isfinite(number):
             raise UserError(f"{text}: {key}={value}: must be finite")
-        if key.endswith(("lr", "weight_decay")) and number < 0:  # not every rule refuses it
+        # Not every rule refuses these.
+        if key.endswith(("lr", "weight_decay", "eps")) and number < 0:
             raise UserError(f"{text}: {key}={value}: must be at least 0")
+        if FRACTION.fullmatch(key) and not 0 <= number < 1:
+            raise UserError(f"{text}: {key}={value}: must be at least 0 and below 1")
     return converted
 
 

@@ -22,6 +22,7 @@ import inspect
 from collections.abc import Iterable
 from functools import cache
 from importlib import import_module, metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
@@ -63,12 +64,12 @@ class numbers(tuple[Any, ...]):  # noqa: N801
 def rule(path: str) -> OptimizerClass:
     """The class at a dotted path. Raises UserError if it is no optimizer that can be had here."""
     module_name, _, name = path.rpartition(".")
-    if not module_name:
+    if not all(path.split(".")) or not module_name:
         raise UserError(f"lib:{path}: must be a module and a class, such as lib:torch.optim.NAdam")
     try:
         module = import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise UserError(f"lib:{path}: {_install(error.name or module_name)}") from None
+    except Exception as error:  # whatever a stranger's file raises
+        raise UserError(f"lib:{path}: {_no_module(module_name, error)}") from None
     _require_pin(path)
     found = getattr(module, name, None)
     if not (isinstance(found, type) and issubclass(found, torch.optim.Optimizer)):
@@ -94,10 +95,20 @@ def _pins() -> dict[str, str]:
     return {name.replace("-", "_"): version for name, version in pairs}
 
 
-def _install(module: str) -> str:
-    top = module.partition(".")[0]
+def _no_module(module: str, error: Exception) -> str:
+    """Why a module cannot be imported, and what to do."""
+    if not isinstance(error, ModuleNotFoundError):
+        return f"importing {module} fails: {type(error).__name__}: {_first_line(error)}; mend it"
+    missing = error.name or module
+    top = missing.partition(".")[0]
+    if missing != top and find_spec(top):
+        return f"there is no module {missing}; name one that {top} has, such as {top}.ClassName"
     what = f"-r {PINS.name}" if top in _pins() else top
     return f"{top} is not installed; run: python -m pip install {what}"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[0][:200]
 
 
 def _require_pin(path: str) -> None:
@@ -227,8 +238,7 @@ def _try(name: str, found: OptimizerClass, given: dict[str, Any]) -> None:
         with torch.random.fork_rng(devices=[]), torch.compiler.set_stance("force_eager"):
             found([p], **given).step()
     except Exception as error:  # whatever a stranger's class raises
-        what = (str(error).strip().splitlines() or [""])[0][:200]
         raise UserError(
-            f"{name}: it fails on a 4 by 4 matrix: {type(error).__name__}: {what}; "
+            f"{name}: it fails on a 4 by 4 matrix: {type(error).__name__}: {_first_line(error)}; "
             "mend its options, or write a recipe in optim/"
         ) from None

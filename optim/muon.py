@@ -8,11 +8,12 @@ A variant is Muon with other defaults: it has all of Muon's options, so that var
 """
 
 import inspect
+from collections.abc import Mapping
 from typing import Annotated, Any, get_args
 
 import optim.kernels  # noqa: F401  adds its backends
 from muon import Muon
-from optim import Group, Log, Roles, matrix_groups, recipe
+from optim import Group, Log, Option, Recipe, Roles, matrix_groups, recipe
 from optim.adamw import EmbedLR, HeadLR, VectorLR, auxiliary
 
 # On an update of root mean square 0.2, two to five times Muon's at the width of the track tiny,
@@ -41,6 +42,8 @@ def muon(
     blocks: str = "qkv",
     momentum_start: float = 0.85,
     momentum_warmup: int = 0,
+    momentum_cooldown: int = 0,
+    momentum_horizon: int = 0,
     sign: bool = False,
     second_moment: str = "none",
     beta2: float = 0.95,
@@ -60,6 +63,8 @@ def muon(
         adjust_lr_fn=adjust_lr_fn,
         momentum_start=momentum_start,
         momentum_warmup=momentum_warmup,
+        momentum_cooldown=momentum_cooldown,
+        momentum_horizon=momentum_horizon,
         sign=sign,
         second_moment=second_moment,
         beta2=beta2,
@@ -69,9 +74,15 @@ def muon(
     return [*matrices, *auxiliary(roles, *rest)]
 
 
-def variant(name: str, **changes: Any) -> None:
+def variant(
+    name: str,
+    base: Recipe = muon,
+    added: Mapping[str, Option] | None = None,
+    **changes: Any,
+) -> None:
     """Register Muon under another name, with other defaults.
 
+    base: makes the groups; it takes Muon's options and those that are `added`, without a range.
     changes: by option, its default or a pair of its default and the range that replaces its own.
     """
     parameters = dict(inspect.signature(muon).parameters)
@@ -83,8 +94,17 @@ def variant(name: str, **changes: Any) -> None:
             hint = hint if bounds is None else Annotated[hint, bounds]
         parameters[key] = parameters[key].replace(default=changes[key], annotation=hint)
 
+    for key, option in (added or {}).items():
+        changes[key] = option.default
+        parameters[key] = inspect.Parameter(
+            key,
+            inspect.Parameter.POSITIONAL_OR_KEYWORD,
+            default=option.default,
+            annotation=option.type,
+        )
+
     def made(roles: Roles, **settings: Any) -> list[Group]:
-        return muon(roles, **(changes | settings))
+        return base(roles, **(changes | settings))
 
     made.__name__ = name
     made.__annotations__ = {key: p.annotation for key, p in parameters.items()}

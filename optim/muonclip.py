@@ -7,49 +7,25 @@ decay. The clip is the model's, `GPT.clip_qk`: the recipe only asks for it. It n
 without QK-norm, and its cost, a product of queries and keys, is on the clock.
 """
 
-from typing import Annotated
+from typing import Any
 
-from optim import Group, Log, Roles, recipe
-from optim.adamw import EmbedLR, HeadLR, VectorLR
-from optim.muon import muon
+from optim import Group, Option, Roles
+from optim.muon import RMS_LR, RMS_WEIGHT_DECAY, muon, variant
 
 
-@recipe
-def muonclip(
-    roles: Roles,
-    lr: Annotated[float, Log(0.002, 0.1)] = 0.013,
-    weight_decay: Annotated[float, Log(0.01, 1.0)] = 0.1,
-    tau: float = 100.0,
-    momentum: float = 0.95,
-    nesterov: bool = True,
-    ns_coefficients: str = "jordan",
-    ns_steps: int = 5,
-    embed_lr: EmbedLR = 0.3,
-    head_lr: HeadLR = 0.01,
-    vector_lr: VectorLR = 0.01,
-    aux_beta1: float = 0.8,
-    aux_beta2: float = 0.95,
-    aux_eps: float = 1e-10,
-    aux_weight_decay: float = 0.0,
-) -> list[Group]:
+def clipped(roles: Roles, tau: float, **settings: Any) -> list[Group]:
     """No attention logit of a step's batch grows beyond `tau` by more than a step's update."""
-    groups = muon(
-        roles,
-        lr=lr,
-        weight_decay=weight_decay,
-        momentum=momentum,
-        nesterov=nesterov,
-        ns_coefficients=ns_coefficients,
-        ns_steps=ns_steps,
-        adjust_lr_fn="match_rms_adamw",
-        embed_lr=embed_lr,
-        head_lr=head_lr,
-        vector_lr=vector_lr,
-        aux_beta1=aux_beta1,
-        aux_beta2=aux_beta2,
-        aux_eps=aux_eps,
-        aux_weight_decay=aux_weight_decay,
-    )
+    groups = muon(roles, **settings)
     for group in groups:
         group.qk_clip = tau
     return groups
+
+
+variant(
+    "muonclip",
+    clipped,
+    added={"tau": Option(float, 100.0, None)},
+    adjust_lr_fn="match_rms_adamw",
+    lr=(0.013, RMS_LR),
+    weight_decay=(0.1, RMS_WEIGHT_DECAY),
+)

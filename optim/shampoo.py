@@ -48,7 +48,8 @@ class Shampoo(torch.optim.Optimizer):
         W <- (1 - lr weight_decay) W - lr scale L^power M R^power
 
     All three averages are corrected for their start from zero. `scale` is Muon's, sqrt(max(1,
-    rows / columns)): the update's size depends on its shape alone, so nothing is grafted.
+    rows / columns)). Nothing is grafted: with a power of -1/4 the update's size does not depend on
+    the gradient's.
 
     precondition_frequency: steps between new roots of L and R. As many steps at the start have
         new ones each: the averages move most then, and of a zero gradient there are none.

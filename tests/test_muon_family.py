@@ -276,7 +276,8 @@ def test_a_batch_of_variants_keeps_what_is_each_ones_own() -> None:
         for option in table:
             p = nn.Parameter((start.T if transposed else start).clone())
             alone = nn.Parameter(p.detach().clone())
-            groups.append(option | {"params": [p], "lr": 0.05, "weight_decay": 0.5})
+            decay = 0.0 if option["adjust_lr_fn"] == "hyperball" else 0.5
+            groups.append(option | {"params": [p], "lr": 0.05, "weight_decay": decay})
             train([alone], Muon([groups[-1] | {"params": [alone]}]), 3)
             ends.append(alone)
         together = [group["params"][0] for group in groups]
@@ -413,6 +414,24 @@ def test_the_momentum_rises_as_a_trainer_would_raise_it(nesterov: bool) -> None:
         train(reference, plain, 1, first=step)
         for p, q in zip(params, reference, strict=True):
             assert distance(p, q) < 1e-6
+
+
+def test_the_momentum_falls_back_at_the_end_of_the_horizon() -> None:
+    (p,), state = weights([(6, 8)]), []
+    schedule: Options = dict(momentum_start=0.85, momentum_warmup=2, momentum_cooldown=4)
+    optimizer = Muon([p], momentum=0.95, momentum_horizon=8, **schedule)
+    for step in range(9):
+        state.append(optimizer._momentum(p, optimizer.param_groups[0]))
+        assert optimizer.state[p]["step"] == step + 1
+    assert state == pytest.approx([0.85, 0.9, 0.95, 0.95, 0.925, 0.9, 0.875, 0.85, 0.85])
+
+
+def test_a_schedule_of_momentum_without_its_horizon_and_decay_of_a_kept_norm_are_refused() -> None:
+    with pytest.raises(ValueError, match="momentum_cooldown=5: .* momentum_horizon=0; give"):
+        Muon(weights(SHAPES), momentum_cooldown=5)
+    for cautious in (True, False):
+        with pytest.raises(ValueError, match="weight_decay=0.1: must be 0 with adjust_lr_fn='hyp"):
+            Muon(weights(SHAPES), adjust_lr_fn="hyperball", weight_decay=0.1, cautious=cautious)
 
 
 def test_dion_turns_to_the_polar_factor_at_full_rank() -> None:

@@ -127,7 +127,7 @@ def test_moonlight_has_one_lr_and_weight_decay_for_all() -> None:
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        ("muon", {"blocks": "head"}, "blocks=head: must be fused, qkv or heads"),
+        ("muon", {"blocks": "head"}, "blocks='head': must be fused, qkv or heads"),
         ("muon", {"second_moment": "rows"}, "second_moment='rows'.*gradient, row, entry"),
         ("muon", {"beta2": 1.0}, "beta2=1.0"),
         ("muon", {"momentum_start": 1.0}, "momentum_start=1.0"),

@@ -285,6 +285,9 @@ def test_a_switch_is_spelled_true_or_false(word: str, value: bool) -> None:
         ("lion:lr=-0.1", ["lr=-0.1", "must be at least 0"]),
         ("shampoo:embed_lr=-1", ["embed_lr=-1", "must be at least 0"]),
         ("dion:weight_decay=-1", ["weight_decay=-1", "must be at least 0"]),
+        ("soap:eps=-1", ["eps=-1", "must be at least 0"]),
+        ("signum:momentum=2", ["momentum=2", "at least 0 and below 1"]),
+        ("shampoo:beta2=1", ["beta2=1", "at least 0 and below 1"]),
     ],
 )
 def test_a_mistake_is_answered_with_what_is_valid(text: str, parts: list[str]) -> None:

@@ -206,6 +206,21 @@ def test_a_given_option_is_in_every_trial_and_not_searched(tmp_path: Path) -> No
     assert (section["cooldown"], section["beta"]) == (1.0, 0.5)
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["muon:steps=9"], "muon:steps=9: the tuner sets it"),
+        (["soap", "soap:precondition_frequency=1"], "named twice"),
+        (["muon:momentum=0.9", "--stage=sweep"], "muon:momentum=0.9: a sweep is around tuned"),
+    ],
+)
+def test_what_the_tuner_would_not_heed_is_refused(
+    words: list[str], message: str, micro_flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert speedrun.main(["tune", *words, *micro_flags]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_who_misses_the_target_is_tuned_all_the_same(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
