@@ -4,8 +4,8 @@
     python -m bench.scale --seeds 3 --shard 1/2    # part 1 of 2 of the points
 
 At every point the tuned settings of `tiny` are transferred by `transfer`, re-checked by trials of
-the matrices' learning rate around it (stage "transfer"), and raced: Muon at one horizon, AdamW at
-several around it, each to the end of its schedule. `results.scale` reads the races and says what
+the matrices' learning rate around it at Muon's horizon (stage "transfer"), and raced: Muon at that
+horizon, AdamW at several around it, each to the end of its schedule. `results.scale` reads the races and says what
 they amount to. Losses alone count, so the runs may share the machine.
 """
 

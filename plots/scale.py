@@ -13,7 +13,7 @@ from results.schema import Published
 from results.stats import Estimate
 
 OURS = style.RESERVED["muon"]
-BODY_IN = 5.6
+BODY_IN = 6.4
 GREY = style.Look("#8A97A5", (0.29, 0.35, 0.42), "d", "-")
 
 
