@@ -5,8 +5,8 @@
 
 At every point the tuned settings of `tiny` are transferred by `transfer`, re-checked by trials of
 the matrices' learning rate around it at Muon's horizon (stage "transfer"), and raced: Muon at that
-horizon, AdamW at several around it, each to the end of its schedule. `results.scale` reads the races and says what
-they amount to. Losses alone count, so the runs may share the machine.
+horizon, AdamW at several around it, each to the end of its schedule. `results.scale` reads the
+races and says what they amount to. Losses alone count, so the runs may share the machine.
 """
 
 import argparse
