@@ -2,7 +2,8 @@
 
     python -m pytest tests/test_attention.py
 
-Claims: GQA with a key for each head is MHA to the bit; the tables of roles divide into heads;
+Claims: MHA and GQA are their equations in float64; GQA with a key for each head is MHA to the bit;
+the tables of roles divide into heads;
 what is measured is the largest causal logit of the batch; after a clip no head exceeds tau, and
 those that did not are left alone; a race logs what it clips. The equations of each model are in
 test_tracks.py.
@@ -61,6 +62,54 @@ def test_gqa_with_a_key_for_each_head_is_mha_to_the_bit(qk_norm: bool) -> None:
     for (name, p), q in zip(mha.named_parameters(), gqa.parameters(), strict=True):
         assert p.grad is not None and q.grad is not None
         assert torch.equal(p.grad, q.grad), name
+
+
+def turned(x: Tensor, half: bool) -> Tensor:
+    """x (T D) after RoPE: the complex numbers of channels j and j + D/2, times e^(-i t w_j)."""
+    T, D = x.shape
+    if half:
+        n = D // 4
+        w = [1024 ** (-j / (n - 1)) for j in range(n)] + [0.0] * n
+    else:
+        w = [1024 ** (-2 * j / D) for j in range(D // 2)]
+    z = torch.complex(x[:, : D // 2], x[:, D // 2 :])
+    angle = torch.outer(torch.arange(T).double(), torch.tensor(w).double())
+    z = z * torch.exp(-1j * angle)
+    return torch.cat([z.real, z.imag], dim=1)
+
+
+def transcription(config: GPTConfig, weights: dict[str, Tensor], x: Tensor) -> Tensor:
+    """Attention of one sequence x (T C), head by head."""
+    D, H, H_kv = config.n_embd // config.n_head, config.n_head, config.n_kv_head or config.n_head
+    fused = x @ weights["qkv.weight"].T + weights["qkv.bias"]
+    q, k, v = (z.view(len(x), -1, D) for z in fused.split([H * D, H_kv * D, H_kv * D], dim=1))
+    k, v = (z.repeat_interleave(H // H_kv, dim=1) for z in (k, v))
+    scale = 1 / math.sqrt(D)
+    if config.qk_norm:
+        q, k = (z / z.square().mean(-1, keepdim=True).sqrt() for z in (q, k))
+        scale = 0.12 * math.sqrt(128 / D)
+    heads = []
+    for h in range(H):
+        query, key = q[:, h], k[:, h]
+        if config.positions == "rope":
+            query, key = turned(query, config.rope_half), turned(key, config.rope_half)
+        e = torch.exp(scale * query @ key.T).tril()
+        heads.append(e / e.sum(1, keepdim=True) @ v[:, h])
+    return torch.cat(heads, dim=1) @ weights["proj.weight"].T + weights["proj.bias"]
+
+
+@pytest.mark.parametrize("n_kv_head", [0, 4, 2, 1])
+@pytest.mark.parametrize("qk_norm", [False, True])
+@pytest.mark.parametrize("positions", ["half", "all", "learned"])
+def test_mha_and_gqa_are_their_equations(n_kv_head: int, qk_norm: bool, positions: str) -> None:
+    changes = dict(n_kv_head=n_kv_head, qk_norm=qk_norm, rope_half=positions == "half")
+    changes |= dict(positions="learned") if positions == "learned" else {}
+    config = replace(small("tiny", n_layer=1), **changes)
+    attention = rough(config, scale=0.1).double().attentions[0]
+    x = torch.randn(2, 12, 128, generator=torch.Generator().manual_seed(2)).double()
+    expected = torch.stack([transcription(config, attention.state_dict(), row) for row in x])
+    # To the rounding of the model's angles, which are float32.
+    torch.testing.assert_close(attention(x).detach(), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_gqa_is_mha_whose_heads_repeat_their_keys_and_values() -> None:

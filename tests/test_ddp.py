@@ -20,7 +20,7 @@ from data import manifest
 from results import store, verify
 from results.schema import Run
 from tests.hub import Hub, shard
-from tests.world import ROOT, train
+from tests.world import ROOT, TAU, clip, train
 
 SCRIPT = ROOT / "tests" / "world.py"
 
@@ -65,7 +65,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def two(world: Path, micro_flags: list[str]) -> Path:
-    """The world, started once: the engine's training, then a race in microbatches of 2."""
+    """The world, started once: training, a race of MuonClip, then one in microbatches of 2."""
     if not (world / "engine0.pt").exists():
         flags = fineweb_flags(micro_flags, world / "shards", world / "two")
         done = torchrun("engine", str(world), *flags, "--microbatch=2")
@@ -112,6 +112,23 @@ def test_a_race_of_two_processes_has_the_losses_of_one(
             assert x.grad_norm == pytest.approx(y.grad_norm, rel=1e-3)
         assert a.communication_seconds > 0 == b.communication_seconds
     assert verify.problems(two / "two") == []
+
+
+def test_qk_clip_sees_the_logits_of_every_process(two: Path, tmp_path: Path) -> None:
+    clip(tmp_path)
+    (ours,), (theirs,) = store.read_runs(two / "clip"), store.read_runs(tmp_path)
+    assert (ours.world_size, theirs.world_size) == (2, 1)
+    assert ours.entrant == theirs.entrant
+    left, right = store.read_logits(two / "clip", ours.run), store.read_logits(tmp_path, theirs.run)
+    assert [(r.step, r.layer, r.head) for r in left] == [
+        (step, layer, head) for step in range(1, 9) for layer in range(4) for head in range(2)
+    ]
+    # From the second step on, logits follow from what was clipped before.
+    assert all(r.max_logit > TAU for r in right if r.step == 1)
+    for a, b in zip(left, right, strict=True):
+        assert a.max_logit == pytest.approx(b.max_logit, rel=1e-4), (a, b)
+    # The mean of both processes, which would have parted if each clipped by its own logits.
+    assert ours.final_loss == pytest.approx(theirs.final_loss, rel=1e-5)
 
 
 def test_only_the_first_process_speaks(two: Path) -> None:

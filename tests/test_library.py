@@ -7,6 +7,7 @@ resumed and verified like any recipe; what cannot be raced is refused by name; a
 is validated on its average and trains as if it had not been.
 """
 
+import io
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch import Tensor
 import optim
 import speedrun
 import tune
+from engines.single import Engine
 from errors import UserError
 from model import GPT
 from optim import Linear, Log, library
@@ -28,7 +30,8 @@ from presets import GPTConfig
 from results import store, verify
 from speedrun import Options, Schedule, Track, Trainer
 
-ROLES = GPT(GPTConfig(vocab_size=37, block_size=8, n_layer=1, n_head=2, n_embd=16)).roles()
+CONFIG = GPTConfig(vocab_size=37, block_size=8, n_layer=1, n_head=2, n_embd=16)
+ROLES = GPT(CONFIG).roles()
 
 
 class Rule(torch.optim.SGD):
@@ -165,6 +168,8 @@ def test_recipes_are_named_with_hyphens() -> None:
         ("lib:Adam", "must be a module and a class"),
         ("lib:torch.optim.AdamV", "no torch.optim.Optimizer called AdamV; try Adam"),
         ("lib:torch.optim.lr_scheduler.LambdaLR", "no torch.optim.Optimizer called LambdaLR"),
+        ("lib:.torch.Adam", "must be a module and a class"),
+        ("lib:torch.optimm.Adam", "there is no module torch.optimm; name one that torch has"),
         ("lib:nowhere_at_all.Adam", r"nowhere_at_all is not installed.*pip install nowhere_at_all"),
         ("lib:torch.optim.LBFGS", "it wants closure, which"),
         ("lib:torch.optim.SparseAdam", "fails on a 4 by 4 matrix: RuntimeError: .*SparseAdam"),
@@ -177,11 +182,24 @@ def test_recipes_are_named_with_hyphens() -> None:
         (f"{MINE}:scope=some", "scope=some: must be matrices or all"),
         (f"{MINE}:version=0.1", "version=0.1: [0-9a-f]{12} is installed"),
         (f"{MINE}:modes=b", "unknown option 'modes': did you mean mode"),
-        ("lib:torch.optim.Muon:scope=all", r"embed.weight \(embed, 2-D\) was given to Muon"),
+        (
+            "lib:torch.optim.Muon:scope=all",
+            r"embed.weight \(embed, 2-D\) was given to Muon.*matrices",
+        ),
     ],
 )
 def test_what_cannot_be_raced_is_refused_by_name(text: str, message: str) -> None:
     assert re.search(message, refusal(text)), refusal(text)
+
+
+def test_a_file_that_cannot_be_imported_is_refused_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "broken_rule.py").write_text("def step(:")
+    (tmp_path / "early_rule.py").write_text("raise ValueError('no horizon yet')")
+    assert "importing broken_rule fails: SyntaxError: " in refusal("lib:broken_rule.Rule")
+    assert refusal("lib:early_rule.Rule").endswith("fails: ValueError: no horizon yet; mend it")
 
 
 def test_a_library_that_is_missing_or_another_version_is_answered_with_the_command(
@@ -208,6 +226,86 @@ def library_path(name: str) -> str:
     return {"lamb": "pytorch_optimizer.Lamb", "kron": "heavyball.PSGDKron"}[name]
 
 
+# ---- Heavyball's SOAP, the example of the command line -----------------------------------------
+
+SOAP = "lib:heavyball.SOAP:lr=3e-3"
+RATES = {"matrix": 3e-3, "embed": 0.3, "head": 0.01, "vector": 0.01}
+
+
+class Stepped:
+    """A small model on gradients that follow from the number of the step."""
+
+    def __init__(self, text: str) -> None:
+        pytest.importorskip("heavyball")
+        self.engine = Engine(torch.device("cpu"), 0)
+        self.model = GPT(CONFIG)
+        self.engine.wrap(self.model)
+        self.model.init_weights(0)
+        entrant = enter(text)
+        self.plan = optim.plan(
+            self.engine.roles(), entrant.recipe, entrant.recipe_settings, torch.float32
+        )
+        self.optimizers = self.engine.optimizers(self.plan)
+
+    def step(self, number: int) -> dict[str, Tensor]:
+        """Take it; by how much each parameter moved."""
+        generator = torch.Generator().manual_seed(number)
+        before = {name: p.detach().clone() for name, p in self.model.named_parameters()}
+        for p in self.model.parameters():
+            p.grad = torch.randn(p.shape, generator=generator)
+        self.engine.step()
+        return {name: p.detach() - before[name] for name, p in self.model.named_parameters()}
+
+
+@pytest.mark.parametrize("scope", ["matrices", "all"])
+def test_heavyball_s_soap_has_the_matrices_or_everything(scope: str) -> None:
+    problem = Stepped(f"{SOAP},scope={scope}")
+    rules = {row.role: g.rule.__module__.split(".")[0] for g in problem.plan for row in g.params}
+    rest = "torch" if scope == "matrices" else "heavyball"
+    assert rules == {"matrix": "heavyball", "embed": rest, "head": rest, "vector": rest}
+    assert {g.params[0].role: g.options["lr"] for g in problem.plan} == RATES
+    decays = {g.params[0].role: g.options["weight_decay"] for g in problem.plan}
+    assert decays == {"matrix": 0.01, "embed": 0, "head": 0, "vector": 0}
+    assert len(problem.optimizers) == (2 if scope == "matrices" else 1)
+
+
+@pytest.mark.parametrize("scope", ["matrices", "all"])
+def test_heavyball_s_soap_starts_with_adam_s_step_in_its_eigenbasis(scope: str) -> None:
+    """Its root mean square is lr; the gradient before it sets the basis alone."""
+    problem = Stepped(f"{SOAP},scope={scope}")
+    moves = [problem.step(0), problem.step(1)]
+    for row in problem.engine.roles():
+        of_soap = scope == "all" or row.role == "matrix"
+        if of_soap:
+            assert not moves[0][row.name].any(), row.name
+        move = moves[1 if of_soap else 0][row.name]
+        assert move.square().mean().sqrt().item() == pytest.approx(RATES[row.role], rel=5e-3)
+        if of_soap and row.param.ndim == 2:  # not of its entries, as Adam's own would be
+            assert move.abs().max() > 1.5 * RATES[row.role], row.name
+
+
+@pytest.mark.parametrize("scope", ["matrices", "all"])
+def test_heavyball_s_soap_goes_on_from_a_file_as_if_never_stopped(scope: str) -> None:
+    problem, other = (Stepped(f"{SOAP},scope={scope}") for _ in range(2))
+    for number in range(3):
+        problem.step(number)
+    file = io.BytesIO()
+    torch.save([problem.model.state_dict(), *(o.state_dict() for o in problem.optimizers)], file)
+    file.seek(0)
+    weights, *states = torch.load(file, weights_only=False)
+    other.model.load_state_dict(weights)
+    for optimizer, state in zip(other.optimizers, states, strict=True):
+        optimizer.load_state_dict(state)
+    for number in range(3, 9):  # beyond the next refresh of the bases
+        for name, move in problem.step(number).items():
+            assert move.any(), name
+        other.step(number)
+    for (name, p), q in zip(
+        problem.model.named_parameters(), other.model.parameters(), strict=True
+    ):
+        assert torch.equal(p, q), name
+
+
 # ---- Through the trainer -----------------------------------------------------------------------
 
 
@@ -232,7 +330,7 @@ def test_a_class_is_tuned_like_a_recipe(micro_track: Track, micro_options: Optio
     trainer = Trainer(micro_track, micro_options)
     knobs = entrant_options(name, Schedule)
     settle = lambda text: speedrun.enter(text, "tiny")  # noqa: E731
-    study = tune.Study(trainer, name, knobs, settle, tune.Plan(1, tune.Shard(), "search"))
+    study = tune.Study(trainer, name, knobs, settle, tune.Plan(1, tune.Shard(), "search"), {})
     study._first("search", range(1))
     (row,) = store.read_trials(Path(micro_options.results))
     assert row.recipe == name

@@ -3,6 +3,7 @@
 python -m pytest tests/test_muon_recipes.py
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from model import GPT
 from muon import Muon
 from optim import Log, options
 from optim.entrants import parse, tuned_settings
-from presets import GPTConfig
+from presets import GPTConfig, preset
 from tests.matrices import NAMES, Options, distance, gradient, train
 
 MODEL = GPTConfig(vocab_size=37, block_size=8, n_layer=2, n_head=2, n_embd=32)
@@ -99,6 +100,51 @@ def test_muon_split_orthogonalises_each_head() -> None:
     train([qkv], optimizer, 3, first=1)
     train(heads, apart, 3, first=1, of=part)
     assert distance(qkv - start, torch.cat(heads) - start) < 1e-6
+
+
+# Rows of each matrix that is orthogonalised, of a layer with four heads of 32 channels.
+HEADS = {
+    "tiny": {"attn.qkv": (32,) * 12},
+    "tiny-gqa": {"attn.qkv": (32,) * (4 + 2 + 2)},  # two heads of keys, two of values
+    "tiny-mla": {
+        "attn.q_down": (64,),
+        "attn.q_up": (16,) * 4,
+        "attn.q_rope": (16,) * 4,
+        "attn.kv_down": (32,),
+        "attn.k_up": (16,) * 4,
+        "attn.k_rope": (16,),  # all heads share it
+        "attn.v_up": (32,) * 4,
+    },
+}
+REST = {"attn.proj": (128,), "mlp.fc": (512,), "mlp.proj": (128,)}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_muon_split_is_muon_on_the_heads_of_each_attention_and_on_all_else_whole(
+    name: str,
+) -> None:
+    model = GPT(replace(preset(name, vocab_size=37, block_size=8), n_layer=1))
+    model.init_weights(0)
+    settings = dict(lr=0.1, weight_decay=0.2)
+    groups = plan_of("muon-split", model, **settings)
+    groups = [group for group in groups if group.rule is Muon]
+    cut = {
+        row.name.removeprefix("blocks.0.").removesuffix(".weight"): (row.param, g.options["splits"])
+        for g in groups
+        for row in g.params
+    }
+    assert {key: splits for key, (_, splits) in cut.items()} == HEADS[name] | REST
+
+    params = [p for p, _ in cut.values()]
+    starts = [p.detach().clone() for p in params]
+    split = Muon([{"params": [r.param for r in g.params], **g.options} for g in groups])
+    train(params, split, 3)
+    for i, (key, W) in enumerate(zip(cut, starts, strict=True)):
+        rows = (HEADS[name] | REST)[key]
+        parts = [nn.Parameter(part.clone()) for part in W.split(rows)]
+        part = lambda _, t, j, W=W, i=i, rows=rows: gradient(W, t, i).split(rows)[j]  # noqa: E731
+        train(parts, Muon(parts, **settings), 3, of=part)
+        assert distance(params[i] - W, torch.cat(parts) - W) < 1e-6
 
 
 @pytest.mark.parametrize(

@@ -237,25 +237,33 @@ def test_soap_without_bases_is_adamw_from_the_second_gradient_on() -> None:
     close(found[1:], path(lambda p: torch.optim.AdamW(p, **options), grads[1:]))  # type: ignore[arg-type]
 
 
-def test_soap_is_adam_in_the_eigenbases_and_refreshes_them() -> None:
-    """Square gradients, whose eigenbases are unique."""
+@pytest.mark.parametrize(("shape", "often"), [((5, 5), 4), ((6, 4), 1), ((4, 6), 1)])
+def test_soap_is_adam_in_the_eigenbases_and_refreshes_them(
+    shape: tuple[int, int], often: int
+) -> None:
+    """Bases of a square or of its shorter side, which are unique; a side of 6 has an identity."""
     b1, b2, lr, eps = 0.8, 0.9, 0.1, 1e-8
-    grads, W, expected = gradients(12, (5, 5)), 0.3 * gradients(1, (5, 5), seed=9)[0], []
+    grads, W, expected = gradients(12, shape), 0.3 * gradients(1, shape, seed=9)[0], []
     L, R = 0.1 * grads[0] @ grads[0].T, 0.1 * grads[0].T @ grads[0]
-    QL, QR = torch.linalg.eigh(L)[1], torch.linalg.eigh(R)[1]
+    QL, QR = (
+        torch.linalg.eigh(S)[1] if len(S) <= 5 else torch.eye(6, dtype=S.dtype) for S in (L, R)
+    )
     M, V = torch.zeros_like(W), torch.zeros_like(W)
     for t, G in enumerate(grads[1:], start=1):
         M, V = b1 * M + (1 - b1) * G, b2 * V + (1 - b2) * (QL.T @ G @ QR) ** 2
         N = (QL.T @ M @ QR / (1 - b1**t)) / ((V / (1 - b2**t)).sqrt() + eps)
         W = W - lr * QL @ N @ QR.T
         L, R = b2 * L + (1 - b2) * G @ G.T, b2 * R + (1 - b2) * G.T @ G
-        if t % 4 == 0:
+        if t % often == 0:
             for side, (S, Q) in enumerate(((L, QL), (R, QR))):
+                if len(S) > 5:
+                    continue
                 order = torch.diag(Q.T @ S @ Q).argsort(descending=True)
                 V = V.index_select(side, order)
                 Q[:] = torch.linalg.qr(S @ Q[:, order])[0]
         expected.append(W)
-    options = dict(lr=lr, betas=(b1, b2), eps=eps, precondition_frequency=4)
+    options = dict(lr=lr, betas=(b1, b2), eps=eps)
+    options |= dict(precondition_frequency=often, max_precond_dim=5)
     found = path(lambda p: SOAP(p, **options), grads)  # type: ignore[arg-type]
     close(found[1:], expected)
 
@@ -400,19 +408,25 @@ def test_adam_s_family(name: str) -> None:
     close(borrowed(name, grads, **settings), expected, rtol=1e-6)
 
 
-def test_adafactor_s_steps_are_relative_and_its_moments_of_rank_one() -> None:
-    W, expected, grads = start(), [], gradients(4)
+@pytest.mark.parametrize(("lr", "size"), [(0.1, 1), (1.0, 1), (0.1, 1e-4)])
+def test_adafactor_s_steps_are_relative_and_its_moments_of_rank_one(lr: float, size: float) -> None:
+    """Also where 1 / sqrt(t) bounds the learning rate, and of weights that are all but zero."""
+    W, expected, grads = size * start(), [], gradients(6)
     row, column = torch.zeros(6, 1, dtype=torch.float64), torch.zeros(1, 4, dtype=torch.float64)
     for t, G in enumerate(grads, start=1):
-        rho = t**-0.8
-        alpha = max(1e-3, W.square().mean().sqrt().item()) * min(0.1, t**-0.5)
-        W = W * (1 - 0.1 * 0.2)
+        rho, rms = t**-0.8, W.square().mean().sqrt().item()
+        assert (rms < 1e-3) == (size < 1) and (t == 1 or (t**-0.5 < lr) == (lr == 1))
+        alpha = max(1e-3, rms) * min(lr, t**-0.5)
+        W = W * (1 - lr * 0.2)
         row = (1 - rho) * row + rho * G.square().mean(1, keepdim=True)
         column = (1 - rho) * column + rho * G.square().mean(0, keepdim=True)
         U = G / (row @ column / row.mean()).sqrt()
         W = W - alpha * U / max(1.0, U.square().mean().sqrt().item())
         expected.append(W)
-    close(borrowed("adafactor", grads, lr=0.1, weight_decay=0.2), expected, rtol=1e-6)
+    kind, options = options_of("adafactor", lr=lr, weight_decay=0.2)
+    found = path(lambda p: kind(p, **options), grads, size * start())
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6 * size)
 
 
 @pytest.mark.parametrize("size", [1, 50])
@@ -457,19 +471,31 @@ def test_mars_is_the_paper_s() -> None:
     close(borrowed("mars", grads, **settings), expected, rtol=1e-5)
 
 
-def test_schedule_free_trains_between_the_iterate_and_the_average_that_it_evaluates() -> None:
+@pytest.mark.parametrize(
+    "factors", [(1, 1, 1, 1, 1), (0.25, 0.5, 0.75, 1, 1), (0.5, 1, 1, 0.5, 0.25)]
+)
+def test_schedule_free_trains_between_the_iterate_and_the_average_that_it_evaluates(
+    factors: Sequence[float],
+) -> None:
     b1, b2, lr, wd, eps = 0.8, 0.9, 0.1, 0.2, 1e-6
     kind, options = options_of("schedule-free", lr=lr, beta1=b1, beta2=b2, weight_decay=wd, eps=eps)
     p = torch.nn.Parameter(start())
     optimizer = kind([p], **options)
     x = z = start()
-    v = 0.0
-    for t, G in enumerate(gradients(5), start=1):
+    v = largest = total = 0.0
+    for t, (G, factor) in enumerate(zip(gradients(5), factors, strict=True), start=1):
+        # The paper's averaging weights, gamma_t^2 / sum gamma_i^2, are of a gamma that only rises.
+        # The library takes the largest so far, as the authors' code does. Neither it nor their
+        # newer code has the paper's factor sqrt(1 - b2^t) in gamma: v is corrected instead.
+        optimizer.param_groups[0]["lr"] = gamma = factor * lr
+        largest = max(largest, gamma)
+        total += largest**2
+        c = largest**2 / total
         y = (1 - b1) * z + b1 * x
         torch.testing.assert_close(p.detach(), y, rtol=1e-9, atol=1e-9)
         v = b2 * v + (1 - b2) * G**2
-        z = z - lr * (G / ((v / (1 - b2**t)) ** 0.5 + eps) + wd * y)
-        x = (1 - 1 / t) * x + z / t
+        z = z - gamma * (G / ((v / (1 - b2**t)) ** 0.5 + eps) + wd * y)
+        x = (1 - c) * x + c * z
         p.grad = G.clone()
         optimizer.step()
     optimizer.eval()

@@ -3,12 +3,14 @@
     torchrun --standalone --nproc_per_node=2 tests/world.py SCENARIO ARGUMENTS...
 
 `race` only races. `die`: rank 1 ends without a word in its second run, in the first attempt alone.
-`hang`: rank 1 sleeps in its second run. `engine` compares gradients with those of one process.
+`hang`: rank 1 sleeps in its second run. `engine` trains for a comparison with one process, races
+MuonClip for another, and then as told.
 """
 
 import os
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,10 @@ import optim  # noqa: E402
 import speedrun  # noqa: E402
 from model import GPT  # noqa: E402
 from presets import GPTConfig  # noqa: E402
+from tests.conftest import MICRO  # noqa: E402
 
 CONFIG = GPTConfig(vocab_size=37, block_size=16, n_layer=2, n_head=2, n_embd=32)
+TAU = 0.2  # of MuonClip
 
 
 def fail_in_second_run(how: str) -> None:
@@ -67,13 +71,25 @@ def train(engine: engines.Engine, micro: int) -> dict[str, Any]:
     return seen
 
 
+def clip(results: Path) -> engines.Engine:
+    """A race of MuonClip, written down: 8 steps of MLA with two heads, whose logits exceed tau."""
+    track = replace(speedrun.TRACKS["tiny-mla"], name="custom", **(MICRO | {"width": 64}))
+    options = speedrun.Options(dtype="float32", threads=1, compile=False, results=str(results))
+    trainer = speedrun.Trainer(track, options)
+    trainer.matmul_peak = 1e11  # to measure it takes longer than the race
+    entrant = speedrun.enter(f"muonclip:lr=0.1,weight_decay=0.1,tau={TAU}", "tiny-mla", 8)
+    speedrun.race(trainer, [entrant], seeds=1, race_id="clip", done=[])
+    return trainer.engine
+
+
 def main(scenario: str, *arguments: str) -> int:
     torch.set_num_threads(1)
     if scenario == "engine":
         rank, out = int(os.environ["RANK"]), Path(arguments[0])
         engine = engines.make("ddp", torch.device("cpu"), timeout=60)
         torch.save(train(engine, micro=2), out / f"engine{rank}.pt")
-        engine._watch.close()  # type: ignore[attr-defined]  # the race that follows has its own
+        engine._watch.close()  # type: ignore[attr-defined]  # the races that follow have their own
+        clip(out / "clip")._watch.close()  # type: ignore[attr-defined]
         return speedrun.main(arguments[1:])
     if scenario != "race":
         fail_in_second_run(scenario)
