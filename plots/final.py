@@ -6,7 +6,6 @@ the middle of a schedule says little.
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import combinations
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -14,15 +13,15 @@ from matplotlib.figure import Figure
 from plots import style
 from plots.inputs import Entrant, Inputs, MissingDataError
 from plots.wording import footer, interval
-from results.schema import DIVERGED
-from results.stats import SIGNIFICANT, differ, holm, mean
+from results.finals import losses, told_apart
+from results.stats import mean
 
 ROW_IN = 0.5  # for an entrant
 
 
 def final_losses(inputs: Inputs) -> Figure:
     """A row for each entrant and track, lowest mean first: every run, the mean and its interval."""
-    rows = [e for e in (*inputs.entrants, *inputs.others) if _losses(e)]
+    rows = [e for e in (*inputs.entrants, *inputs.others) if losses(e.runs)]
     if len({entrant.track for entrant in rows}) < 2:
         raise MissingDataError(
             "it needs races on two tracks; run: python -m plots.make --race ID --race ID"
@@ -33,12 +32,12 @@ def final_losses(inputs: Inputs) -> Figure:
             f"runs of {min(horizons)} and {max(horizons)} steps do not compare; "
             f"race all with the same: steps={max(horizons)}"
         )
-    rows.sort(key=lambda entrant: mean(_losses(entrant)).value)
+    rows.sort(key=lambda entrant: mean(losses(entrant.runs)).value)
     names = _names(rows)
     caption = "Marker: a run; bar and numbers: mean and its 95% interval. "
     figure = style.sheet(
         _title(rows, names),
-        caption + _told_apart(rows, names),
+        caption + told_apart({n: losses(e.runs) for n, e in zip(names, rows, strict=True)}),
         footer(replace(inputs, entrants=rows)),
         ROW_IN * len(rows) + 0.6,
     )
@@ -57,12 +56,6 @@ def final_losses(inputs: Inputs) -> Figure:
     return figure
 
 
-def _losses(entrant: Entrant) -> list[float]:
-    """Of the runs that did not diverge."""
-    runs = (run for run in entrant.runs if run.status != DIVERGED)
-    return [run.final_loss for run in runs if run.final_loss is not None]
-
-
 def _names(rows: Sequence[Entrant]) -> list[str]:
     """Each entrant as it is told from others on its track, and the track."""
     tracks = {
@@ -73,32 +66,17 @@ def _names(rows: Sequence[Entrant]) -> list[str]:
 
 def _title(rows: Sequence[Entrant], names: Sequence[str]) -> str:
     steps = rows[0].runs[0].steps_planned
-    low, high = (f"{names[i]} at {mean(_losses(rows[i])).value:.3f}" for i in (0, -1))
+    low, high = (f"{names[i]} at {mean(losses(rows[i].runs)).value:.3f}" for i in (0, -1))
     return f"After {steps} steps the loss is lowest with {low}, highest with {high}"
 
 
-def _told_apart(rows: Sequence[Entrant], names: Sequence[str]) -> str:
-    """Which pairs the seeds tell apart."""
-    tests = {
-        (names[i], names[j]): p
-        for i, j in combinations(range(len(rows)), 2)
-        if (p := differ(_losses(rows[i]), _losses(rows[j]))) is not None
-    }
-    adjusted = zip(tests, holm(list(tests.values())), strict=True)
-    pairs = [" and ".join(pair) for pair, p in adjusted if p < SIGNIFICANT]
-    return (
-        f"Told apart by Welch's t-test, p < {SIGNIFICANT:.2g} by Holm's method over "
-        f"{len(tests)} pairs: {'; '.join(pairs) or 'none'}."
-    )
-
-
 def _row(axes: Axes, row: int, entrant: Entrant) -> None:
-    losses, look = _losses(entrant), entrant.look
+    values, look = losses(entrant.runs), entrant.look
     axes.plot(
-        losses, [row - 0.15] * len(losses), look.marker, color=look.color, markersize=6,
+        values, [row - 0.15] * len(values), look.marker, color=look.color, markersize=6,
         mec="white", mew=0.5, alpha=0.8,
     )  # fmt: skip
-    estimate = mean(losses)
+    estimate = mean(values)
     axes.plot(estimate.value, row + 0.15, "|", color=look.color, markersize=12, mew=2.5)
     if estimate.low is not None and estimate.high is not None:
         axes.plot([estimate.low, estimate.high], [row + 0.15] * 2, color=look.color, linewidth=2)

@@ -10,6 +10,7 @@ A marked part of the README is `<!-- begin:NAME -->` to `<!-- end:NAME -->` with
 -->` shows that race; without RACE it is --race, or else the newest race that was run on an
 unchanged track, for `league` and `resolution` the newest one of three or more entrants. A README
 that is committed names its races, so that it stays true when others are added; `none` is no race.
+`<!-- begin:finals RACE,RACE -->` shows final losses and attention logits of these races,
 `<!-- begin:scale FOLDER -->` shows what bench.scale left there, `<!-- begin:csv FILE -->` any CSV
 file as a table, its columns of a single value below it, `<!-- begin:file FILE -->` a program as it
 is.
@@ -23,7 +24,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from errors import UserError
-from results import league, scale
+from results import finals, league, scale
 from results.pairs import UNITS, Pair, Pairs
 from results.schema import DIVERGED, REACHED, Run
 from results.stats import (
@@ -50,7 +51,8 @@ from results.table import (
 )
 
 MARKERS = (
-    "headline", "race", "machine", "league", "resolution", "scale", "tuned", "csv", "file",
+    "headline", "race", "machine", "league", "resolution", "finals", "scale", "tuned", "csv",
+    "file",
 )  # fmt: skip
 MARKED = re.compile(  # group 1: the first marker, 2: its name, 3: its argument or None, 4: the last
     r"(<!-- begin:(\w+)(?: (\S+))? -->\n).*?(<!-- end:\2 -->)", re.DOTALL
@@ -246,6 +248,9 @@ def rewrite(readme: str, runs: Sequence[Run], tuned: Sequence[Tuned], race: str 
             return f"{begin}```python\n{read_file(Path(argument or ''))}```\n{end}"
         if name == "scale":
             return f"{begin}{scale.markdown(scale.measured(Path(argument or scale.SCALE)))}\n{end}"
+        if name == "finals":
+            races = (argument or "").split(",")
+            return f"{begin}{finals.markdown(Path('results'), runs, races)}\n{end}"
         if name == "league":
             field = league.newest(runs, argument or race)
             return f"{begin}{league.markdown(field) if field else league.NONE_YET}\n{end}"

@@ -1,0 +1,47 @@
+"""The table of final losses and attention logits: its means, its tests, and what it refuses."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from errors import UserError
+from results import finals
+from results.store import read_runs, record
+from tests.rows import SOURCE, make_logits, make_points, make_run
+
+LOSSES = {"muon": (3.60, 3.61, 3.62), "muon-split": (3.50, 3.51, 3.52)}
+
+
+def write(root: Path) -> None:
+    points = make_points()
+    for label, losses in LOSSES.items():
+        for seed, loss in enumerate(losses):
+            run = make_run(label=label, entrant=label, seed=seed, final_loss=loss, race=label)
+            run = replace(run, run=f"{label}-{seed}")
+            record(root, run, points, SOURCE, make_logits(points) if label == "muon" else [])
+
+
+def test_losses_and_logits_are_means_over_runs_and_pairs_are_tested(tmp_path: Path) -> None:
+    write(tmp_path)
+    lines = finals.markdown(tmp_path, read_runs(tmp_path), ["muon", "muon-split"]).splitlines()
+    largest = f"{4 * 2.0**10:.1f}"
+    assert lines[2] == (
+        f"| tiny | muon | 3 | 3.6100 [3.5852, 3.6348] | {largest} [{largest}, {largest}] |"
+    )
+    assert lines[3] == "| tiny | muon-split | 3 | 3.5100 [3.4852, 3.5348] | - |"
+    assert lines[-1].startswith("Runs of 100 steps; ")
+    assert lines[-1].endswith("over 1 pair: `muon` on tiny and `muon-split` on tiny.")
+    same = {"a": [3.60, 3.61, 3.62], "b": [3.601, 3.611, 3.622]}
+    assert finals.told_apart(same).endswith("over 1 pair: none.")
+    assert finals.told_apart({"a": [3.6], "b": [3.5, 3.4]}).endswith("over 0 pairs: none.")
+
+
+def test_unknown_races_and_several_horizons_are_refused(tmp_path: Path) -> None:
+    write(tmp_path)
+    runs = read_runs(tmp_path)
+    with pytest.raises(UserError, match="no race 'lion' in runs.csv"):
+        finals.markdown(tmp_path, runs, ["lion"])
+    runs[0] = replace(runs[0], steps_planned=90)
+    with pytest.raises(UserError, match=r"horizons \[90, 100\] do not compare"):
+        finals.markdown(tmp_path, runs, ["muon"])
