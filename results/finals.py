@@ -14,7 +14,7 @@ from results.stats import SIGNIFICANT, Estimate, differ, holm, mean
 from results.store import read_logits
 from results.table import by_label, markdown_grid
 
-HEADINGS = ["track", "entrant", "runs", "final loss", "largest attention logit"]
+HEADINGS = ["row", "track", "entrant", "runs", "final loss", "largest attention logit"]
 
 
 def losses(runs: Sequence[Run]) -> list[float]:
@@ -28,17 +28,20 @@ def markdown(root: Path, runs: Sequence[Run], races: Sequence[str]) -> str:
 
     The largest logit is that of a run, all steps, layers and heads; "-" where it was not measured.
     """
-    rows, groups = [], {}
+    rows: list[list[str]] = []
+    groups: dict[str, list[float]] = {}  # by the number of the row
     for race in races:
         mine = [run for run in runs if run.race == race]
         if not mine:
             raise UserError(f"no race {race!r} in runs.csv; see its column race")
         for label, group in by_label(mine).items():
-            groups[f"`{label}` on {mine[0].track}"] = losses(group)
+            number = f"{len(rows) + 1}"
+            groups[number] = losses(group)
             measured = [[row.max_logit for row in read_logits(root, r.run)] for r in group]
             peaks = [max(logits) for logits in measured if logits]
             rows.append(
                 [
+                    number,
                     mine[0].track,
                     label,
                     f"{len(group)}",
@@ -66,7 +69,7 @@ def _shown(values: Sequence[float], form: str) -> str:
 
 
 def told_apart(groups: Mapping[str, Sequence[float]]) -> str:
-    """Which pairs of entrants, by their names, final losses tell apart."""
+    """Which pairs of entrants, by their names, their final losses tell apart."""
     tests = {
         pair: p
         for pair in combinations(groups, 2)

@@ -27,11 +27,11 @@ def test_losses_and_logits_are_means_over_runs_and_pairs_are_tested(tmp_path: Pa
     lines = finals.markdown(tmp_path, read_runs(tmp_path), ["muon", "muon-split"]).splitlines()
     largest = f"{4 * 2.0**10:.1f}"
     assert lines[2] == (
-        f"| tiny | muon | 3 | 3.6100 [3.5852, 3.6348] | {largest} [{largest}, {largest}] |"
+        f"| 1 | tiny | muon | 3 | 3.6100 [3.5852, 3.6348] | {largest} [{largest}, {largest}] |"
     )
-    assert lines[3] == "| tiny | muon-split | 3 | 3.5100 [3.4852, 3.5348] | - |"
+    assert lines[3] == "| 2 | tiny | muon-split | 3 | 3.5100 [3.4852, 3.5348] | - |"
     assert lines[-1].startswith("Runs of 100 steps; ")
-    assert lines[-1].endswith("over 1 pair: `muon` on tiny and `muon-split` on tiny.")
+    assert lines[-1].endswith("over 1 pair: 1 and 2.")
     same = {"a": [3.60, 3.61, 3.62], "b": [3.601, 3.611, 3.622]}
     assert finals.told_apart(same).endswith("over 1 pair: none.")
     assert finals.told_apart({"a": [3.6], "b": [3.5, 3.4]}).endswith("over 0 pairs: none.")
