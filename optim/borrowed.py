@@ -114,7 +114,8 @@ def adafactor(
     """Adafactor (Shazeer & Stern 1804.04235): second moments of rows and columns alone.
 
     Steps are relative to the weights' root mean square, which counts as `eps` at least; in step t
-    the learning rate is at most 1 / sqrt(t); `d` bounds the update's root mean square.
+    the learning rate is at most 1 / sqrt(t); `d` bounds the update's root mean square. torch takes
+    the weight decay by the learning rate that was asked for, capped or not.
     """
     matrices = Group(
         Adafactor,

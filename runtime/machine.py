@@ -33,7 +33,8 @@ def device_name(device: torch.device) -> str:
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {cores()} cores"
+    unit = "core" if cores() == 1 else "cores"
+    return f"{names[0] if names else platform.machine()}, {cores()} {unit}"
 
 
 def cores() -> int:
