@@ -60,6 +60,7 @@ def problems(root: Path) -> list[str]:
     found += _check_unique(runs)
     found += _check_races(runs)
     found += _check_tokens(runs)
+    found += _check_constants(runs)
     found += _check_curves(root, runs)
     found += _check_sources(root, [*runs, *trials])
     found += _check_trials(trials)
@@ -113,10 +114,22 @@ def _check_curve(run: Run, points: Sequence[Point]) -> Iterator[str]:
     if last and last.step == run.steps:
         if not _equal(last.train_seconds, run.train_seconds):
             yield f"train_seconds {run.train_seconds:g}, but its curve {last.train_seconds:g}"
+        yield from _check_laps(run, points)
     elif run.status != DIVERGED:
         yield f"its curve has no validation at its last step {run.steps}"
     elif last and (last.step > run.steps or last.train_seconds > run.train_seconds):
         yield f"its curve goes on to step {last.step}, {last.train_seconds:g} s, after its end"
+
+
+def _check_laps(run: Run, points: Sequence[Point]) -> Iterator[str]:
+    """Whether the times a step between the validations of a whole curve add up to the run's."""
+    for column, claimed in (("step_ms", "train_seconds"), ("optimizer_ms", "optimizer_seconds")):
+        before, seconds = 0, 0.0
+        for point in points:
+            seconds += (getattr(point, column) or 0.0) * (point.step - before) / 1000
+            before = point.step
+        if not math.isclose(getattr(run, claimed), seconds, rel_tol=1e-4, abs_tol=1e-6):
+            yield f"{claimed} {getattr(run, claimed):g}, but its curve's {column} give {seconds:g}"
 
 
 def _check_logits(run: Run, logits: Sequence[Logit]) -> Iterator[str]:
@@ -193,6 +206,23 @@ def _check_tokens(runs: Sequence[Run]) -> Iterator[str]:
         if len(rates) > 1:
             shown = ", ".join(f"{rate:g}" for rate in sorted(rates))
             yield f"track {track}: its runs differ in tokens per step: {shown}"
+
+
+def _check_constants(runs: Sequence[Run]) -> Iterator[str]:
+    """What one model, one rule and one text have in common, whatever the seed."""
+    ended = [run for run in runs if run.status != DIVERGED]
+    kinds: dict[tuple[str, str], set[float]] = defaultdict(set)
+    for run in ended:
+        kinds[f"track {run.track_hash}", "param_count"].add(run.param_count)
+        kinds[f"race {run.race}: {run.label}", "state_bytes"].add(run.state_bytes)
+        kinds[f"race {run.race}: {run.label}", "flops_per_step"].add(run.flops_per_step)
+        if run.final_loss and run.final_bits_per_byte:
+            rate = float(f"{run.final_bits_per_byte / run.final_loss:.6g}")
+            kinds[f"track {run.track_hash}", "final_bits_per_byte over final_loss"].add(rate)
+    for (name, what), values in kinds.items():
+        if len(values) > 1:
+            shown = ", ".join(f"{value:g}" for value in sorted(values))
+            yield f"{name}: its runs differ in {what}: {shown}"
 
 
 def _check_curves(root: Path, runs: Sequence[Run]) -> Iterator[str]:

@@ -181,6 +181,21 @@ def repeat_line(name: str):
         ),
         (change_run("muon-0", train_seconds=9.0), "train_seconds 9, but its curve 10"),
         (change_run("muon-0", optimizer_seconds=2.0), "muon-0: its parts take 11.1 s, more than"),
+        (
+            change_run("muon-0", optimizer_seconds=0.001),
+            "muon-0: optimizer_seconds 0.001, but its curve's optimizer_ms give 0.5",
+        ),
+        (
+            change_point("muon-0", 2, step_ms=50.0),
+            "muon-0: train_seconds 10, but its curve's step_ms give 9",
+        ),
+        (change_run("muon-0", state_bytes=1), "tiny-1: muon: its runs differ in state_bytes: 1, 5"),
+        (change_run("muon-0", flops_per_step=1e9, mfu=0.025), "muon: .* in flops_per_step: 1e"),
+        (change_run("muon-0", param_count=9), "track 1f2e: its runs differ in param_count: 9, 1e"),
+        (
+            change_run("muon-0", final_bits_per_byte=0.9),
+            "track 1f2e: .* final_bits_per_byte over final_loss: 0.3, 0.4",
+        ),
         (change_run("muon-0", mfu=0.6), "muon-0: mfu 0.6, but its FLOPs, time and peak give 0.5"),
         (change_run("muon-0", seed=1), "race tiny-1: 2 runs of muon with seed 1"),
         (change_run("muon-0", run="muon-1"), "run muon-1: 2 rows have this id"),
