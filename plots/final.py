@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from plots import style
 from plots.inputs import Entrant, Inputs, MissingDataError
 from plots.wording import footer, interval
-from results.finals import losses, told_apart
+from results.finals import comparable, losses, tally, told_apart
 from results.stats import mean
 
 ROW_IN = 0.5  # for an entrant
@@ -21,7 +21,8 @@ ROW_IN = 0.5  # for an entrant
 
 def final_losses(inputs: Inputs) -> Figure:
     """A row for each entrant and track, lowest mean first: every run, the mean and its interval."""
-    rows = [e for e in (*inputs.entrants, *inputs.others) if losses(e.runs)]
+    everybody = (*inputs.entrants, *inputs.others)
+    rows = [e for e in everybody if losses(e.runs)]
     if len({entrant.track for entrant in rows}) < 2:
         raise MissingDataError(
             "it needs races on two tracks; run: python -m plots.make --race ID --race ID"
@@ -35,9 +36,16 @@ def final_losses(inputs: Inputs) -> Figure:
     rows.sort(key=lambda entrant: mean(losses(entrant.runs)).value)
     names = _names(rows)
     caption = "Marker: a run; bar and numbers: mean and its 95% interval. "
+    unstable = [
+        f"{e.name} on {e.track} ({tally(e.runs)})"
+        for e in everybody
+        if len(losses(e.runs)) < len(e.runs)
+    ]
+    if unstable:
+        caption += f"Runs that diverged are not drawn: {', '.join(unstable)}. "
     figure = style.sheet(
         _title(rows, names),
-        caption + told_apart({n: losses(e.runs) for n, e in zip(names, rows, strict=True)}),
+        caption + told_apart({n: comparable(e.runs) for n, e in zip(names, rows, strict=True)}),
         footer(replace(inputs, entrants=rows)),
         ROW_IN * len(rows) + 0.6,
     )

@@ -12,7 +12,7 @@ from errors import UserError
 from results.schema import DIVERGED, Run
 from results.stats import SIGNIFICANT, Estimate, differ, holm, mean
 from results.store import read_logits
-from results.table import by_label, markdown_grid
+from results.table import by_label, count, markdown_grid
 
 HEADINGS = ["row", "track", "entrant", "runs", "final loss", "largest attention logit"]
 
@@ -21,6 +21,17 @@ def losses(runs: Sequence[Run]) -> list[float]:
     """Of the runs that did not diverge."""
     ended = (run for run in runs if run.status != DIVERGED)
     return [run.final_loss for run in ended if run.final_loss is not None]
+
+
+def comparable(runs: Sequence[Run]) -> list[float]:
+    """The losses, or none where a run diverged: those that are left are not what it does."""
+    return [] if count(runs, DIVERGED) else losses(runs)
+
+
+def tally(runs: Sequence[Run]) -> str:
+    """How many runs there are, and how many of them diverged: "5", "5, 2 diverged"."""
+    diverged = count(runs, DIVERGED)
+    return f"{len(runs)}, {diverged} diverged" if diverged else f"{len(runs)}"
 
 
 def markdown(root: Path, runs: Sequence[Run], races: Sequence[str]) -> str:
@@ -36,7 +47,7 @@ def markdown(root: Path, runs: Sequence[Run], races: Sequence[str]) -> str:
             raise UserError(f"no race {race!r} in runs.csv; see its column race")
         for label, group in by_label(mine).items():
             number = f"{len(rows) + 1}"
-            groups[number] = losses(group)
+            groups[number] = comparable(group)
             measured = [[row.max_logit for row in read_logits(root, r.run)] for r in group]
             peaks = [max(logits) for logits in measured if logits]
             rows.append(
@@ -44,7 +55,7 @@ def markdown(root: Path, runs: Sequence[Run], races: Sequence[str]) -> str:
                     number,
                     mine[0].track,
                     label,
-                    f"{len(group)}",
+                    tally(group),
                     _shown(losses(group), "{:.4f}"),
                     _shown(peaks, "{:.1f}"),
                 ]
@@ -69,7 +80,7 @@ def _shown(values: Sequence[float], form: str) -> str:
 
 
 def told_apart(groups: Mapping[str, Sequence[float]]) -> str:
-    """Which pairs of entrants, by their names, their final losses tell apart."""
+    """Which pairs of entrants, by their names, their `comparable` losses tell apart."""
     tests = {
         pair: p
         for pair in combinations(groups, 2)
@@ -78,7 +89,10 @@ def told_apart(groups: Mapping[str, Sequence[float]]) -> str:
     }
     adjusted = zip(tests, holm(list(tests.values())), strict=True)
     pairs = [" and ".join(pair) for pair, p in adjusted if p < SIGNIFICANT]
+    untested = [name for name, values in groups.items() if not values]
+    left_out = f" Not tested, as runs diverged: {', '.join(untested)}." if untested else ""
     return (
         f"Told apart by Welch's t-test, p < {SIGNIFICANT:.2g} by Holm's method over "
         f"{len(tests)} {'pair' if len(tests) == 1 else 'pairs'}: {'; '.join(pairs) or 'none'}."
+        f"{left_out}"
     )

@@ -37,6 +37,15 @@ def test_losses_and_logits_are_means_over_runs_and_pairs_are_tested(tmp_path: Pa
     assert finals.told_apart({"a": [3.6], "b": [3.5, 3.4]}).endswith("over 0 pairs: none.")
 
 
+def test_an_entrant_with_a_run_that_diverged_is_not_tested(tmp_path: Path) -> None:
+    write(tmp_path)
+    runs = read_runs(tmp_path)
+    runs[0] = replace(runs[0], status="diverged", final_loss=None)
+    lines = finals.markdown(tmp_path, runs, ["muon", "muon-split"]).splitlines()
+    assert lines[2].startswith("| 1 | tiny | muon | 3, 1 diverged | 3.6150 [")
+    assert lines[-1].endswith("over 0 pairs: none. Not tested, as runs diverged: 1.")
+
+
 def test_unknown_races_and_several_horizons_are_refused(tmp_path: Path) -> None:
     write(tmp_path)
     runs = read_runs(tmp_path)

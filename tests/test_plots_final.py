@@ -49,6 +49,16 @@ def test_rows_are_entrants_of_all_races_lowest_first(
         assert box.x0 >= 0 and box.x1 <= figure.bbox.x1, text
 
 
+def test_runs_that_diverged_are_named_and_their_entrant_is_not_tested(tmp_path: Path) -> None:
+    inputs = inputs_of(tmp_path)
+    gqa = inputs.others[0]
+    lost = [replace(gqa.runs[0], status="diverged", final_loss=None), *gqa.runs[1:]]
+    figure = make.draw(chart("final_losses"), replace(inputs, others=[replace(gqa, runs=lost)]))
+    caption = " ".join(texts(figure)).replace("\n", " ")
+    assert "Runs that diverged are not drawn: Muon on tiny-gqa (3, 1 diverged)." in caption
+    assert "over 1 pair: none. Not tested, as runs diverged: Muon on tiny-gqa." in caption
+
+
 def test_races_of_one_track_or_of_several_horizons_are_refused(tmp_path: Path) -> None:
     with pytest.raises(MissingDataError, match="two tracks; run: python -m plots.make --race ID"):
         make.draw(chart("final_losses"), replace(inputs_of(tmp_path), others=[]))
