@@ -77,9 +77,6 @@ def lr_sweep(inputs: Inputs) -> Figure:
     losses = [loss for trials in by_recipe.values() for _, loss in _finished(trials)]
     low = min(losses)
     top = low + 1.1 * (float(np.quantile(losses, 0.8)) - low) or low + 0.1
-    order = sorted(best, key=lambda recipe: _cost_of_error(by_recipe[recipe]))
-    costs = [f"{spelled(r)} {_cost_of_error(by_recipe[r]):.3f}" for r in (order[0], order[-1])]
-    title = f"Half or twice the best lr costs {' nats per token, '.join(dict.fromkeys(costs))}"
     caption = (
         "Each marker: the tuned settings with another lr, everything else as tuned, at one horizon "
         "and one seed. Other learning rates (embedding, head, vectors) stay as tuned. Dashed: the "
@@ -89,7 +86,8 @@ def lr_sweep(inputs: Inputs) -> Figure:
         caption += " Open triangle: higher than shown."
     if any(trial.final_loss is None for trial in inputs.sweeps):
         caption += " Cross: diverged."
-    figure, panels = _grid(title, caption, _footer(by_recipe, "sweep of lr"), len(best))
+    title, footer = sweep_title(by_recipe), _footer(by_recipe, "sweep of lr")
+    figure, panels = _grid(title, caption, footer, len(best))
     for axes, recipe in zip(panels.flat, best, strict=False):
         trials = sorted(by_recipe[recipe], key=lambda trial: learning_rate(trial) or 0.0)
         separator = "\n" if len(best) >= MANY else ": "
@@ -107,19 +105,32 @@ def _middle(trials: Sequence[Trial]) -> float:
     return lrs[len(lrs) // 2]
 
 
-def _cost_of_error(trials: Sequence[Trial]) -> float:
+def sweep_title(by_recipe: dict[str, list[Trial]]) -> str:
+    """Who tolerates a wrong lr best and who worst."""
+    costs = {recipe: cost_of_error(trials) for recipe, trials in by_recipe.items()}
+    known = sorted((cost, recipe) for recipe, cost in costs.items() if cost is not None)
+    if not known:
+        return "Every best lr is the first or the last of its sweep"
+    words = [
+        f"{spelled(recipe)} {f'{cost:.3f} nats per token' if cost < math.inf else 'the run'}"
+        for cost, recipe in dict.fromkeys((known[0], known[-1]))
+    ]
+    return f"Half or twice the best lr costs {', '.join(words)}"
+
+
+def cost_of_error(trials: Sequence[Trial]) -> float | None:
     """How much the loss rises, on average, at half and at twice the best lr of a sweep.
 
-    By interpolation in the logarithm of lr; at an end of the sweep the side that is there counts.
+    By interpolation in the logarithm of lr; infinite beside a trial that diverged. None where the
+    best is at an end of the sweep, or all diverged.
     """
-    points = _finished(trials)
+    pairs = ((learning_rate(trial), trial.final_loss) for trial in trials)
+    points = sorted((lr, math.inf if loss is None else loss) for lr, loss in pairs if lr)
     lr, loss = min(points, key=lambda point: point[1])
+    if math.isinf(loss) or not points[0][0] <= lr / 2 < lr * 2 <= points[-1][0]:
+        return None
     x, y = [math.log(lr) for lr, _ in points], [loss for _, loss in points]
-    sides = [lr / 2, lr * 2]
-    inside = [side for side in sides if points[0][0] <= side <= points[-1][0]]
-    if not inside:
-        return 0.0
-    return float(np.mean(np.interp(np.log(inside), x, y))) - loss
+    return float(np.mean(np.interp(np.log([lr / 2, lr * 2]), x, y))) - loss
 
 
 def learning_rate(trial: Trial) -> float | None:
