@@ -11,6 +11,7 @@ from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
 from plots import style
 from plots.inputs import Entrant, Inputs, MissingDataError, Split, split
 from plots.wording import doubt, footer, interval
+from results.league import multiple
 from results.report import change
 from results.schema import DIVERGED, MISSED, REACHED
 from results.stats import Estimate, costs
@@ -18,6 +19,7 @@ from results.stats import Estimate, costs
 ROW_IN = 0.62  # at least, for an entrant
 BAR_IN = 0.26
 MOST = 6  # entrants whose speed-up is taken apart
+FAR = 1.5  # times the longest run: an expected cost beyond it is off the axis
 
 # Marks of a logarithmic axis of ratios; the first set with few enough of them in range is used.
 RATIO_TICKS = (
@@ -57,7 +59,10 @@ def _caption(inputs: Inputs) -> str:
         parts.append("Cross: one that diverged, at what it spent.")
     if REACHED in statuses:
         repeated = any(len(entrant.runs) > 1 for entrant in inputs.entrants)
-        shared = ", where the spending of all runs is shared out among those that reached"
+        shared = (
+            "; where runs failed, what all of them spent over the number that reached, which gives "
+            "no interval"
+        )
         parts.append(
             f"Bar and numbers: mean{' and its 95% interval' if repeated else ''}"
             f"{shared if statuses != {REACHED} else ''}."
@@ -93,11 +98,12 @@ def _steps_and_time(entrant: Entrant) -> str:
 def _costs_panel(axes: Axes, entrants: Sequence[Entrant], quantity: str) -> None:
     spent = [v for e in entrants for v in costs(e.runs, quantity).spent]
     expected = [cost.value for e in entrants if (cost := e.cost(quantity))]
-    low, high = min(spent + expected), max(spent + expected) or 1.0
+    # That of an entrant which nearly always failed is far beyond all runs: it stands as a number.
+    shown = [*spent, *(cost for cost in expected if cost < FAR * max(spent))]
+    low, high = min(shown), max(shown) or 1.0
     units = style.SECONDS if quantity == "seconds" else (style.Unit(1, ""),)
     unit = style.unit(high, units)
     margin = max(0.08 * (high - low), 0.02 * high)
-    # An interval of few runs of which some missed may be huge: it is cut off at the edge.
     axes.set_xlim(max(0, low - margin) / unit.size, (high + margin) / unit.size)
     for row, entrant in enumerate(entrants):
         _cost_row(axes, row, entrant, quantity, unit)
@@ -172,14 +178,17 @@ def speedup(inputs: Inputs) -> Figure:
         f"Ratios to {baseline.name}, above 1 where the entrant is ahead, on a log axis: the bar of "
         "the steps and that of the step's cost, end to end, give that of the time."
     )
-    if any(parts.clock.low is not None for _, parts in splits):
+    if any(parts.clock.estimate.low is not None for _, parts in splits):
         caption += " Whiskers: 95% intervals."
+    if any(parts.clock.bound for _, parts in splits):
+        caption += " Over and under: bounds, as the slower one missed the target in some runs."
+    shown = {entrant.label for entrant, _ in splits}
+    left_out = [entrant.name for entrant in others if entrant.label not in shown]
+    if left_out:
+        caption += f" Left out, as runs missed the target: {', '.join(left_out)}."
     if len(splits) > MOST:
         caption += f" Shown are the {MOST} fastest of {len(splits)}; all are in chart significance."
         splits = splits[:MOST]
-    left_out = [entrant.name for entrant in others if entrant.cost("seconds") is None]
-    if left_out:
-        caption += f" Did not reach the target: {', '.join(left_out)}."
     figure = style.sheet(
         _speedup_title(inputs, baseline, *splits[0]),
         caption,
@@ -196,18 +205,19 @@ def speedup(inputs: Inputs) -> Figure:
 
 def _speedup_title(inputs: Inputs, baseline: Entrant, entrant: Entrant, parts: Split) -> str:
     return (
-        f"{entrant.name} is {parts.clock.value:.2f}x as fast as {baseline.name}: "
+        f"{entrant.name} is {multiple(parts.clock)} as fast as {baseline.name}: "
         f"{change(parts.samples, 'fewer')} steps, each {1 / parts.step.value:.2f}x as long"
         f"{doubt(inputs, baseline, entrant, 'seconds')}"
     )
 
 
 def _waterfall(axes: Axes, top: int, name: str, look: style.Look, parts: Split) -> None:
-    middle = parts.samples.value
-    bars: tuple[tuple[Estimate, float, dict[str, Any]], ...] = (
-        (parts.samples, 1.0, {"alpha": 0.45}),
-        (parts.step, middle, {"alpha": 0.45, "hatch": "////"}),
-        (parts.clock, 1.0, {}),
+    samples, clock = parts.samples.estimate, parts.clock.estimate
+    middle = samples.value
+    bars: tuple[tuple[Estimate, str, float, dict[str, Any]], ...] = (
+        (samples, multiple(parts.samples), 1.0, {"alpha": 0.45}),
+        (parts.step, f"{parts.step.value:.2f}x", middle, {"alpha": 0.45, "hatch": "////"}),
+        (clock, multiple(parts.clock), 1.0, {}),
     )
     axes.annotate(
         name,
@@ -220,7 +230,7 @@ def _waterfall(axes: Axes, top: int, name: str, look: style.Look, parts: Split) 
         va="center",
         bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
     )
-    for offset, (ratio, start, shade) in enumerate(bars, start=1):
+    for offset, (ratio, value, start, shade) in enumerate(bars, start=1):
         y, end = top + offset, start * ratio.value
         axes.barh(
             y,
@@ -236,7 +246,7 @@ def _waterfall(axes: Axes, top: int, name: str, look: style.Look, parts: Split) 
             axes.plot([start * ratio.low, start * ratio.high], [y, y], color=style.INK, lw=1.2)
             for x in (start * ratio.low, start * ratio.high):
                 axes.plot([x, x], [y - 0.13, y + 0.13], color=style.INK, lw=1.2)
-        text = f"{ratio.value:.2f}x   {interval(ratio, '{:.2f}'.format)}"
+        text = f"{value}   {interval(ratio, '{:.2f}'.format)}"
         axes.text(
             1.01,
             y,
@@ -253,8 +263,8 @@ def _ratio_axis(axes: Axes, splits: Sequence[tuple[Entrant, Split]], baseline: s
     ends = [1.0]
     ticks, labels = [], []
     for index, (_, parts) in enumerate(splits):
-        middle = parts.samples.value
-        for start, ratio in ((1.0, parts.samples), (middle, parts.step), (1.0, parts.clock)):
+        samples, clock = parts.samples.estimate, parts.clock.estimate
+        for start, ratio in ((1.0, samples), (samples.value, parts.step), (1.0, clock)):
             ends += [start * x for x in (ratio.value, ratio.low, ratio.high) if x is not None]
         ticks += [4 * index + offset for offset in (1, 2, 3)]
         labels += [

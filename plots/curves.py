@@ -102,12 +102,11 @@ def _title(inputs: Inputs) -> str:
     steps, time = (
         speedup(costs(rival.runs, u), costs(winner.runs, u)) for u in ("steps", "seconds")
     )
-    if steps is None or time is None or steps.bound or time.bound:
+    if rival.cost("steps") is None or steps is None or time is None:
         return f"{reaches} after {style.number(cost.value)} steps; {rival.name} does not reach it"
-    fewer, less = steps.estimate, time.estimate
-    link = "and" if (fewer.value > 1) == (less.value > 1) else "but"
+    link = "and" if (steps.estimate.value > 1) == (time.estimate.value > 1) else "but"
     return (
-        f"{reaches} in {change(fewer, 'fewer')} steps {link} {change(less, 'less')} time "
+        f"{reaches} in {change(steps, 'fewer')} steps {link} {change(time, 'less')} time "
         f"than {rival.name}{doubt(inputs, rival, winner, 'steps', 'seconds')}"
     )
 

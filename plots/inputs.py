@@ -15,7 +15,7 @@ from results.pairs import Pairs
 from results.report import select
 from results.scale import SCALE, Measured, measured
 from results.schema import DIVERGED, Logit, Point, Run, Trial
-from results.stats import Costs, Estimate, costs, expected_cost, speedup
+from results.stats import Costs, Estimate, Ratio, costs, expected_cost, speedup
 from results.store import read_curve, read_logits, read_runs, read_trials
 from results.table import BASELINE, by_label, spelled, standing
 
@@ -112,23 +112,28 @@ class Split:
     Each is baseline over challenger, above 1 where the challenger is ahead.
     """
 
-    samples: Estimate  # of steps to the target
+    samples: Ratio  # of steps to the target
     step: Estimate  # of seconds a step
-    clock: Estimate  # of seconds to the target
+    clock: Ratio  # of seconds to the target; a bound where `samples` is one
 
 
 def split(baseline: Entrant, challenger: Entrant) -> Split | None:
-    """The speed-up of one entrant over another; None if either never reached the target."""
+    """The speed-up of one entrant over another; None if either never reached the target.
+
+    None too where runs that missed make a bound of one of the two ratios alone.
+    """
     a_steps, a_seconds = (costs(baseline.runs, unit) for unit in ("steps", "seconds"))
     b_steps, b_seconds = (costs(challenger.runs, unit) for unit in ("steps", "seconds"))
     samples, clock = speedup(a_steps, b_steps), speedup(a_seconds, b_seconds)
-    if samples is None or clock is None or samples.bound or clock.bound:
+    if not any(a_steps.reached) or not any(b_steps.reached) or samples is None or clock is None:
+        return None
+    if (samples.at_least, samples.at_most) != (clock.at_least, clock.at_most):
         return None
     step = speedup(_per_step(a_seconds, a_steps), _per_step(b_seconds, b_steps))
     assert step is not None  # runs that spent steps and seconds have seconds a step
     # The mean over runs weighs each alike; the quotient is what makes the product exact.
     exact = clock.estimate.value / samples.estimate.value
-    return Split(samples.estimate, replace(step.estimate, value=exact), clock.estimate)
+    return Split(samples, replace(step.estimate, value=exact), clock)
 
 
 def _per_step(seconds: Costs, steps: Costs) -> Costs:

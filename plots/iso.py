@@ -92,26 +92,30 @@ def _lines(baseline: Entrant, entrant: Entrant, losses: np.ndarray) -> Lines:
 
 
 def _costs(entrant: Entrant, unit: str, loss: float) -> Costs | None:
-    """What the runs that did not diverge spent to a loss; None unless all of them met it."""
-    met = [crossing(curve, loss) for curve in entrant.finished()]
-    if not met or None in met:
+    """What the runs that did not diverge spent to a loss; None unless all of them met it.
+
+    None too where one was there at its first validation already: nobody knows for how long.
+    """
+    curves = entrant.finished()
+    met = [crossing(curve, loss) for curve in curves]
+    if not met or None in met or any(curve[0].val_loss <= loss for curve in curves):
         return None
     spent = [m.step if unit == "steps" else m.seconds for m in met if m]
     return Costs(spent, [True] * len(spent))
 
 
 def _title(inputs: Inputs, baseline: Entrant, entrant: Entrant, lines: Lines) -> str:
-    (first, early), (last, late) = lines["seconds"][0], lines["seconds"][-1]
-    at = [(loss, ratio) for loss, ratio in lines["seconds"] if loss == inputs.target]
+    loss, ratio = lines["seconds"][-1]
+    at = [ratio for loss, ratio in lines["seconds"] if loss == inputs.target]
     if at:
-        last, late = at[0]
-    title = (
-        f"{entrant.name} is {early.value:.2f}x as fast as {baseline.name} to loss {first:.3g} and "
-        f"{late.value:.2f}x to {last:.3g}"
+        return (
+            f"{entrant.name} is {at[0].value:.2f}x as fast as {baseline.name} to the target "
+            f"{inputs.target:g}{doubt(inputs, baseline, entrant, 'seconds')}"
+        )
+    return (
+        f"{entrant.name} is {ratio.value:.2f}x as fast as {baseline.name} to loss {loss:.3f}; not "
+        f"all runs of both reach the target {inputs.target:g}"
     )
-    if at:
-        return f"{title}, the target{doubt(inputs, baseline, entrant, 'seconds')}"
-    return f"{title}; not all runs of both reach the target {inputs.target:g}"
 
 
 def _panel(axes: Axes, entrant: Entrant, name: str, lines: Lines, target: float) -> None:

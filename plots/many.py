@@ -8,11 +8,13 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from plots import style
+from plots.compare import FAR
 from plots.curves import MANY, QUANTITIES, Window, mean_curve, window_of
 from plots.inputs import Entrant, Inputs, MissingDataError
 from plots.wording import footer
 from results.pairs import Pair
 from results.schema import DIVERGED, REACHED
+from results.stats import costs
 
 COLUMNS = 4
 PANEL_IN = 1.55
@@ -43,7 +45,9 @@ def loss_by(inputs: Inputs, unit: str) -> Figure:
     references = [e for e in inputs.entrants if e.label in style.RESERVED]
     caption += "".join(f"; {_hue(e)}: {e.name}" for e in references)
     caption += f". Dashed: the target {inputs.target:g}. In order of the cost."
-    figure = style.sheet(_order(ranking, unit), caption, footer(inputs), PANEL_IN * rows + 0.4)
+    figure = style.sheet(
+        _order(inputs, ranking, unit), caption, footer(inputs), PANEL_IN * rows + 0.4
+    )
     panels = figure.subplots(rows, COLUMNS, sharex=True, sharey=True, squeeze=False)
     names = style.short_names([entrant.label for entrant in inputs.entrants])
     means = {
@@ -104,12 +108,19 @@ def _cost(entrant: Entrant, unit: str) -> str:
     return f"{style.number(cost.value / value.size)} {value.name}{tally}"
 
 
-def _order(ranking: Sequence[Entrant], unit: str) -> str:
-    reached = [e for e in ranking if e.cost(unit) is not None]
-    if not reached:
+def _order(inputs: Inputs, ranking: Sequence[Entrant], unit: str) -> str:
+    first, *others = ranking
+    if first.cost(unit) is None:
         return "No run reaches the target"
-    order = ", ".join(f"{e.name} ({_cost(e, unit)})" for e in reached[:3])
-    return f"{len(reached)} of {len(ranking)} entrants reach the target; in {unit}: {order}, …"
+    always = sum(all(run.status == REACHED for run in e.runs) for e in ranking)
+    some = sum(e.cost(unit) is not None for e in ranking) - always
+    tally = f"{always} of {len(ranking)} entrants reach the target with all runs"
+    tally += f", {some} with some" if some else ""
+    pairs = inputs.pairs(unit)
+    near = [e.name for e in others if not pairs.of(e.label, first.label).distinct]
+    alike = near[0] if len(near) == 1 else f"{len(near)} others"
+    told = f", not told apart from {alike}" if near else ", ahead of all others"
+    return f"{tally}; in {unit} {first.name} is first ({_cost(first, unit)}){told}"
 
 
 # ---- Time against memory -----------------------------------------------------------------------
@@ -125,37 +136,41 @@ def pareto(inputs: Inputs) -> Figure:
     state = {e.label: max(run.state_bytes for run in e.runs) for e in inputs.entrants}
     front = _front([e for e in inputs.entrants if e.label in cost], cost, state)
     size = style.unit(max(state.values()) or 1, style.BYTES)
-    time = style.unit(max(cost.values()), style.SECONDS)
+    longest = max(value for e in inputs.entrants for value in costs(e.runs, "seconds").spent)
+    shown = [value for value in cost.values() if value < FAR * longest]
+    time = style.unit(max(shown), style.SECONDS)
     on = " or ".join(
         f"{e.name} ({style.number(cost[e.label] / time.size)}\N{NO-BREAK SPACE}{time.name}, "
         f"{style.number(state[e.label] / size.size)}\N{NO-BREAK SPACE}{size.name})"
         for e in front
     )
     figure = style.sheet(
-        f"Nobody is both faster and smaller than {on}",
-        "Marker: expected training time to the target; whisker: its 95% interval, cut off at the "
-        "edge. Line: the front of the means; neighbours on it may not be distinguishable, see "
-        "chart significance. Open, at the top: did not reach the target.",
+        f"By their means nobody is both faster and smaller than {on}",
+        "Marker: expected training time to the target; whisker: its 95% interval. Line: the front "
+        "of the means; entrants near it may not be distinguishable from those on it, see chart "
+        "significance. Open, at the top: not reached, or by so few runs that the expected time is "
+        "off the axis.",
         footer(inputs),
         max(4.0, LABEL_IN * len(inputs.entrants) + 0.9),
     )
     axes = figure.subplots()
-    low, high = min(cost.values()) / time.size, max(cost.values()) / time.size
+    low, high = min(shown) / time.size, max(shown) / time.size
     pad = 0.12 * (high - low) or 0.1 * high
     axes.set_ylim(max(0, low - pad), high + 2 * pad)
     axes.set_xlim(-0.03 * max(state.values()) / size.size, 1.06 * max(state.values()) / size.size)
     top = axes.get_ylim()[1]
+    height = {label: value / time.size for label, value in cost.items() if value in shown}
     for entrant in inputs.entrants:
-        x = state[entrant.label] / size.size
-        estimate = entrant.cost("seconds")
-        y = estimate.value / time.size if estimate else top
-        if estimate and estimate.low is not None and estimate.high is not None:
+        x, estimate = state[entrant.label] / size.size, entrant.cost("seconds")
+        known = entrant.label in height
+        if known and estimate and estimate.low is not None and estimate.high is not None:
             whisker = [estimate.low / time.size, estimate.high / time.size]
             axes.plot([x, x], whisker, color=entrant.look.color, linewidth=1, alpha=0.6)
         axes.plot(
-            x, y, marker=entrant.look.marker, markersize=7, color=entrant.look.color,
-            mfc=entrant.look.color if estimate else "white", mew=0.6 if estimate else 1.5,
-            mec="white" if estimate else entrant.look.color, clip_on=False, zorder=4,
+            x, height.get(entrant.label, top),
+            marker=entrant.look.marker, markersize=7, color=entrant.look.color,
+            mfc=entrant.look.color if known else "white", mew=0.6 if known else 1.5,
+            mec="white" if known else entrant.look.color, clip_on=False, zorder=4,
         )  # fmt: skip
     xs = [state[e.label] / size.size for e in front]
     ys = [cost[e.label] / time.size for e in front]
@@ -163,10 +178,12 @@ def pareto(inputs: Inputs) -> Figure:
     names = style.short_names([entrant.label for entrant in inputs.entrants])
     notes = []
     for entrant in inputs.entrants:
-        known, label = entrant.label in cost, names[entrant.label]
-        y = cost[entrant.label] / time.size if known else top
-        at = (state[entrant.label] / size.size, y)
-        notes.append(style.Note(label if known else f"{label}: not reached", *at, entrant.look))
+        label = names[entrant.label]
+        if entrant.label not in height:
+            far = cost.get(entrant.label)
+            label += f": {style.number(far / time.size)} {time.name}" if far else ": not reached"
+        at = (state[entrant.label] / size.size, height.get(entrant.label, top))
+        notes.append(style.Note(label, *at, entrant.look))
     style.notes_beside(axes, notes)
     axes.set_xlabel(f"optimizer state ({size.name})")
     axes.set_ylabel(f"training time to target ({time.name})")
@@ -205,11 +222,10 @@ def significance(inputs: Inputs) -> Figure:
         f"target and {differ['steps']} in steps",
         "How many times as fast the entrant of the row reaches the target as that of the column, "
         "and p: above the diagonal in seconds, below it in steps. Blue: the row is ahead; orange: "
-        "behind; grey: not distinguishable. Welch's t-test on the logarithm of the expected cost, "
-        f"p by Holm's method over the {seconds.family} pairs in seconds, and the {steps.family} in "
-        "steps, that can be tested; significant below 0.05. Runs that missed are censored: what "
-        "they spent is counted; > and <: bounds from entrants that never reached; –: undecided. "
-        "Final losses are not compared, as horizons differ.",
+        "behind; grey: not distinguishable. Welch's t-test on the logarithm of the cost, p by "
+        f"Holm's method over all {steps.family} pairs; significant below 0.05. > and <: bounds, as "
+        "the slower one missed and what it spent is counted; where it never reached it is given "
+        "the other's spread. –: undecided. Final losses are not compared, as horizons differ.",
         footer(inputs),
         min(7.6, 0.44 * n + 1.1),
     )

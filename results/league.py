@@ -27,10 +27,14 @@ from results.table import (
 
 NONE_YET = "No race of more than two entrants is recorded yet: `make compare` runs it."
 NOTE = (
-    "Brackets: 95% intervals of one entrant or pair. An entrant that never reached the target has "
-    "a lower bound: what its runs spent. Entrants are called distinguishable where Welch's "
-    f"t-test on the logarithm of the cost, corrected by Holm's method over all pairs of the race, "
-    f"has p < {SIGNIFICANT:.2g}. Final losses belong to different horizons and are not compared."
+    "Brackets: 95% intervals of one entrant or pair. Of an entrant whose runs did not all reach "
+    "the target, the cost is all that they spent over the number that reached, without an "
+    "interval, and the ratio to a faster one that never missed is a bound: it counts a miss at "
+    "what it spent. "
+    "Entrants are called distinguishable where Welch's t-test on the logarithm of the cost, "
+    f"corrected by Holm's method over all pairs of the race, has p < {SIGNIFICANT:.2g}; one that "
+    "never reached is given the other's spread. That is about the luck of the seeds, not of the "
+    "search for settings. Final losses belong to different horizons and are not compared."
 )
 
 
@@ -70,8 +74,8 @@ def _grid(runs: Sequence[Run]) -> list[list[str]]:
     against = spelled(base) if base else "baseline"
     headings = [
         "entrant", "reached/missed/diverged", "steps to target", "seconds to target",
-        f"fewer steps than {against}", f"as fast as {against}", "ms per step", "optimizer state",
-        "final loss",
+        f"{against}'s steps over its own", f"{against}'s seconds over its own", "ms per step",
+        "optimizer state", "final loss",
     ]  # fmt: skip
     grid = [headings]
     for label in order:
@@ -124,11 +128,14 @@ def _against(pairs: Pairs, base: str | None, label: str) -> str:
 
 
 def times(ratio: Ratio) -> str:
-    """A speed-up as text: "1.35x [1.20, 1.50]", or a bound where one side never reached."""
-    value = f"{ratio.estimate.value:.2f}x"
-    if ratio.bound:
-        return f"{'over' if ratio.at_least else 'under'} {value}"
-    return value + _brackets(ratio.estimate, "{:.2f}".format)
+    """A speed-up as text with its interval: "1.35x [1.20, 1.50]"."""
+    return f"{multiple(ratio)}{_brackets(ratio.estimate, '{:.2f}'.format)}"
+
+
+def multiple(ratio: Ratio) -> str:
+    """A speed-up as text: "1.35x", "over 1.35x" or "under 1.35x"."""
+    bound = "over " if ratio.at_least else "under " if ratio.at_most else ""
+    return f"{bound}{ratio.estimate.value:.2f}x"
 
 
 def verdict(pair: Pair) -> str:
@@ -156,8 +163,8 @@ def resolution(runs: Sequence[Run]) -> str:
     sentences = (
         f"With {seeds} seeds each, two entrants that are compared alone must differ by "
         f"{_listed(found, lambda r: r.alone)} to be told apart with a probability of {POWER:.0%} "
-        f"(two-sided t-test, p < {SIGNIFICANT:.2g}; deviation between seeds, pooled over the "
-        f"entrants of race {runs[0].race}: {_listed(found, lambda r: r.deviation)})."
+        f"(Welch's t-test, p < {SIGNIFICANT:.2g}; deviation between the seeds that reached, pooled "
+        f"over the entrants of race {runs[0].race}: {_listed(found, lambda r: r.deviation)})."
     )
     if entrants < 3:
         return sentences
@@ -170,7 +177,9 @@ def resolution(runs: Sequence[Run]) -> str:
 
 def _listed(found: Mapping[str, Resolution], value: Callable[[Resolution], float]) -> str:
     words = [
-        f"{value(r):.4f} in final loss" if name == "loss" else f"{value(r):.1%} in {name}"
+        f"{value(r):.1%} in {name}"
+        if name != "loss"
+        else f"{value(r):.4f} in final loss at one horizon"
         for name, r in found.items()
     ]
     return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))

@@ -1,10 +1,10 @@
 """Who differs from whom in a race: every pair of entrants, corrected for how many there are.
 
 The quantity is the cost of the target, in steps or in seconds. Final losses are not compared:
-entrants stop at different horizons. A run that misses the target is censored: what it spent is
-counted, and it did not reach (`stats.expected_cost`); an entrant that never reaches it has a lower
-bound (`stats.speedup`). Two entrants differ where Welch's t-test of the logarithms, corrected by
-Holm's method over all pairs of the race, has p < 0.05; otherwise they are not distinguishable.
+entrants stop at different horizons. A run that misses the target is censored: the target costs at
+least what it spent (`stats.speedup`). Two entrants differ where Welch's t-test of the logarithms,
+corrected by Holm's method over all pairs of the race, has p < 0.05; otherwise they are not
+distinguishable. Steps and seconds are a family of tests each.
 """
 
 import math
@@ -33,7 +33,7 @@ class Pair:
 
     ratio: Ratio | None  # cost of the baseline over the challenger's; None: no runs decide it
     p: float | None  # adjusted by Holm's method; None where there is no test
-    family: int  # number of tests that it was adjusted for
+    family: int  # number of pairs that it was adjusted for
 
     @property
     def distinct(self) -> bool:
@@ -46,19 +46,25 @@ class Pairs:
     def __init__(self, groups: Mapping[str, Sequence[Run]], unit: str) -> None:
         """groups: the runs of each entrant by its label."""
         spent = {label: costs(runs, unit) for label, runs in groups.items()}
-        self._ratios = {(a, b): speedup(spent[a], spent[b]) for a in spent for b in spent if a != b}
-        tests = {
-            key: ratio.p
-            for key in combinations(spent, 2)
-            if (ratio := self._ratios[key]) is not None and ratio.p is not None
+        ended = {label for label in groups if any(r.status != DIVERGED for r in groups[label])}
+        self._ratios = {
+            (a, b): speedup(spent[a], spent[b]) if {a, b} <= ended else None
+            for a in spent
+            for b in spent
+            if a != b
         }
-        self.family = len(tests)
-        self._adjusted = dict(zip(tests, holm(list(tests.values())), strict=True))
+        pairs = list(combinations(spent, 2))
+        self.family = len(pairs)
+        tests = [ratio.p if (ratio := self._ratios[pair]) else None for pair in pairs]
+        # What the runs do not decide might be anything: it stays in the family.
+        adjusted = zip(pairs, tests, holm([1.0 if p is None else p for p in tests]), strict=True)
+        self._adjusted = {pair: None if p is None else holms for pair, p, holms in adjusted}
 
     def of(self, baseline: str, challenger: str) -> Pair:
         """One pair, by its labels; the other way round it has the inverse ratio and the same p."""
-        p = self._adjusted.get((baseline, challenger), self._adjusted.get((challenger, baseline)))
-        return Pair(self._ratios[baseline, challenger], p, self.family)
+        pair = (baseline, challenger)
+        p = self._adjusted[pair if pair in self._adjusted else pair[::-1]]
+        return Pair(self._ratios[pair], p, self.family)
 
 
 @dataclass(frozen=True)
@@ -74,8 +80,8 @@ class Resolution:
 def resolutions(groups: Mapping[str, Sequence[Run]]) -> list[Resolution]:
     """What the race can show with the fewest seeds of its entrants; nothing from single runs.
 
-    Steps and seconds are those of the runs that reached the target. Pairs that differ by so much
-    are told apart with a probability of `stats.POWER`.
+    Steps and seconds are those of the runs that reached the target, losses those of one horizon.
+    Pairs that differ by so much are told apart with a probability of `stats.POWER`.
     """
     seeds, tests = min(map(len, groups.values())), math.comb(len(groups), 2)
     if seeds < 2:

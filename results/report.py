@@ -31,7 +31,7 @@ from results.stats import (
     TRACK3,
     TRACK3_PRECISION,
     TRACK3_SIGMA,
-    Estimate,
+    Ratio,
     counts,
     mean,
     precision,
@@ -126,32 +126,46 @@ def _sentence(
     reached_a, reached_b = count(base, REACHED), count(group, REACHED)
     tally_a, tally_b = f"{reached_a} of {len(base)}", f"{reached_b} of {len(group)}"
     target = f"a validation loss of {base[0].target:g}"
-    if not (reached_a and reached_b and steps.ratio and time.ratio):
+    if not (steps.ratio and time.ratio):
         return (
             f"{b} reached {target} in {tally_b} runs and {a} in {tally_a}, "
             "so there is no ratio between them."
         )
-    fewer, less = steps.ratio.estimate, time.ratio.estimate
+    if not (reached_a and reached_b):
+        return (
+            f"{b} reached {target} in {tally_b} runs and {a} in {tally_a}: what they spent bounds "
+            f"{a}'s cost over {b}'s, {league.times(steps.ratio)} in steps and "
+            f"{league.times(time.ratio)} in time."
+        )
+    fewer, less = steps.ratio, time.ratio
+    price = fewer.estimate.value / less.estimate.value
+    alike = fewer.at_least == less.at_least and fewer.at_most == less.at_most
     all_reached = reached_a == len(base) and reached_b == len(group)
     return (
         f"{b} reached {target} in {change(fewer, 'fewer')} steps than {a} "
-        f"({a} takes {fewer.value:.2f}x as many; {_interval(steps, fewer)}) "
+        f"({a} takes {league.multiple(fewer)} as many; {_interval(steps)}) "
         f"and in {change(less, 'less')} time "
-        f"({'slower: ' if less.value < 1 else ''}{less.value:.2f}x as fast; "
-        f"{_interval(time, less)}), "
-        f"so one {b} step costs {fewer.value / less.value:.2f}x one {a} step; "
+        f"({'slower: ' if less.estimate.value < 1 else ''}{league.multiple(less)} as fast; "
+        f"{_interval(time)})"
+        f"{f', so one {b} step costs {price:.2f}x one {a} step' if alike else ''}; "
         f"{tally_b} {b} runs and {tally_a} {a} runs reached the target"
         f"{'' if all_reached else ', and what the others spent is counted'}."
     )
 
 
-def change(ratio: Estimate, less: str) -> str:
-    """A speed-up in per cent of the baseline's cost: "26.1% fewer", or "... more" below 1."""
-    saved = 1 - 1 / ratio.value
-    return f"{abs(saved):.1%} {less if saved >= 0 else 'more'}"
+def change(ratio: Ratio, less: str) -> str:
+    """A speed-up in per cent of the baseline's cost: "26.1% fewer", or "... more" below 1.
+
+    A bound has "over" before it: it is always nearer to no difference than the truth is.
+    """
+    saved = 1 - 1 / ratio.estimate.value
+    over = "over " if ratio.bound else ""
+    return f"{over}{abs(saved):.1%} {less if saved >= 0 else 'more'}"
 
 
-def _interval(pair: Pair, ratio: Estimate) -> str:
+def _interval(pair: Pair) -> str:
+    assert pair.ratio is not None
+    ratio = pair.ratio.estimate
     if ratio.low is None or ratio.high is None or pair.p is None:
         return "no interval from a single run"
     text = f"95% interval {ratio.low:.2f} to {ratio.high:.2f}"

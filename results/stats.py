@@ -5,8 +5,8 @@ interval from Student's t, because a race has few seeds.
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple, dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -102,10 +102,13 @@ def expected_cost(sample: Costs) -> Estimate | None:
 
     All that was spent, by the runs that missed too, over the number of runs that reached: the
     ERT of COCO (Hansen et al., arXiv:1605.03560), here with interpolated crossings. It is the
-    mean when every run reached. The interval is that of the logarithm, by the delta method.
+    mean when every run reached; the interval is that of the logarithm, by the delta method. Where
+    some missed there is none: a few runs do not tell how often the next one would.
     """
     cost = _log_cost(sample)
-    return None if cost is None else _estimate(cost, exponentiate=True)
+    if cost is None:
+        return None
+    return _estimate(cost if all(sample.reached) else cost.alone(), exponentiate=True)
 
 
 @dataclass(frozen=True)
@@ -114,13 +117,19 @@ class Ratio:
 
     estimate: Estimate  # n counts the runs of both
     p: float | None  # two-sided; None where an entrant has a single run
-    at_least: bool = False  # the slower one never reached the target: this is a lower bound
+    at_least: bool = False  # the slower one missed the target: this is a lower bound
     at_most: bool = False  # the same where the challenger is the slower one
 
     @property
     def bound(self) -> bool:
-        """Whether an entrant never reached the target, so that the ratio is known on one side."""
+        """Whether the ratio is known on one side alone."""
         return self.at_least or self.at_most
+
+    def inverse(self) -> "Ratio":
+        """The same with baseline and challenger exchanged."""
+        value, low, high, n = astuple(self.estimate)
+        low, high = (None if x is None else 1 / x for x in (high, low))
+        return Ratio(Estimate(1 / value, low, high, n), self.p, self.at_most, self.at_least)
 
 
 def speedup(baseline: Costs, challenger: Costs) -> Ratio | None:
@@ -129,36 +138,34 @@ def speedup(baseline: Costs, challenger: Costs) -> Ratio | None:
     Tested by Welch's t-test on the logarithms of the expected costs. The interval is that of their
     difference, with the degrees of freedom of Welch and Satterthwaite.
 
-    An entrant that never reached the target is censored: its cost is at least what a run of it
-    spent, on average, and its spread, which is unknown, is taken to be that of the other. That
-    decides nothing unless the other reached the target for less: None then, and where neither
-    reached it.
+    A run that missed is censored: the target costs at least what it spent. So where the slower
+    entrant missed and the faster one did not, the ratio is a lower bound, of what the runs of each
+    spent on average. An entrant that never reached the target has no spread of its own: it is
+    taken to be that of the other, in the test alone; and the bound decides nothing unless the
+    other reached for less: None then, and where neither reached.
     """
     a, b = _log_cost(baseline), _log_cost(challenger)
     if a is None and b is None:
         return None
-    missed = baseline if a is None else challenger if b is None else None
-    if missed is None:
-        assert a is not None and b is not None
-        difference = _difference(a, b)
+    if b is None or (a is not None and a.value < b.value):
+        other = speedup(challenger, baseline)
+        return None if other is None else other.inverse()
+    assert b is not None  # the faster one
+    slower, at_least = a, False
+    if not all(baseline.reached) and (a is None or all(challenger.reached)):
+        least = _log_cost(Costs(baseline.spent, [True] * len(baseline.spent)))
+        if least is not None and least.value > b.value:
+            slower, at_least = least, True
+    if slower is None:
+        return None
+    if a is None and b.variance is not None:
+        slower = replace(slower, variance=b.variance * b.n / slower.n)
+        difference = replace(_difference(slower, b), df=b.df)
+        estimate = _estimate(difference.alone(), exponentiate=True)
     else:
-        known = a if a is not None else b
-        assert known is not None
-        bound = _at_least(missed, known)
-        if bound.value <= known.value:
-            return None
-        difference = _difference(bound, known) if a is None else _difference(known, bound)
-        if difference.variance is not None:  # both spreads are from the runs of one entrant
-            difference = replace(difference, df=known.df)
-    estimate = _estimate(difference, exponentiate=True)
-    return Ratio(estimate, _two_sided(difference), at_least=a is None, at_most=b is None)
-
-
-def _at_least(missed: Costs, known: "_Sample") -> "_Sample":
-    """The logarithm of what runs that all missed spent, with the spread of a known log cost."""
-    n, spent = len(missed.spent), float(np.mean(missed.spent))
-    variance = None if known.variance is None else known.variance * known.n / n
-    return _Sample(math.log(spent) if spent else -math.inf, variance, known.df, n)
+        difference = _difference(slower, b)
+        estimate = _estimate(difference, exponentiate=True)
+    return Ratio(estimate, _two_sided(difference), at_least)
 
 
 def iso_loss(losses: Mapping[int, Sequence[float]], reference: Sequence[float]) -> Estimate | None:
@@ -224,35 +231,51 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def detectable(n: int, sd: float, alpha: float = SIGNIFICANT, power: float = POWER) -> float:
     """The smallest difference of two means that n values each show, in the unit of `sd`.
 
-    That is: the two-sided t-test at level alpha finds it with a probability of `power`. n >= 2.
+    That is: Welch's two-sided t-test at level alpha finds it with a probability of `power`, where
+    the values of both are normal with deviation `sd`. n >= 2.
     """
+    found = _power(n, alpha)
     low, high = 0.0, 1.0
-    while _power(high, n, alpha) < power:
+    while found(high) < power:
         low, high = high, 2 * high
     for _ in range(32):
         middle = (low + high) / 2
-        low, high = (middle, high) if _power(middle, n, alpha) < power else (low, middle)
+        low, high = (middle, high) if found(middle) < power else (low, middle)
     return high * sd
 
 
-def _power(difference: float, n: int, alpha: float) -> float:
-    """How often Student's two-sided t-test of n values each finds a difference, in deviations.
+def _power(n: float, alpha: float) -> Callable[[float], float]:
+    """How often Welch's two-sided t-test of n values each finds a difference, in deviations.
 
-    By integrating the normal distribution over that of the estimated deviation, which makes the
-    noncentral t distribution.
+    By integrating the normal distribution of the difference over those of the pooled deviation s
+    and of (1 + sin u) / 2, one sample's share of the pooled variance, which are independent. The
+    share decides the degrees of freedom, between n - 1 and 2 (n - 1).
     """
-    df, shift = 2 * (n - 1), difference * math.sqrt(n / 2)
-    critical = t_quantile(1 - alpha / 2, df)
-    s = np.linspace(0, 1 + 10 / math.sqrt(df), 1001)[1:]  # estimated over true deviation
-    log_density = (df - 1) * np.log(s) - df * s**2 / 2
-    log_density += math.log(2) + df / 2 * math.log(df / 2) - math.lgamma(df / 2)
-    found = [_normal(shift - critical * x) + _normal(-shift - critical * x) for x in s.tolist()]
-    return float(np.trapezoid(np.exp(log_density) * found, s))
+    df = 2 * (n - 1)
+    u = (np.arange(16) + 0.5) / 16 * math.pi / 2
+    weights = np.cos(u) ** (n - 2)
+    critical = [t_quantile(1 - alpha / 2, df / (1 + x * x)) for x in np.sin(u).tolist()]
+    s = np.linspace(0, 1 + 10 / math.sqrt(df), 401)[1:]  # estimated over true deviation
+    density = np.exp(
+        (df - 1) * np.log(s) - df * s**2 / 2
+        + math.log(2) + df / 2 * math.log(df / 2) - math.lgamma(df / 2)
+    )  # fmt: skip
+
+    def found(difference: float) -> float:
+        shift = difference * math.sqrt(n / 2)
+        beyond = np.outer(critical, s)
+        rejects = _normal(shift - beyond) + _normal(-shift - beyond)
+        return float(np.average(np.trapezoid(density * rejects, s), weights=weights))
+
+    return found
 
 
-def _normal(z: float) -> float:
-    """The probability that a standard normal variable is below z."""
-    return math.erfc(-z / math.sqrt(2)) / 2
+_erfc = np.vectorize(math.erfc, otypes=[float])
+
+
+def _normal(z: np.ndarray) -> np.ndarray:
+    """The probabilities that a standard normal variable is below each z."""
+    return np.asarray(_erfc(-z / math.sqrt(2)) / 2)
 
 
 # ---- Means -------------------------------------------------------------------------------------
@@ -318,6 +341,10 @@ class _Sample:
     variance: float | None
     df: float
     n: int
+
+    def alone(self) -> "_Sample":
+        """The estimate without its error."""
+        return _Sample(self.value, None, 0, self.n)
 
 
 def _mean(values: Sequence[float]) -> _Sample:

@@ -22,8 +22,8 @@ SPELLED = {
     "soap": "SOAP",
 }  # fmt: skip
 TABLE_NOTE = (
-    "± is the standard deviation between runs. Steps, tokens and seconds count what runs that did "
-    "not reach the target spent."
+    "± is the standard deviation between runs. Steps, tokens and seconds are means; where runs did "
+    "not reach the target, what all runs spent over the number of those that reached."
 )
 
 # ---- One line an entrant -----------------------------------------------------------------------
@@ -34,7 +34,7 @@ class Cost:
     """What the target cost an entrant, in one unit."""
 
     expected: Estimate  # counting what was spent by runs that missed
-    sd: float | None  # over the runs that reached it; None for fewer than two
+    sd: float | None  # between runs; None for fewer than two, and where some missed
 
 
 @dataclass(frozen=True)
@@ -119,11 +119,11 @@ def count(runs: Sequence[Run], status: str) -> int:
 
 
 def _cost(runs: Sequence[Run], unit: str) -> Cost | None:
-    expected = expected_cost(costs(runs, unit))
+    sample = costs(runs, unit)
+    expected = expected_cost(sample)
     if expected is None:
         return None
-    reached = [run for run in runs if run.status == REACHED]
-    return Cost(expected, deviation(costs(reached, unit).spent))
+    return Cost(expected, deviation(sample.spent) if all(sample.reached) else None)
 
 
 def standing(runs: Sequence[Run], unit: str) -> tuple[float, float]:

@@ -12,6 +12,7 @@ from results.schema import Run
 from results.stats import (
     Costs,
     detectable,
+    differ,
     holm,
     iso_loss,
     pooled_deviation,
@@ -46,22 +47,22 @@ def test_holm_keeps_the_error_of_the_family() -> None:
         (64, 0.8014596, 0.5),  # Cohen's medium effect: 64 a group for 80%
     ],
 )
-def test_the_detectable_difference_is_that_of_published_power(
+def test_the_detectable_difference_is_nearly_that_of_published_power(
     n: int, power: float, difference: float
 ) -> None:
-    assert detectable(n, 1.0, 0.05, power) == pytest.approx(difference, rel=1e-5)
-    assert detectable(n, 0.02, 0.05, power) == pytest.approx(0.02 * difference, rel=1e-5)
+    # Those are of Student's test: Welch's finds a little less, the less the more values there are.
+    assert 0 < detectable(n, 1.0, 0.05, power) / difference - 1 < 0.04 / n
+    assert detectable(n, 0.02, 0.05, power) == pytest.approx(0.02 * detectable(n, 1.0, 0.05, power))
 
 
-def test_a_detectable_difference_is_detected_as_often_as_said() -> None:
-    draw, n = random.Random(2), 5
-    shift, critical, found = detectable(n, 1.0), t_quantile(0.975, 2 * n - 2), 0
-    for _ in range(4000):
-        a, b = ([draw.gauss(m, 1) for _ in range(n)] for m in (0, shift))
-        pooled = pooled_deviation([a, b])
-        assert pooled is not None
-        found += abs(sum(b) - sum(a)) / n > critical * pooled * math.sqrt(2 / n)
-    assert found / 4000 == pytest.approx(0.8, abs=0.02)
+@pytest.mark.parametrize(("n", "alpha"), [(5, 0.05), (5, 0.05 / 120), (3, 0.05)])
+def test_a_detectable_difference_is_detected_as_often_as_said(n: int, alpha: float) -> None:
+    draw, found = random.Random(2), 0
+    shift = detectable(n, 1.0, alpha)
+    for _ in range(3000):
+        p = differ(*([draw.gauss(m, 1) for _ in range(n)] for m in (0, shift)))
+        found += p is not None and p < alpha
+    assert found / 3000 == pytest.approx(0.8, abs=0.025)
 
 
 def test_deviation_is_pooled_within_groups() -> None:
@@ -133,7 +134,8 @@ def crowd() -> list[Run]:
 def test_every_pair_is_corrected_for_all_of_them() -> None:
     groups = by_label(crowd())
     pairs = Pairs(groups, "steps")
-    assert pairs.family == 6  # three that reached, among themselves and against SGD's bound
+    assert pairs.family == 10  # those that nothing is known of too
+    assert pairs.of("adamw", "shampoo").p is None and pairs.of("sgd", "shampoo").p is None
     won, lost = pairs.of("adamw", "muon"), pairs.of("muon", "adamw")
     assert won.distinct and won.p == lost.p
     assert won.ratio and lost.ratio
@@ -141,6 +143,10 @@ def test_every_pair_is_corrected_for_all_of_them() -> None:
     raw = speedup(*(Costs([r.steps_to_target or 0 for r in groups[k]], REACHED)
                     for k in ("adamw", "lion")))  # fmt: skip
     assert raw is not None and raw.p is not None
+    bound = speedup(Costs([100.0] * 3, [False] * 3), Costs([49.0, 50.0, 51.0], REACHED))
+    least = pairs.of("sgd", "muon")
+    assert bound is not None and bound.p is not None and least.p is not None
+    assert least.p >= 4 * bound.p  # at most six of ten have a smaller one
     alike = pairs.of("adamw", "lion")
     assert alike.p is not None and raw.p <= alike.p and not alike.distinct
     assert pairs.of("adamw", "sgd").distinct  # 100 steps were not enough, 70 are
@@ -161,14 +167,14 @@ def test_the_table_keeps_who_missed_and_who_diverged() -> None:
              for line in league.markdown(crowd()).splitlines() if line.startswith("|")]  # fmt: skip
     assert [line[0] for line in lines[2:]] == ["muon", "lion", "adamw", "sgd", "shampoo"]
     cells = {line[0]: dict(zip(lines[0], line, strict=True)) for line in lines[2:]}
-    assert cells["adamw"]["as fast as AdamW"] == "1"
-    assert cells["muon"]["as fast as AdamW"].startswith("1.40x [1.3")
-    assert cells["lion"]["fewer steps than AdamW"].endswith("], not distinguishable")
+    assert cells["adamw"]["AdamW's seconds over its own"] == "1"
+    assert cells["muon"]["AdamW's seconds over its own"].startswith("1.40x [1.3")
+    assert cells["lion"]["AdamW's steps over its own"].endswith("], not distinguishable")
     assert cells["sgd"]["reached/missed/diverged"] == "0/3/0 missed"
     assert cells["sgd"]["steps to target"] == "over 100.0"
-    assert cells["sgd"]["fewer steps than AdamW"] == "under 0.70x"
+    assert cells["sgd"]["AdamW's steps over its own"] == "under 0.70x"
     assert cells["shampoo"]["reached/missed/diverged"] == "0/0/3 diverged"
-    assert cells["shampoo"]["as fast as AdamW"] == "-"
+    assert cells["shampoo"]["AdamW's seconds over its own"] == "-"
 
 
 def test_what_the_seeds_can_show_follows_from_their_spread() -> None:

@@ -1,5 +1,6 @@
 """Charts of a race of seventeen: nothing overlaps, and the numbers are those of the statistics."""
 
+import math
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -14,7 +15,7 @@ from optim.entrants import split as split_entrant
 from plots import make, style
 from plots.inputs import Inputs, MissingDataError, load, newest_sweeps
 from plots.many import probability
-from plots.tuning import learning_rate
+from plots.tuning import cost_of_error, learning_rate, sweep_title
 from results.schema import REACHED
 from results.stats import costs, speedup
 from results.store import read_trials
@@ -50,7 +51,7 @@ FIELD = [
     Plan("adamuon", 81, 3.887, 13, 8 * MIB),
     Plan("muonh", 83, 3.89, 11, 5 * MIB),
     Plan("muon_split", 80, 3.888, 12, 5 * MIB),
-    Plan("ademamix", 105, 3.896, 4, 12 * MIB),
+    Plan("ademamix", 105, 3.896, 4, 12 * MIB, diverged=2),  # one of three
     Plan("kron", 90, 3.89, 120, 10 * MIB, diverged=3),
     Plan("schedule_free", 125, 3.9, 3.0, 8 * MIB, diverged=1),
 ]
@@ -138,6 +139,35 @@ def test_the_front_is_that_of_time_and_memory(inputs: Inputs, figures: dict[str,
     assert "SGD: not reached" in texts(figures["pareto"])
 
 
+def test_an_entrant_that_hardly_ever_reached_squeezes_no_axis(
+    inputs: Inputs, figures: dict[str, Figure]
+) -> None:
+    rare = next(e for e in inputs.entrants if e.label == "ademamix")
+    cost = rare.cost("seconds")
+    longest = max(run.train_seconds for run in inputs.runs)
+    assert cost is not None and cost.low is None and cost.value > 1.5 * longest
+    assert f"AdEMAMix: {style.number(cost.value)} s" in texts(figures["pareto"])
+    assert figures["pareto"].axes[0].get_ylim()[1] < cost.value
+    assert style.number(cost.value) in texts(figures["time_to_target"])
+    assert figures["time_to_target"].axes[1].get_xlim()[1] < cost.value
+
+
+def test_the_title_names_who_is_first_and_how_many_are_as_good(
+    inputs: Inputs, figures: dict[str, Figure]
+) -> None:
+    first, *others = inputs.ranking("steps")
+    pairs = inputs.pairs("steps")
+    near = sum(not pairs.of(e.label, first.label).distinct for e in others)
+    always = sum(all(run.status == REACHED for run in e.runs) for e in inputs.entrants)
+    some = sum(e.cost("steps") is not None for e in inputs.entrants) - always
+    assert near > 1 and some > 1
+    assert title(figures["loss_by_steps"]).startswith(
+        f"{always} of 17 entrants reach the target with all runs, {some} with some; "
+        f"in steps {first.name} is first ("
+    )
+    assert title(figures["loss_by_steps"]).endswith(f"), not told apart from {near} others")
+
+
 def test_the_matrix_holds_every_pair_in_both_units(
     inputs: Inputs, figures: dict[str, Figure]
 ) -> None:
@@ -189,7 +219,11 @@ def test_the_speedup_at_the_target_is_that_of_the_race(
     line = figures["iso_loss"].axes[0].lines[0]
     at = list(line.get_xdata()).index(TARGET)
     assert line.get_ydata()[at] == pytest.approx(value)
-    assert f"{value:.2f}x to 3.91, the target" in title(figures["iso_loss"])
+    assert f"{value:.2f}x as fast as AdamW to the target 3.91" in title(figures["iso_loss"])
+    starts = [
+        max(curve[0].val_loss for curve in e.finished()) for e in inputs.entrants if e.finished()
+    ]
+    assert max(line.get_xdata()) < min(starts)  # no loss that somebody meets at once
     assert "Meets no loss of the range: Kron." in figures["iso_loss"].texts[1].get_text().replace(
         "\n", " "
     )
@@ -204,6 +238,31 @@ def test_a_sweep_is_drawn_by_lr_around_the_tuned_one(
     assert len(tuned) == 1
     curve = max(panels[0].lines, key=lambda line: len(line.get_xdata()))
     np.testing.assert_allclose(curve.get_xdata(), LRS, rtol=0.01)
+
+
+def test_a_rule_that_diverges_beside_its_best_lr_is_not_the_most_tolerant() -> None:
+    losses = {
+        "adamw": [4.2, 4.1, 4.0, 3.9, 4.0, 4.1, 4.2],
+        "lion": [3.93, 3.92, 3.91, 3.9, None, None, None],
+        "muon": [3.9, 4.0, 4.1, 4.2, 4.3, 4.4, 4.5],  # best at the first
+        "sgd": [None] * 7,
+    }
+    trials = {
+        recipe: [
+            make_trial(
+                recipe=recipe, stage="sweep", trial=i, final_loss=loss, entrant=f"{recipe}:lr={lr}"
+            )
+            for i, (lr, loss) in enumerate(zip(LRS, values, strict=True))
+        ]
+        for recipe, values in losses.items()
+    }
+    between = 0.1 * math.log(2) / math.log(LRS[1] / LRS[0])
+    assert cost_of_error(trials["adamw"]) == pytest.approx(between)
+    assert cost_of_error(trials["lion"]) == math.inf
+    assert cost_of_error(trials["muon"]) is None and cost_of_error(trials["sgd"]) is None
+    assert sweep_title(trials) == (
+        f"Half or twice the best lr costs AdamW {between:.3f} nats per token, Lion the run"
+    )
 
 
 def test_only_the_newest_sweep_of_a_recipe_counts(tmp_path: Path) -> None:

@@ -35,7 +35,8 @@ def test_summary_of_an_entrant():
     (row,) = table.summarise(runs)
     assert (row.label, row.n, row.reached, row.missed, row.diverged) == ("muon", 4, 2, 1, 1)
     assert row.steps.expected.value == pytest.approx((60 + 70 + 100 + 20) / 2)
-    assert row.steps.sd == pytest.approx(50**0.5)
+    assert row.steps.sd is None  # of runs that missed nobody knows where they would have reached
+    assert table.summarise(runs[:2])[0].steps.sd == pytest.approx(50**0.5)
     assert row.tokens.expected.value == pytest.approx((4096 * 130 + 409600 + 81920) / 2)
     assert row.seconds.expected.value == pytest.approx((12 + 14 + 20 + 4) / 2)
     assert row.step_ms == pytest.approx(1000 * 64 / 320)
@@ -120,28 +121,35 @@ def test_the_sentence_of_single_runs():
 
 
 def test_the_sentence_counts_runs_that_missed():
-    runs = entrant("adamw", [80.0, None]) + entrant("muon", [50.0, 50.0])
+    runs = entrant("adamw", [80.0, 90.0, None]) + entrant("muon", [50.0, 50.0, 50.0])
     (sentence,) = report.sentences(runs)
-    assert "AdamW takes 3.60x as many" in sentence  # (80 + 100) / 1 over 50
+    assert "in over 44.4% fewer steps" in sentence  # 50 of (80 + 90 + 100) / 3
+    assert "AdamW takes over 1.80x as many; 95% interval 1." in sentence
     assert sentence.endswith(
-        "2 of 2 Muon runs and 1 of 2 AdamW runs reached the target, "
+        "3 of 3 Muon runs and 2 of 3 AdamW runs reached the target, "
         "and what the others spent is counted."
     )
+    (slower,) = report.sentences(entrant("adamw", [50.0, 51.0]) + entrant("muon", [80.0, None]))
+    assert "in over 78.2% more steps than AdamW (AdamW takes under 0.56x as many" in slower
 
 
 @pytest.mark.parametrize(
-    ("adamw", "muon", "tallies"),
+    ("adamw", "muon", "tallies", "bounds"),
     [
-        ([None, None], [50.0, 50.0], ("2 of 2", "0 of 2")),
-        ([50.0, 50.0], [None, None], ("0 of 2", "2 of 2")),
-        ([None], [None], ("0 of 1", "0 of 1")),
+        ([None] * 2, [50.0, 50.0], ("2 of 2", "0 of 2"), "over 2.00x in steps and over 2.00x"),
+        ([50.0, 50.0], [None] * 2, ("0 of 2", "2 of 2"), "under 0.50x in steps and under 0.50x"),
+        ([None], [None], ("0 of 1", "0 of 1"), None),
     ],
 )
-def test_the_sentence_without_a_ratio(adamw, muon, tallies):
+def test_the_sentence_where_one_never_reached(adamw, muon, tallies, bounds):
     (sentence,) = report.sentences(entrant("adamw", adamw) + entrant("muon", muon))
     assert sentence == (
-        f"Muon reached a validation loss of 3.5 in {tallies[0]} runs and AdamW in {tallies[1]}, "
-        "so there is no ratio between them."
+        f"Muon reached a validation loss of 3.5 in {tallies[0]} runs and AdamW in {tallies[1]}"
+        + (
+            f": what they spent bounds AdamW's cost over Muon's, {bounds} in time."
+            if bounds
+            else ", so there is no ratio between them."
+        )
     )
 
 

@@ -108,11 +108,43 @@ def test_expected_cost_is_the_mean_when_all_reached():
 
 def test_expected_cost_charges_what_missed_runs_spent():
     estimate = expected_cost(Costs([100, 120, 200], [True, True, False]))
-    assert estimate is not None and estimate.value == pytest.approx((100 + 120 + 200) / 2)
-    # z = (5/7 - 3/2, 6/7 - 3/2, 10/7 - 0), whose sum is 0 and whose variance is 43/28
-    half = 4.302653 * math.sqrt(43 / 28 / 3)
-    assert estimate.low == pytest.approx(210 * math.exp(-half), rel=1e-6)
-    assert estimate.high == pytest.approx(210 * math.exp(half), rel=1e-6)
+    assert estimate == Estimate(pytest.approx((100 + 120 + 200) / 2), None, None, 3)
+
+
+def test_a_slower_entrant_that_missed_makes_the_ratio_a_bound():
+    fast = Costs([50, 51, 52], [True] * 3)
+    at_its_end, missed = (Costs([60, 63, 66], [True, True, last]) for last in (True, False))
+    ratio, plain = speedup(missed, fast), speedup(at_its_end, fast)
+    assert ratio is not None and plain is not None
+    assert ratio.at_least and not ratio.at_most and not plain.bound
+    assert ratio.estimate == plain.estimate and ratio.p == plain.p  # as if the miss had reached
+    back = speedup(fast, missed)
+    assert back is not None and back.at_most and not back.at_least and back.p == ratio.p
+    assert back.estimate.value == pytest.approx(1 / ratio.estimate.value)
+    assert back.estimate.low == pytest.approx(1 / ratio.estimate.high)
+
+
+def test_a_faster_entrant_that_missed_is_at_its_expected_cost():
+    slow, fast = Costs([90, 100, 110], [True] * 3), Costs([48, 50, 52], [True, True, False])
+    ratio = speedup(slow, fast)
+    assert ratio is not None and not ratio.bound
+    assert ratio.estimate.value == pytest.approx(100 / 75)  # it took 150 to reach twice
+    # z = (48 / 50 - 3 / 2, 1 - 3 / 2, 52 / 50): sum 0, variance .8108
+    a, b = 0.1**2 / 3, (0.54**2 + 0.5**2 + 1.04**2) / 2 / 3
+    df = (a + b) ** 2 / (a**2 / 2 + b**2 / 2)
+    assert ratio.p == pytest.approx(2 * t_cdf(-math.log(100 / 75) / math.sqrt(a + b), df))
+
+
+def test_the_more_runs_miss_the_smaller_the_bound_of_who_is_slower():
+    fast, reached = Costs([66, 68, 69, 71, 72], [True] * 5), [96, 97, 98, 99, 100]
+    found = []
+    for n in range(6):
+        slow = Costs(reached[:n] + [104] * (5 - n), [True] * n + [False] * (5 - n))
+        ratio = speedup(slow, fast)
+        assert ratio is not None and ratio.p is not None and ratio.p < 0.001
+        assert ratio.at_least == (n < 5)
+        found.append(ratio.estimate.value)
+    assert found == sorted(found, reverse=True)
 
 
 def test_expected_cost_without_an_answer():
@@ -172,14 +204,17 @@ def test_the_interval_of_a_speedup_covers_its_truth():
     assert 0.92 <= coverage(2000, interval, 1.4) <= 0.98
 
 
-def test_the_interval_covers_its_truth_when_runs_miss():
+def test_a_bound_is_seldom_above_the_truth_and_equals_seldom_differ():
     random = np.random.default_rng(3)
-
-    def interval():
-        reached = random.random(30) < 0.8
-        return expected_cost(Costs(list(np.where(reached, 100, 150.0)), list(reached)))
-
-    assert 0.92 <= coverage(1000, interval, (0.8 * 100 + 0.2 * 150) / 0.8) <= 0.98
+    wrong, bounds = 0, 0
+    for _ in range(1500):
+        slow, fast = random.normal(100, 5, 5), random.normal(100, 5, 5)
+        missed = Costs(list(np.minimum(slow, 108)), list(slow <= 108))
+        ratio = speedup(missed, Costs(list(fast), [True] * 5))
+        assert ratio is not None and ratio.p is not None
+        wrong += ratio.bound and ratio.p < 0.05
+        bounds += ratio.bound
+    assert bounds > 200 and wrong / 1500 < 0.03
 
 
 def test_costs_are_what_was_spent():
