@@ -257,11 +257,11 @@ def schedule_free(
 @recipe
 def kron(
     roles: Roles,
-    lr: Annotated[float, Log(1e-4, 1e-2)] = 0.001,
-    weight_decay: Annotated[float, Log(0.03, 3.0)] = 0.3,
+    lr: Annotated[float, Log(0.001, 0.1)] = 0.01,
+    weight_decay: Decay = 0.1,
     beta1: float = 0.9,
-    precond_lr: float = 0.1,
-    precond_init_scale: float = 1.0,
+    precond_lr: float = 0.5,
+    precond_init_scale: float = 50.0,
     embed_lr: EmbedLR = 0.3,
     head_lr: HeadLR = 0.01,
     vector_lr: VectorLR = 0.01,
@@ -269,8 +269,10 @@ def kron(
     """PSGD with Kronecker factors (Li 1512.04202), the momentum whitened by triangular factors.
 
     The factors are refreshed in every one of the first 1000 steps, less and less often after. They
-    start from a fixed scale: the library's guess needs a first gradient that is not zero, and those
-    of matrices before a zero-initialised projection are.
+    start from `precond_init_scale` times the identity, which whitens gradients of a root mean
+    square of 1 / scale^2. The library's guess needs a first gradient that is not zero, and those of
+    matrices before a zero-initialised projection are; a scale of 1 takes hundreds of steps to grow.
+    So does the library's `precond_lr` of 0.1 where the scale is wrong.
     """
     matrices = Group(
         rule("heavyball.PSGDKron"),
