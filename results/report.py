@@ -218,11 +218,17 @@ def tuned_table(tuned: Sequence[Tuned]) -> str:
 
 
 def csv_table(path: Path) -> str:
-    """A CSV file as Markdown. Raises UserError if there is none.
+    """A CSV file as Markdown. Raises UserError if there is none, or if a line has lost a cell.
 
     A column with one value in all of its rows, such as the machine, stands below it once.
     """
-    headings, *rows = csv.reader(read_file(path).splitlines())
+    headings, *rows = csv.reader(read_file(path).splitlines() or [""])
+    for number, cells in enumerate(rows, start=2):
+        if len(cells) != len(headings):
+            raise UserError(
+                f"README: {path}, line {number}: {len(cells)} cells, its header has "
+                f"{len(headings)}; write the file again: make bench"
+            )
     alike = {
         i: cells[0]
         for i, cells in enumerate(zip(*rows, strict=True))

@@ -272,6 +272,11 @@ def test_a_csv_in_the_readme_names_what_its_rows_share_below(tmp_path):
     assert "| AdamW | 0.8 | another |\n<!-- end" in report.rewrite(readme, [], [], None)
     path.write_text("step,ms\nMuon,20.5\n")  # a single row shares nothing
     assert "| Muon | 20.5 |\n<!-- end" in report.rewrite(readme, [], [], None)
+    path.write_text("step,ms\nMuon,20.5\nAdamW\n")
+    with pytest.raises(UserError, match=r"step.csv, line 3: 1 cells, its header has 2; .*: make b"):
+        report.rewrite(readme, [], [], None)
+    path.write_text("")
+    assert "| " in report.rewrite(readme, [], [], None)
 
 
 @pytest.mark.parametrize(
