@@ -180,8 +180,6 @@ def speedup(inputs: Inputs) -> Figure:
     )
     if any(parts.clock.estimate.low is not None for _, parts in splits):
         caption += " Whiskers: 95% intervals."
-    if any(parts.clock.bound for _, parts in splits):
-        caption += " Over and under: bounds, as the slower one missed the target in some runs."
     shown = {entrant.label for entrant, _ in splits}
     left_out = [entrant.name for entrant in others if entrant.label not in shown]
     if left_out:
@@ -189,6 +187,8 @@ def speedup(inputs: Inputs) -> Figure:
     if len(splits) > MOST:
         caption += f" Shown are the {MOST} fastest of {len(splits)}; all are in chart significance."
         splits = splits[:MOST]
+    if any(parts.clock.bound for _, parts in splits):
+        caption += " Over and under: bounds, as the slower one missed the target in some runs."
     figure = style.sheet(
         _speedup_title(inputs, baseline, *splits[0]),
         caption,
