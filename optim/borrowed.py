@@ -26,7 +26,7 @@ AdamLR = Annotated[float, Log(0.001, 0.05)]
 @recipe
 def sgd(
     roles: Roles,
-    lr: Annotated[float, Log(0.02, 2.0)] = 0.2,
+    lr: Annotated[float, Log(0.1, 10.0)] = 1.0,
     weight_decay: L2 = 1e-4,
     momentum: float = 0.9,
     nesterov: bool = True,
