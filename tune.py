@@ -49,6 +49,8 @@ FALL = 0.5  # nats by which the loss falls when the horizon is e times as long: 
 MARGIN = 0.02  # nats below the target at which all seeds are expected to meet it
 CLOSE = 0.25  # of each range: the width of the box that is refined
 EDGE = 0.05  # of a range: a best value nearer to its end draws a warning
+REST = ("embed_lr", "head_lr", "vector_lr")  # of AdamW on the rest
+SEQUENCE = ("lr", "weight_decay", *REST, "warmup", "cooldown")  # dimensions that recipes share
 
 Settings = dict[str, Any]
 
@@ -119,17 +121,22 @@ def points(
 
     With `around`, they fill a box of CLOSE times the ranges around that point. Point i is the same
     for any count. Values have three significant digits. Where no option has a range, all are empty.
+
+    A recipe with AdamW on the rest goes along SEQUENCE, whether it has all of these options or not:
+    so point i is the same for the rest in all of them, and none is luckier there than another.
     """
     ranges = {name: option.range for name, option in options.items() if option.range}
     if not ranges or not count:  # no sequence has no dimension, or no point
         return [{}] * count
-    unit = SobolEngine(len(ranges), scramble=True, seed=0).draw(count).tolist()
+    shared = SEQUENCE if ranges.keys() & set(REST) else ()
+    names = list(dict.fromkeys((*shared, *ranges)))
     found = []
-    for row in unit:
+    for row in SobolEngine(len(names), scramble=True, seed=0).draw(count).tolist():
         point = {}
-        for (name, bounds), u in zip(ranges.items(), row, strict=True):
-            place = u if around is None else bounds.where(around[name]) + CLOSE * (u - 0.5)
-            point[name] = float(f"{bounds.at(place):.3g}")
+        for name, u in zip(names, row, strict=True):
+            if bounds := ranges.get(name):
+                place = u if around is None else bounds.where(around[name]) + CLOSE * (u - 0.5)
+                point[name] = float(f"{bounds.at(place):.3g}")
         found.append(point)
     return found
 

@@ -15,7 +15,15 @@ import speedrun
 import tune
 from errors import UserError
 from optim import Linear, Log, Option
-from optim.entrants import STANDS_IN, TUNED, entrant_options, parse, tuned_recipes, tuned_settings
+from optim.entrants import (
+    STANDS_IN,
+    TUNED,
+    assigned,
+    entrant_options,
+    parse,
+    tuned_recipes,
+    tuned_settings,
+)
 from results import stats, store
 from results.schema import DIVERGED, REACHED, Trial
 from tests.rows import make_trial
@@ -42,6 +50,30 @@ def test_points_fill_the_ranges_and_do_not_depend_on_their_number() -> None:
 def test_there_are_points_where_nothing_varies_and_none_where_none_are_wanted() -> None:
     assert tune.points({"beta": OPTIONS["beta"]}, 2) == [{}, {}]
     assert tune.points(OPTIONS, 0, around={"lr": 0.1, "cooldown": 0.5}) == []
+
+
+def test_recipes_with_the_same_rest_search_the_same_points_of_it() -> None:
+    adamw = tune.points(entrant_options("adamw", speedrun.Schedule), 8)
+    for recipe in ("muon", "muonh", "lion", "sgd", "kron"):
+        found = tune.points(entrant_options(recipe, speedrun.Schedule), 8)
+        for name in (*tune.REST, "warmup", "cooldown"):
+            assert [p[name] for p in found] == [p[name] for p in adamw], (recipe, name)
+    assert "weight_decay" not in tune.points(entrant_options("muonh", speedrun.Schedule), 1)[0]
+
+
+def test_the_committed_trials_are_those_that_the_tuner_would_run() -> None:
+    trials = [
+        trial for trial in store.read_trials(ROOT / "results")
+        if trial.stage == "search" and trial.track_hash == speedrun.TRACKS["tiny"].hash()
+    ]  # fmt: skip
+    recipes = [t.recipe for t in store.read_tuned(TUNED) if t.track == "tiny"]
+    assert len(recipes) > 9
+    for recipe in recipes:
+        known = entrant_options(recipe, speedrun.Schedule)
+        newest = {trial.trial: trial for trial in trials if trial.recipe == recipe}
+        for index, point in enumerate(tune.points(known, 32)):
+            found = assigned(newest[index].entrant, known)
+            assert {name: found[name] for name in point} == point, (recipe, index)
 
 
 class FakeStudy(tune.Study):
