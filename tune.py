@@ -129,14 +129,18 @@ def points(
     if not ranges or not count:  # no sequence has no dimension, or no point
         return [{}] * count
     shared = SEQUENCE if ranges.keys() & set(REST) else ()
-    names = list(dict.fromkeys((*shared, *ranges)))
+    own = tuple(name for name in ranges if name not in shared)
+    unit: dict[str, list[float]] = {}
+    for seed, names in enumerate(filter(None, (shared, own))):  # another count, other coordinates
+        draws = SobolEngine(len(names), scramble=True, seed=seed).draw(count)
+        unit |= dict(zip(names, draws.mT.tolist(), strict=True))
     found = []
-    for row in SobolEngine(len(names), scramble=True, seed=0).draw(count).tolist():
+    for i in range(count):
         point = {}
-        for name, u in zip(names, row, strict=True):
-            if bounds := ranges.get(name):
-                place = u if around is None else bounds.where(around[name]) + CLOSE * (u - 0.5)
-                point[name] = float(f"{bounds.at(place):.3g}")
+        for name, bounds in ranges.items():
+            u = unit[name][i]
+            place = u if around is None else bounds.where(around[name]) + CLOSE * (u - 0.5)
+            point[name] = float(f"{bounds.at(place):.3g}")
         found.append(point)
     return found
 

@@ -63,8 +63,9 @@ def _caption(inputs: Inputs) -> str:
             "; where runs failed, what all of them spent over the number that reached, which gives "
             "no interval"
         )
+        whisker = " and its 95% interval, cut off at the edge"
         parts.append(
-            f"Bar and numbers: mean{' and its 95% interval' if repeated else ''}"
+            f"Bar and numbers: mean{whisker if repeated else ''}"
             f"{shared if statuses != {REACHED} else ''}."
         )
     return " ".join(parts)
@@ -171,8 +172,8 @@ def speedup(inputs: Inputs) -> Figure:
     splits = [(e, s) for e in others if (s := split(baseline, e)) is not None]
     if not splits:
         raise MissingDataError(
-            f"{baseline.name} and another entrant must both reach {inputs.target:g}; "
-            "run: python speedrun.py tune adamw muon"
+            f"{baseline.name} and another entrant must both reach {inputs.target:g}, and misses "
+            "must bound both ratios or none; run: python speedrun.py tune adamw muon"
         )
     caption = (
         f"Ratios to {baseline.name}, above 1 where the entrant is ahead, on a log axis: the bar of "
@@ -188,7 +189,10 @@ def speedup(inputs: Inputs) -> Figure:
         caption += f" Shown are the {MOST} fastest of {len(splits)}; all are in chart significance."
         splits = splits[:MOST]
     if any(parts.clock.bound for _, parts in splits):
-        caption += " Over and under: bounds, as the slower one missed the target in some runs."
+        caption += (
+            " Over and under: bounds, as the slower one missed the target in some runs; theirs are "
+            "the whiskers."
+        )
     figure = style.sheet(
         _speedup_title(inputs, baseline, *splits[0]),
         caption,

@@ -12,6 +12,7 @@ from plots import style
 from plots.compare import RATIO_TICKS
 from plots.inputs import Entrant, Inputs, MissingDataError
 from plots.wording import doubt, footer
+from results.schema import DIVERGED, REACHED
 from results.stats import Costs, Estimate, crossing, speedup
 
 COLUMNS = 4
@@ -41,7 +42,8 @@ def iso_loss(inputs: Inputs) -> Figure:
         "not diverge met it. Solid: seconds, with its 95% interval; dashed: steps; vertical line: "
         "the target. Each run's schedule ends near the target. At higher losses it is still at a "
         "high lr, so an entrant that cools down later looks slower there than a run scheduled for "
-        "that loss would be: only the ratio at the target is the race's result."
+        "that loss would be: only the ratio at the target is the race's result, where all runs of "
+        "both reached it."
         f"{f' Meets no loss of the range: {left_out}.' if left_out else ''}",
         footer(inputs),
         (1.65 if rows > 1 else 2.8) * rows + 0.5,
@@ -105,17 +107,18 @@ def _costs(entrant: Entrant, unit: str, loss: float) -> Costs | None:
 
 
 def _title(inputs: Inputs, baseline: Entrant, entrant: Entrant, lines: Lines) -> str:
-    loss, ratio = lines["seconds"][-1]
-    at = [ratio for loss, ratio in lines["seconds"] if loss == inputs.target]
-    if at:
-        return (
-            f"{entrant.name} is {at[0].value:.2f}x as fast as {baseline.name} to the target "
-            f"{inputs.target:g}{doubt(inputs, baseline, entrant, 'seconds')}"
-        )
-    return (
-        f"{entrant.name} is {ratio.value:.2f}x as fast as {baseline.name} to loss {loss:.3f}; not "
-        f"all runs of both reach the target {inputs.target:g}"
-    )
+    ratios, target = dict(lines["seconds"]), f"{inputs.target:g}"
+    loss = min(ratios)
+    statuses = {run.status for e in (baseline, entrant) for run in e.runs}
+    if statuses == {REACHED} and inputs.target in ratios:
+        loss, where = inputs.target, f"the target {target}"
+        note = doubt(inputs, baseline, entrant, "seconds")
+    else:
+        where = f"loss {loss:.3f}"
+        left_out = ", without those that diverged" if DIVERGED in statuses else ""
+        note = f"; not all runs of both reach {target}{left_out}"
+    ratio = ratios[loss].value
+    return f"{entrant.name} is {ratio:.2f}x as fast as {baseline.name} to {where}{note}"
 
 
 def _panel(axes: Axes, entrant: Entrant, name: str, lines: Lines, target: float) -> None:

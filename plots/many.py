@@ -117,9 +117,10 @@ def _order(inputs: Inputs, ranking: Sequence[Entrant], unit: str) -> str:
     tally = f"{always} of {len(ranking)} entrants reach the target with all runs"
     tally += f", {some} with some" if some else ""
     pairs = inputs.pairs(unit)
-    near = [e.name for e in others if not pairs.of(e.label, first.label).distinct]
+    known = [(e, pair) for e in others if (pair := pairs.of(e.label, first.label)).ratio]
+    near = [e.name for e, pair in known if not pair.distinct]
     alike = near[0] if len(near) == 1 else f"{len(near)} others"
-    told = f", not told apart from {alike}" if near else ", ahead of all others"
+    told = f", not told apart from {alike}" if near else ", ahead of all others that reach it"
     return f"{tally}; in {unit} {first.name} is first ({_cost(first, unit)}){told}"
 
 
@@ -137,7 +138,7 @@ def pareto(inputs: Inputs) -> Figure:
     front = _front([e for e in inputs.entrants if e.label in cost], cost, state)
     size = style.unit(max(state.values()) or 1, style.BYTES)
     longest = max(value for e in inputs.entrants for value in costs(e.runs, "seconds").spent)
-    shown = [value for value in cost.values() if value < FAR * longest]
+    shown = [value for value in cost.values() if value < FAR * longest] or [min(cost.values())]
     time = style.unit(max(shown), style.SECONDS)
     on = " or ".join(
         f"{e.name} ({style.number(cost[e.label] / time.size)}\N{NO-BREAK SPACE}{time.name}, "
@@ -146,10 +147,10 @@ def pareto(inputs: Inputs) -> Figure:
     )
     figure = style.sheet(
         f"By their means nobody is both faster and smaller than {on}",
-        "Marker: expected training time to the target; whisker: its 95% interval. Line: the front "
-        "of the means; entrants near it may not be distinguishable from those on it, see chart "
-        "significance. Open, at the top: not reached, or by so few runs that the expected time is "
-        "off the axis.",
+        "Marker: expected training time to the target; whisker: its 95% interval, cut off at the "
+        "edge. Line: the front of the means; entrants near it may not be distinguishable from "
+        "those on it, see chart significance. Open, at the top: not reached, or by so few runs "
+        "that the expected time is off the axis.",
         footer(inputs),
         max(4.0, LABEL_IN * len(inputs.entrants) + 0.9),
     )

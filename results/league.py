@@ -27,10 +27,11 @@ from results.table import (
 
 NONE_YET = "No race of more than two entrants is recorded yet: `make compare` runs it."
 NOTE = (
-    "Brackets: 95% intervals of one entrant or pair. Of an entrant whose runs did not all reach "
-    "the target, the cost is all that they spent over the number that reached, without an "
-    "interval, and the ratio to a faster one that never missed is a bound: it counts a miss at "
-    "what it spent. "
+    "Brackets: 95% intervals, of a bound where the ratio is one. Of an entrant whose runs did not "
+    "all reach the target, the cost is all that they spent over the number that reached, without "
+    "an interval, and the ratio to a faster one that never missed is a bound, which counts a miss "
+    "at what it spent, where that is more than the other's cost. If none reached, their mean "
+    "spending bounds the cost. "
     "Entrants are called distinguishable where Welch's t-test on the logarithm of the cost, "
     f"corrected by Holm's method over all pairs of the race, has p < {SIGNIFICANT:.2g}; one that "
     "never reached is given the other's spread. That is about the luck of the seeds, not of the "
@@ -163,8 +164,9 @@ def resolution(runs: Sequence[Run]) -> str:
     sentences = (
         f"With {seeds} seeds each, two entrants that are compared alone must differ by "
         f"{_listed(found, lambda r: r.alone)} to be told apart with a probability of {POWER:.0%} "
-        f"(Welch's t-test, p < {SIGNIFICANT:.2g}; deviation between the seeds that reached, pooled "
-        f"over the entrants of race {runs[0].race}: {_listed(found, lambda r: r.deviation)})."
+        f"(Welch's t-test, p < {SIGNIFICANT:.2g}; deviation between seeds, of steps and seconds "
+        f"between those that reached, pooled over the entrants of race {runs[0].race}: "
+        f"{_listed(found, lambda r: r.deviation)})."
     )
     if entrants < 3:
         return sentences

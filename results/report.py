@@ -126,16 +126,15 @@ def _sentence(
     reached_a, reached_b = count(base, REACHED), count(group, REACHED)
     tally_a, tally_b = f"{reached_a} of {len(base)}", f"{reached_b} of {len(group)}"
     target = f"a validation loss of {base[0].target:g}"
-    if not (steps.ratio and time.ratio):
-        return (
-            f"{b} reached {target} in {tally_b} runs and {a} in {tally_a}, "
-            "so there is no ratio between them."
-        )
-    if not (reached_a and reached_b):
-        return (
-            f"{b} reached {target} in {tally_b} runs and {a} in {tally_a}: what they spent bounds "
-            f"{a}'s cost over {b}'s, {league.times(steps.ratio)} in steps and "
-            f"{league.times(time.ratio)} in time."
+    if not (reached_a and reached_b and steps.ratio and time.ratio):
+        bounds = [
+            f"{league.times(pair.ratio)} in {unit}{league.verdict(pair)}"
+            for pair, unit in ((steps, "steps"), (time, "time"))
+            if pair.ratio
+        ]
+        decided = f": what they spent bounds {a}'s cost over {b}'s, {' and '.join(bounds)}."
+        return f"{b} reached {target} in {tally_b} runs and {a} in {tally_a}" + (
+            decided if bounds else ", so there is no ratio between them."
         )
     fewer, less = steps.ratio, time.ratio
     price = fewer.estimate.value / less.estimate.value
@@ -168,7 +167,8 @@ def _interval(pair: Pair) -> str:
     ratio = pair.ratio.estimate
     if ratio.low is None or ratio.high is None or pair.p is None:
         return "no interval from a single run"
-    text = f"95% interval {ratio.low:.2f} to {ratio.high:.2f}"
+    of = " of the bound" if pair.ratio.bound else ""
+    text = f"95% interval{of} {ratio.low:.2f} to {ratio.high:.2f}"
     if pair.distinct:
         return text
     among = f" among {pair.family} pairs (p = {pair.p:.2f})" if pair.family > 1 else ""

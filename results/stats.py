@@ -116,7 +116,7 @@ class Ratio:
     """A speed-up of one entrant over another and how likely chance makes it as large."""
 
     estimate: Estimate  # n counts the runs of both
-    p: float | None  # two-sided; None where an entrant has a single run
+    p: float | None  # two-sided; None where an entrant that reached has a single run
     at_least: bool = False  # the slower one missed the target: this is a lower bound
     at_most: bool = False  # the same where the challenger is the slower one
 
@@ -140,9 +140,10 @@ def speedup(baseline: Costs, challenger: Costs) -> Ratio | None:
 
     A run that missed is censored: the target costs at least what it spent. So where the slower
     entrant missed and the faster one did not, the ratio is a lower bound, of what the runs of each
-    spent on average. An entrant that never reached the target has no spread of its own: it is
-    taken to be that of the other, in the test alone; and the bound decides nothing unless the
-    other reached for less: None then, and where neither reached.
+    spent on average, if that is above 1; it stays that of the expected costs if not, as the slower
+    one may have missed at the end of a shorter horizon. An entrant that never reached the target
+    has no spread of its own: it is taken to be that of the other, in the test alone; where its
+    bound is not above 1 either, or neither reached, there is no ratio: None.
     """
     a, b = _log_cost(baseline), _log_cost(challenger)
     if a is None and b is None:
@@ -159,7 +160,7 @@ def speedup(baseline: Costs, challenger: Costs) -> Ratio | None:
     if slower is None:
         return None
     if a is None and b.variance is not None:
-        slower = replace(slower, variance=b.variance * b.n / slower.n)
+        slower = replace(slower, variance=b.variance * b.n / slower.n, df=b.df)
         difference = replace(_difference(slower, b), df=b.df)
         estimate = _estimate(difference.alone(), exponentiate=True)
     else:

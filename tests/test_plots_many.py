@@ -152,12 +152,22 @@ def test_an_entrant_that_hardly_ever_reached_squeezes_no_axis(
     assert figures["time_to_target"].axes[1].get_xlim()[1] < cost.value
 
 
+def test_a_race_that_hardly_anybody_finished_is_drawn(tmp_path: Path) -> None:
+    plans = [replace(ADAMW, horizon=110), replace(MUON, horizon=80), Plan("lion", 112, 3.895)]
+    write_race(tmp_path, [replace(plan, seeds=3, diverged=2) for plan in plans])
+    inputs = load(tmp_path)
+    assert title(make.draw(chart("pareto"), inputs)).startswith("By their means nobody is both")
+    found = title(make.draw(chart("iso_loss"), inputs))
+    assert found.endswith("; not all runs of both reach 3.91, without those that diverged")
+
+
 def test_the_title_names_who_is_first_and_how_many_are_as_good(
     inputs: Inputs, figures: dict[str, Figure]
 ) -> None:
     first, *others = inputs.ranking("steps")
     pairs = inputs.pairs("steps")
-    near = sum(not pairs.of(e.label, first.label).distinct for e in others)
+    known = [pair for e in others if (pair := pairs.of(e.label, first.label)).ratio]
+    near = sum(not pair.distinct for pair in known)
     always = sum(all(run.status == REACHED for run in e.runs) for e in inputs.entrants)
     some = sum(e.cost("steps") is not None for e in inputs.entrants) - always
     assert near > 1 and some > 1

@@ -124,7 +124,7 @@ def test_the_sentence_counts_runs_that_missed():
     runs = entrant("adamw", [80.0, 90.0, None]) + entrant("muon", [50.0, 50.0, 50.0])
     (sentence,) = report.sentences(runs)
     assert "in over 44.4% fewer steps" in sentence  # 50 of (80 + 90 + 100) / 3
-    assert "AdamW takes over 1.80x as many; 95% interval 1." in sentence
+    assert "AdamW takes over 1.80x as many; 95% interval of the bound 1." in sentence
     assert sentence.endswith(
         "3 of 3 Muon runs and 2 of 3 AdamW runs reached the target, "
         "and what the others spent is counted."
@@ -136,8 +136,24 @@ def test_the_sentence_counts_runs_that_missed():
 @pytest.mark.parametrize(
     ("adamw", "muon", "tallies", "bounds"),
     [
-        ([None] * 2, [50.0, 50.0], ("2 of 2", "0 of 2"), "over 2.00x in steps and over 2.00x"),
-        ([50.0, 50.0], [None] * 2, ("0 of 2", "2 of 2"), "under 0.50x in steps and under 0.50x"),
+        (
+            [None] * 2,
+            [50.0, 50.0],
+            ("2 of 2", "0 of 2"),
+            "over 2.00x in steps and over 2.00x in time",
+        ),
+        (
+            [50.0, 50.0],
+            [None] * 2,
+            ("0 of 2", "2 of 2"),
+            "under 0.50x in steps and under 0.50x in time",
+        ),
+        (
+            [None] * 2,
+            [85.0, 95.0],
+            ("2 of 2", "0 of 2"),
+            "over 1.11x in steps, not distinguishable and over 1.11x in time, not distinguishable",
+        ),
         ([None], [None], ("0 of 1", "0 of 1"), None),
     ],
 )
@@ -146,7 +162,7 @@ def test_the_sentence_where_one_never_reached(adamw, muon, tallies, bounds):
     assert sentence == (
         f"Muon reached a validation loss of 3.5 in {tallies[0]} runs and AdamW in {tallies[1]}"
         + (
-            f": what they spent bounds AdamW's cost over Muon's, {bounds} in time."
+            f": what they spent bounds AdamW's cost over Muon's, {bounds}."
             if bounds
             else ", so there is no ratio between them."
         )

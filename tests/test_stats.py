@@ -124,6 +124,20 @@ def test_a_slower_entrant_that_missed_makes_the_ratio_a_bound():
     assert back.estimate.low == pytest.approx(1 / ratio.estimate.high)
 
 
+def test_a_single_run_that_never_reached_is_a_bound_too():
+    ratio = speedup(Costs([140], [False]), Costs([90, 100, 110], [True] * 3))
+    error = 0.1 * math.sqrt(1 / 3 + 1)
+    assert ratio is not None and ratio.at_least and ratio.estimate.value == pytest.approx(1.4)
+    assert ratio.p == pytest.approx(2 * t_cdf(-math.log(1.4) / error, 2))
+
+
+def test_a_miss_at_the_end_of_a_shorter_horizon_bounds_nothing():
+    fast = Costs([50, 51, 49], [True] * 3)
+    ratio = speedup(Costs([40, 41, 46], [True, True, False]), fast)
+    assert ratio is not None and not ratio.bound  # its runs spent 42.3, less than the other's
+    assert ratio.estimate.value == pytest.approx(127 / 2 / 50)
+
+
 def test_a_faster_entrant_that_missed_is_at_its_expected_cost():
     slow, fast = Costs([90, 100, 110], [True] * 3), Costs([48, 50, 52], [True, True, False])
     ratio = speedup(slow, fast)
