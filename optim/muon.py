@@ -137,7 +137,7 @@ variant(
 # Liu et al. 2604.09967: Adam's division before the iteration.
 variant("muon2", second_moment="gradient")
 # Wen et al. 2606.16899: no weight decay, as the norms of the matrices stay what they are.
-variant("muonh", adjust_lr_fn="hyperball", lr=(0.018, Log(0.003, 0.15)), weight_decay=(0.0, None))
+variant("muonh", adjust_lr_fn="hyperball", lr=(0.018, Log(0.01, 1.0)), weight_decay=(0.0, None))
 # GLM-5, 2602.15763: each head of query, key and value is a matrix.
 variant("muon-split", blocks="heads")
 
