@@ -9,6 +9,7 @@ over gloo on CPUs. Agrees with `single` up to the rounding of the average.
 
 import os
 import warnings
+import weakref
 from datetime import timedelta
 from typing import Any
 
@@ -65,6 +66,10 @@ class Engine(single.Engine):
                 gradient_as_bucket_view=True,
             )
         wrapped.register_comm_hook(None, self._reduce)
+        # The group outlives what reduces: whoever drops it last joins its threads. Python's own
+        # reference does so without the GIL, which a thread may need to let go of a tensor; the
+        # reducer holds it meanwhile, and both would wait for ever.
+        weakref.finalize(wrapped.reducer, lambda group: None, wrapped.process_group).atexit = False
         return wrapped
 
     def backward(self, loss: Tensor, last: bool) -> None:

@@ -6,16 +6,20 @@ The processes are real, started by torchrun, and talk over gloo; the client of t
 one; the hub is on this machine, its shards are of random tokens, and the model is a toy.
 """
 
+import gc
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import engines
 import speedrun
+from bench.gpu_check.ways import alone
 from data import manifest
 from results import store, verify
 from results.schema import Run
@@ -163,3 +167,19 @@ def test_one_process_refuses_to_be_ddp(
 ) -> None:
     assert speedrun.main(["adamw", "--engine=ddp", *micro_flags]) == 2
     assert "torchrun --standalone" in capsys.readouterr().err
+
+
+def test_what_reduces_ends_before_its_group() -> None:
+    """The other way round a process may stand still at its end; engines/ddp.py says why."""
+    for _ in range(2):  # torch itself may keep the first group of a process
+        ended: list[str] = []
+        with alone():
+            engine = engines.make("ddp", torch.device("cpu"), timeout=30)
+            wrapped: Any = engine.wrap(torch.nn.Linear(4, 4))
+            weakref.finalize(wrapped.reducer, ended.append, "reducer")
+            weakref.finalize(wrapped.process_group, ended.append, "group")
+            engine.close()
+        assert ended == []
+        del wrapped, engine
+        gc.collect()
+    assert ended == ["reducer", "group"]
