@@ -322,8 +322,10 @@ class Trainer(Passes):
             plan = optim.plan(roles, entrant.recipe, settings, self.dtype, self.options.ns_backend)
             self.engine.optimizers(plan)
             self.gpt.check_clip(optim.qk_clip(plan))
-        except (ValueError, ArithmeticError) as error:
+        except ValueError as error:
             raise UserError(f"{entrant.label}: {error}") from None
+        except ArithmeticError as error:
+            raise UserError(f"{entrant.label}: {error}; change the options given") from None
         return plan
 
     def check(self, entrant: Entrant) -> None:

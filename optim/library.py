@@ -19,6 +19,7 @@ default. optim/borrowed.py has recipes for the classes that are raced most.
 import difflib
 import hashlib
 import inspect
+import warnings
 from collections.abc import Iterable
 from functools import cache
 from importlib import import_module, metadata
@@ -83,9 +84,13 @@ def rule(path: str) -> OptimizerClass:
             f"lib:{path}: {module_name} has no torch.optim.Optimizer called {name}; "
             f"try {' or '.join(near) or 'another module'}"
         )
-    if module_name.startswith("heavyball") and not torch.cuda.is_available():
-        # Autotuned compilation of each function, which takes minutes on a CPU.
-        import_module("heavyball.utils").compile_mode = None  # type: ignore[attr-defined]
+    if module_name.startswith("heavyball"):
+        # Every schedule changes the learning rate, and a scale that an entrant names is meant.
+        for message in ("Learning rate changed", "It's recommended to use precond_init_scale"):
+            warnings.filterwarnings("ignore", message)
+        if not torch.cuda.is_available():
+            # Autotuned compilation of each function, which takes minutes on a CPU.
+            import_module("heavyball.utils").compile_mode = None  # type: ignore[attr-defined]
     return found
 
 

@@ -78,3 +78,20 @@ def test_a_mistake_gets_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     for words in (["plan", "moun"], ["plan", "lib:torch.optim.Muon:scope=all"]):
         assert speedrun.main([*words, "--track=tiny"]) == 2
         assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_options_with_which_a_rule_cannot_be_built_are_one_line(
+    micro_flags: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Inverse(torch.optim.SGD):
+        def __init__(self, params: list[torch.Tensor], lr: float) -> None:
+            super().__init__(params, 1 / lr)
+
+    def inverse(roles: Roles, lr: float = 1.0) -> list[Group]:
+        return [Group(Inverse, roles, lr=lr)]
+
+    monkeypatch.setitem(optim.recipes(), "inverse", inverse)
+    assert speedrun.main(["inverse:lr=0", *micro_flags]) == 2
+    error = capsys.readouterr().err
+    assert "inverse:lr=0: float division by zero; change the options given" in error
+    assert error.count("\n") == 1
