@@ -37,10 +37,9 @@ from errors import UserError
 from optim import Option
 from optim.entrants import Entrant, assigned, tuned_settings
 from results import stats, store
-from results.schema import REACHED, Trial
+from results.schema import REACHED, SWEEP, Trial
 
 STAGES = ("search", "refine", "confirm", "horizon")
-SWEEP = tuple(10 ** (k / 3) for k in range(-3, 4))  # times the tuned lr
 SEARCH_SEED = 1000
 FRESH_SEEDS = (1001, 1002, 1003, 1004, 1005)  # races count from 0: none repeats a trial
 FEW = 4  # settings that are confirmed and shortened

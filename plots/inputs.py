@@ -5,6 +5,7 @@ Claims: every number comes from the CSVs through `results.store`, `results.stats
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from plots.style import Look, looks, short_names
 from results.pairs import Pairs
 from results.report import select
 from results.scale import SCALE, Measured, measured
-from results.schema import DIVERGED, Logit, Point, Run, Trial
+from results.schema import DIVERGED, SWEEP, Logit, Point, Run, Trial
 from results.stats import Costs, Estimate, Ratio, costs, expected_cost, speedup
 from results.store import read_curve, read_logits, read_runs, read_trials
 from results.table import BASELINE, by_label, spelled, standing
@@ -187,10 +188,15 @@ def _search(trials: Sequence[Trial], track_hash: str) -> list[Trial]:
 
 
 def newest_sweeps(trials: Sequence[Trial], track_hash: str) -> list[Trial]:
-    """The sweeps of lr on one track: of each recipe those with the settings of its newest row."""
+    """The sweeps of lr on one track: of each recipe those with the settings of its newest row.
+
+    A sweep that was stopped is left out until it is complete.
+    """
     sweeps = [t for t in trials if t.track_hash == track_hash and t.stage == "sweep"]
     newest = {trial.recipe: _but_lr(trial) for trial in sweeps}
-    return [trial for trial in sweeps if _but_lr(trial) == newest[trial.recipe]]
+    kept = [trial for trial in sweeps if _but_lr(trial) == newest[trial.recipe]]
+    counts = Counter(trial.recipe for trial in kept)
+    return [trial for trial in kept if counts[trial.recipe] == len(SWEEP)]
 
 
 def _but_lr(trial: Trial) -> str:

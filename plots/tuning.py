@@ -156,13 +156,15 @@ def _finished(trials: Sequence[Trial]) -> list[tuple[float, float]]:
 
 def _title(by_recipe: dict[str, list[Trial]]) -> str:
     best = {recipe: found for recipe, trials in by_recipe.items() if (found := _best(trials))}
-    first, *rest = sorted(best, key=lambda recipe: best[recipe][1])
-    title = (
-        f"{spelled(first)}'s best trial ends at {best[first][1]:.3f}, at lr {best[first][0]:.2g}"
-    )
-    if rest:
-        title += f"; {spelled(rest[0])}'s at {best[rest[0]][1]:.3f}, at lr {best[rest[0]][0]:.2g}"
-    return title
+    ends = sorted(best, key=lambda recipe: best[recipe][1])
+    if len(ends) > 2:  # between neighbours there is the luck of one seed
+        low, high = (f"{best[recipe][1]:.3f} ({spelled(recipe)})" for recipe in (ends[0], ends[-1]))
+        return f"The best trials of the searches end between {low} and {high}"
+    words = [
+        f"{spelled(recipe)}'s best trial ends at {best[recipe][1]:.3f}, at lr {best[recipe][0]:.2g}"
+        for recipe in ends
+    ]
+    return "; ".join(words)
 
 
 def _footer(by_recipe: dict[str, list[Trial]], stages: str = "search, refinement") -> str:
@@ -170,7 +172,8 @@ def _footer(by_recipe: dict[str, list[Trial]], stages: str = "search, refinement
     counts = sorted({len(group) for group in by_recipe.values()})
     each = " to ".join(str(n) for n in dict.fromkeys((counts[0], counts[-1])))
     seeds = len({trial.seed for trial in trials})
-    devices = " / ".join(dict.fromkeys(trial.device for trial in trials))
+    names = (trial.device.replace(", 1 cores", ", 1 core") for trial in trials)  # of older rows
+    devices = " / ".join(dict.fromkeys(names))
     return (
         f"Track {trials[0].track} · {each} trials each of {trials[0].steps} steps, "
         f"{seeds} {'seed' if seeds == 1 else 'seeds'} · {devices} · {stages}"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 REACHED, MISSED, DIVERGED = "reached", "missed", "diverged"
 STATUSES = (REACHED, MISSED, DIVERGED)
 FINISHED = "finished"  # of a trial that has no target
+SWEEP = tuple(10 ** (k / 3) for k in range(-3, 4))  # times the tuned lr: the trials of a sweep
 # Columns that are the same in every run of a race, or its runs cannot be compared.
 COMMON = (
     "track_hash", "data_hash", "source_hash", "target", "engine", "world_size",

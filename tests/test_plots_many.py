@@ -1,6 +1,7 @@
 """Charts of a race of seventeen: nothing overlaps, and the numbers are those of the statistics."""
 
 import math
+import re
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -239,6 +240,19 @@ def test_the_speedup_at_the_target_is_that_of_the_race(
     )
 
 
+def test_the_searches_of_many_are_told_as_a_range(
+    inputs: Inputs, figures: dict[str, Figure]
+) -> None:
+    """Who is first among neighbours is the luck of one seed."""
+    title = figures["lr_sensitivity"].texts[0].get_text().replace("\n", " ")
+    losses: dict[str, float] = {}
+    for trial in inputs.trials:
+        if trial.final_loss is not None:
+            losses[trial.recipe] = min(trial.final_loss, losses.get(trial.recipe, math.inf))
+    low, high = min(losses.values()), max(losses.values())
+    assert re.fullmatch(rf"The best .* end between {low:.3f} \(.+\) and {high:.3f} \(.+\)", title)
+
+
 def test_a_sweep_is_drawn_by_lr_around_the_tuned_one(
     inputs: Inputs, figures: dict[str, Figure]
 ) -> None:
@@ -281,6 +295,13 @@ def test_only_the_newest_sweep_of_a_recipe_counts(tmp_path: Path) -> None:
     new = [replace(t, entrant=t.entrant.replace("0.3", "0.4")) for t in old if t.recipe == "muon"]
     kept = newest_sweeps([*old, *new, replace(old[0], track_hash="77")], old[0].track_hash)
     assert kept == [*[t for t in old if t.recipe == "adamw"], *new]
+
+
+def test_a_sweep_that_was_stopped_is_left_out(tmp_path: Path) -> None:
+    write_sweeps(tmp_path, ["adamw", "muon"])
+    *trials, last = read_trials(tmp_path)
+    assert last.recipe == "muon"
+    assert {t.recipe for t in newest_sweeps(trials, last.track_hash)} == {"adamw"}
 
 
 def test_a_class_by_its_path_has_a_name_and_its_lr_is_read() -> None:
