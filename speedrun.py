@@ -345,6 +345,7 @@ class Trainer(Passes):
         plan = self.plan(entrant)
         self.optimizers, self.tau = self.engine.optimizers(plan), optim.qk_clip(plan)
         matrix_lr = next(g.options["lr"] for g in plan if optim.pick(g.params, "matrix"))
+        machine.free_memory()
         exploded = 2 * math.log(self.data.vocab_size)  # twice the loss of a uniform guess
         out = Outcome(Clock(self.now, self.device), compile_seconds=self.warm_up())
         self.engine.mark = out.clock.mark
