@@ -1,6 +1,6 @@
 """MuonClip (Kimi K2 2507.20534): Muon at AdamW's scale, and QK-Clip after each step.
 
-    python speedrun.py muon muonclip:tau=20 --track tiny-mla --log-logits
+    python speedrun.py muonclip:tau=20 muonclip:tau=1e9 --track tiny-mla    # the second never clips
 
 The Muon is Moonlight's (Liu et al. 2502.16982): updates of AdamW's root mean square and weight
 decay. The clip is the model's, `GPT.clip_qk`: the recipe only asks for it. It needs a model

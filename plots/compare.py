@@ -273,7 +273,7 @@ def _ratio_axis(axes: Axes, splits: Sequence[tuple[Entrant, Split]], baseline: s
         ticks += [4 * index + offset for offset in (1, 2, 3)]
         labels += [
             "steps (sample efficiency)",
-            "× time per step (step cost)",
+            "× steps per second (step cost)",
             "= time (wall clock)",
         ]
     axes.set_xscale("log")

@@ -4,7 +4,6 @@ Drawn where a race measured logits: with --log-logits, and for every entrant tha
 """
 
 import re
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,7 +15,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from plots import style
 from plots.inputs import Entrant, Inputs, MissingDataError
 from plots.wording import footer
-from results.schema import Logit
+from results.finals import common_steps, largest_by_step
 
 BODY_IN = 3.4
 PANEL_IN = 2.7  # height of the axes, at least
@@ -33,10 +32,9 @@ class Growth:
     largest: np.ndarray  # (seeds, steps)
     tau: float | None  # what it clips at
 
-    @property
-    def peak(self) -> float:
-        """The largest of a run, averaged over runs."""
-        return float(self.largest.max(axis=1).mean())
+    def peak(self, steps: Sequence[int]) -> float:
+        """The largest of a run at these steps, averaged over runs."""
+        return float(self.largest[:, np.isin(self.steps, steps)].max(axis=1).mean())
 
     @property
     def mean(self) -> np.ndarray:
@@ -50,7 +48,7 @@ def attention_logits(inputs: Inputs) -> Figure:
     if not growths:
         raise MissingDataError(
             "this race measured no attention logits; "
-            "run: python speedrun.py muon muonclip --track tiny-mla --log-logits"
+            "run: python speedrun.py muonclip:tau=20 muonclip:tau=1e9 --track tiny-mla"
         )
     caption = (
         "The largest logit before the softmax over all layers, heads and tokens of a step's batch."
@@ -62,6 +60,8 @@ def attention_logits(inputs: Inputs) -> Figure:
             " Heads above tau are scaled down to it after each step; "
             "its update can lift them above again."
         )
+    if len({tuple(growth.steps) for growth in growths}) > 1:
+        caption += " Whoever does not clip was measured at its validations; the title is of these."
     names = style.short_names([growth.entrant.label for growth in growths])
     figure = style.sheet(_title(growths, names), caption, footer(inputs), BODY_IN)
     axes = figure.subplots()
@@ -87,10 +87,8 @@ def attention_logits(inputs: Inputs) -> Figure:
 
 def _growth(entrant: Entrant) -> Growth | None:
     """None if no run of the entrant was measured."""
-    runs = [_largest(rows) for rows in entrant.logits if rows]
-    if not runs:
-        return None
-    steps = sorted(set.intersection(*(set(run) for run in runs)))
+    runs = [largest_by_step(rows) for rows in entrant.logits if rows]
+    steps = common_steps(runs)
     if not steps:
         return None
     largest = np.array([[run[step] for step in steps] for run in runs])
@@ -98,22 +96,17 @@ def _growth(entrant: Entrant) -> Growth | None:
     return Growth(entrant, np.array(steps), largest, float(tau[1]) if tau else None)
 
 
-def _largest(rows: Sequence[Logit]) -> dict[int, float]:
-    """The largest logit of each step."""
-    found: dict[int, float] = defaultdict(lambda: -float("inf"))
-    for row in rows:
-        found[row.step] = max(found[row.step], row.max_logit)
-    return found
-
-
 def _title(growths: Sequence[Growth], names: Mapping[str, str]) -> str:
-    """The peaks of whoever grows most and of whoever is held lowest."""
+    """The peaks of whoever grows most and of whoever is held lowest, where all were measured."""
+    common = sorted(set.intersection(*(set(growth.steps.tolist()) for growth in growths)))
+    if not common:
+        return "The largest attention logit"
     free = [growth for growth in growths if growth.tau is None]
     held = [growth for growth in growths if growth.tau is not None]
-    shown = [max(free, key=lambda g: g.peak)] if free else []
-    shown += [min(held, key=lambda g: g.peak)] if held else []
+    shown = [max(free, key=lambda g: g.peak(common))] if free else []
+    shown += [min(held, key=lambda g: g.peak(common))] if held else []
     peaks = [
-        f"{style.number(growth.peak)} with {name}"
+        f"{style.number(growth.peak(common))} with {name}"
         + ("" if growth.tau is None or "tau=" in name else f" at tau {growth.tau:g}")
         for growth in shown
         for name in [names[growth.entrant.label]]
@@ -139,7 +132,9 @@ def _line(axes: Axes, growth: Growth) -> None:
 
 def _labels(axes: Axes, growths: Sequence[Growth], names: Mapping[str, str]) -> None:
     """A name and the last value to the right of each line, as high as the others allow."""
-    texts = [f"{names[growth.entrant.label]} {style.number(growth.mean[-1])}" for growth in growths]
+    texts = [
+        f"{names[growth.entrant.label]}: {style.number(growth.mean[-1])}" for growth in growths
+    ]
     room_in = 0.15 + max(style.text_width_in(text, style.SMALL_PT, bold=True) for text in texts)
     last = max(float(growth.steps[-1]) for growth in growths)
     axes.set_xlim(0, last * PANEL_WIDTH_IN / (PANEL_WIDTH_IN - room_in))

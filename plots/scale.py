@@ -25,10 +25,11 @@ def scale(inputs: Inputs) -> Figure:
     batches = _axis(points, lambda m: m.width, lambda m: m.batch_tokens)
     widths = _axis(points, lambda m: m.batch_tokens, lambda m: m.params)
     seeds = min(m.speedup.n for m in points)
+    bound = "; arrow: a bound" if any(m.bound for m in points) else ""
     figure = style.sheet(
         _title(batches, widths),
         "Filled: ours, in steps, for equal final loss of runs that each end their own schedule; "
-        "whiskers: 95% intervals; arrow: a bound. Grey: published figures, each on its own basis "
+        f"whiskers: 95% intervals{bound}. Grey: published figures, each on its own basis "
         "(in brackets), corpus and tuning, so levels compare loosely.",
         f"Ours: track tiny with other batches and widths, {seeds} runs or more behind each point, "
         "settings transferred from tiny and re-checked · results/scale, results/published",
@@ -100,7 +101,9 @@ def _panel(
         axes.plot([low, high], [middle] * 2, color=GREY.color, linewidth=1.5, alpha=0.6)
         axes.plot([high, high], [other.speedup_low, other.speedup_high], color=GREY.color, lw=1.5)
         axes.plot(high, middle, "d", color=GREY.color, markersize=6, mfc="white", zorder=3)
-        notes.append(style.Note(f"{other.source} ({other.basis})", high, middle, GREY))
+        twice = sum(other.source == each.source for each in others) > 1
+        name = f"{other.source}, {_short(other.params_high)}" if twice else other.source
+        notes.append(style.Note(f"{name} ({other.basis})", high, middle, GREY))
     axes.axhline(1, color=style.INK, linewidth=0.9)
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0), numticks=24))

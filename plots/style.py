@@ -329,4 +329,4 @@ def unit(largest: float, units: Sequence[Unit]) -> Unit:
 
 SECONDS = (Unit(1, "s"), Unit(60, "min"), Unit(3600, "h"))
 COUNTS = (Unit(1, ""), Unit(1e3, "k"), Unit(1e6, "M"), Unit(1e9, "B"))
-BYTES = (Unit(2**10, "KiB"), Unit(2**20, "MiB"), Unit(2**30, "GiB"))
+BYTES = (Unit(10**3, "kB"), Unit(10**6, "MB"), Unit(10**9, "GB"))

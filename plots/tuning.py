@@ -34,7 +34,7 @@ def lr_sensitivity(inputs: Inputs) -> Figure:
     top = min(losses) + 1.1 * (float(np.quantile(losses, 0.85)) - min(losses)) or 0.1
     caption = (
         "A marker is one trial of the search, in which the other options vary too; ringed: the "
-        "best. Line: lower hull of the trials."
+        "best, which more seeds may yet have overruled. Line: lower hull of the trials."
     )
     if max(losses) > top:
         caption += " Open triangle: higher than shown."
@@ -79,8 +79,8 @@ def lr_sweep(inputs: Inputs) -> Figure:
     top = low + 1.1 * (float(np.quantile(losses, 0.8)) - low) or low + 0.1
     caption = (
         "Each marker: the tuned settings with another lr, everything else as tuned, at one horizon "
-        "and one seed. Other learning rates (embedding, head, vectors) stay as tuned. Dashed: the "
-        "tuned lr; ringed: the best."
+        "and one seed; a recipe's own learning rates of embedding, head and vectors too. Dashed: "
+        "the tuned lr; ringed: the best."
     )
     if max(losses) > top:
         caption += " Open triangle: higher than shown."
@@ -106,16 +106,20 @@ def _middle(trials: Sequence[Trial]) -> float:
 
 
 def sweep_title(by_recipe: dict[str, list[Trial]]) -> str:
-    """Who tolerates a wrong lr best and who worst."""
+    """What a wrong lr costs each, or of more than two the range: a sweep has one seed."""
     costs = {recipe: cost_of_error(trials) for recipe, trials in by_recipe.items()}
     known = sorted((cost, recipe) for recipe, cost in costs.items() if cost is not None)
     if not known:
         return "Every best lr is the first or the last of its sweep"
-    words = [
-        f"{spelled(recipe)} {f'{cost:.3f} nats per token' if cost < math.inf else 'the run'}"
-        for cost, recipe in dict.fromkeys((known[0], known[-1]))
-    ]
+    if len(known) > 2:
+        ends = [f"{known[0][0]:.3f}", _price(known[-1][0])]
+        return f"Half or twice the best lr costs from {' to '.join(ends)}"
+    words = [f"{spelled(recipe)} {_price(cost)}" for cost, recipe in known]
     return f"Half or twice the best lr costs {', '.join(words)}"
+
+
+def _price(cost: float) -> str:
+    return f"{cost:.3f} nats per token" if cost < math.inf else "the run"
 
 
 def cost_of_error(trials: Sequence[Trial]) -> float | None:

@@ -4,15 +4,15 @@ For what losses alone decide: no target is in it and no second, so the runs may 
 A part of the README that is marked `finals` is made here.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 
 from errors import UserError
-from results.schema import DIVERGED, Run
+from results.schema import DIVERGED, Logit, Run
 from results.stats import SIGNIFICANT, Estimate, differ, holm, mean
 from results.store import read_logits
-from results.table import by_label, count, markdown_grid
+from results.table import by_label, count, markdown_grid, parts
 
 HEADINGS = ["row", "track", "entrant", "runs", "final loss", "largest attention logit"]
 
@@ -37,10 +37,15 @@ def tally(runs: Sequence[Run]) -> str:
 def markdown(root: Path, runs: Sequence[Run], races: Sequence[str]) -> str:
     """A row for each entrant of each race, then who is told apart. Raises UserError.
 
-    The largest logit is that of a run, all steps, layers and heads; "-" where it was not measured.
+    The largest logit is that of a run, all layers and heads, at the steps at which all runs were
+    measured that were measured at all; "-" where none was.
     """
     rows: list[list[str]] = []
     groups: dict[str, list[float]] = {}  # by the number of the row
+    logits = {
+        run.run: largest_by_step(read_logits(root, run.run)) for run in runs if run.race in races
+    }
+    common = common_steps(logits.values())
     for race in races:
         mine = [run for run in runs if run.race == race]
         if not mine:
@@ -48,8 +53,7 @@ def markdown(root: Path, runs: Sequence[Run], races: Sequence[str]) -> str:
         for label, group in by_label(mine).items():
             number = f"{len(rows) + 1}"
             groups[number] = comparable(group)
-            measured = [[row.max_logit for row in read_logits(root, r.run)] for r in group]
-            peaks = [max(logits) for logits in measured if logits]
+            peaks = [max(logits[r.run][step] for step in common) for r in group if logits[r.run]]
             rows.append(
                 [
                     number,
@@ -63,10 +67,50 @@ def markdown(root: Path, runs: Sequence[Run], races: Sequence[str]) -> str:
     horizons = sorted({run.steps_planned for run in runs if run.race in races})
     if len(horizons) > 1:
         raise UserError(f"races {', '.join(races)}: horizons {horizons} do not compare; race again")
-    return (
-        f"{markdown_grid(HEADINGS, rows)}\n\nRuns of {horizons[0]} steps; brackets: 95% intervals "
-        f"of the means. {told_apart(groups)}"
-    )
+    compared = [run for run in runs if run.race in races]
+    about = [
+        f"Runs of {horizons[0]} steps; brackets: 95% intervals of the means.",
+        f"Logits are those of steps {listed(common)}." if common else "",
+        differences(compared),
+        told_apart(groups),
+    ]
+    return f"{markdown_grid(HEADINGS, rows)}\n\n{' '.join(filter(None, about))}"
+
+
+def largest_by_step(rows: Iterable[Logit]) -> dict[int, float]:
+    """The largest attention logit of each step over all layers and heads."""
+    found: dict[int, float] = {}
+    for row in rows:
+        found[row.step] = max(found.get(row.step, row.max_logit), row.max_logit)
+    return found
+
+
+def common_steps(measured: Iterable[Mapping[int, float]]) -> list[int]:
+    """The steps that all have which have any, in order; none where that leaves nothing."""
+    steps = [set(logits) for logits in measured if logits]
+    return sorted(set.intersection(*steps)) if steps else []
+
+
+def listed(steps: Sequence[int]) -> str:
+    """Steps as a sentence has them: "1 to 70" if none is left out, else each."""
+    if len(steps) > 2 and list(steps) == list(range(steps[0], steps[-1] + 1)):
+        return f"{steps[0]} to {steps[-1]}"
+    return ", ".join(map(str, steps))
+
+
+def differences(runs: Sequence[Run]) -> str:
+    """The options in which the entrants differ, whatever was typed and whatever was a default."""
+    settings = [option_values(entrant) for entrant in dict.fromkeys(r.entrant for r in runs)]
+    keys = dict.fromkeys(key for found in settings for key in found)
+    varied = [key for key in keys if len({found.get(key) for found in settings}) > 1]
+    return f"The entrants differ in {', '.join(varied)}." if varied else ""
+
+
+def option_values(entrant: str) -> dict[str, str]:
+    """All options of an entrant with every option written out, its recipe among them."""
+    name, options = parts(entrant)
+    assigned = (assignment.partition("=") for assignment in options.split(",") if assignment)
+    return {"recipe": name} | {key: value for key, _, value in assigned}
 
 
 def _shown(values: Sequence[float], form: str) -> str:

@@ -121,6 +121,8 @@ def test_records_can_be_read_and_drawn_without_torch() -> None:
 
 
 def test_the_readme_shows_what_the_csvs_hold() -> None:
+    shown = {name for _, name, *_ in report.MARKED.findall((ROOT / "README.md").read_text())}
+    assert shown == set(report.MARKERS)  # the example, `file`, among them
     command = [sys.executable, "-m", "results.report", "--readme", "README.md", "--check"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -2,11 +2,10 @@
 
     python -m pytest tests/test_attention.py
 
-Claims: MHA and GQA are their equations in float64; GQA with a key for each head is MHA to the bit;
-the tables of roles divide into heads;
-what is measured is the largest causal logit of the batch; after a clip no head exceeds tau, and
-those that did not are left alone; a race logs what it clips. The equations of each model are in
-test_tracks.py.
+Claims: MHA and GQA are their equations in float64; GQA with a key for each head is MHA to the bit,
+and torch's; the tables of roles divide into heads; what is measured is the largest causal logit of
+the batch; after a clip no head exceeds tau, and those that did not are left alone; a race logs what
+it clips. The equations of each model are in test_tracks.py.
 """
 
 import math
@@ -62,6 +61,21 @@ def test_gqa_with_a_key_for_each_head_is_mha_to_the_bit(qk_norm: bool) -> None:
     for (name, p), q in zip(mha.named_parameters(), gqa.parameters(), strict=True):
         assert p.grad is not None and q.grad is not None
         assert torch.equal(p.grad, q.grad), name
+
+
+def test_gqa_with_a_key_for_each_head_is_the_mha_of_torch() -> None:
+    changes = dict(n_kv_head=4, qk_norm=False, positions="learned")
+    config = replace(small("tiny-gqa", n_layer=1), **changes)
+    ours = rough(config, scale=0.1).double().attentions[0]
+    theirs = torch.nn.MultiheadAttention(128, 4, batch_first=True).double()
+    names = {"qkv.": "in_proj_", "proj.": "out_proj."}
+    weights = {names[k[: k.index(".") + 1]] + k.rpartition(".")[2]: w
+               for k, w in ours.state_dict().items()}  # fmt: skip
+    theirs.load_state_dict(weights)
+    x = torch.randn(2, 12, 128, generator=torch.Generator().manual_seed(2)).double()
+    later = torch.ones(12, 12, dtype=torch.bool).triu(1)
+    expected, _ = theirs(x, x, x, attn_mask=later, need_weights=False)
+    torch.testing.assert_close(ours(x), expected, rtol=1e-12, atol=1e-12)
 
 
 def turned(x: Tensor, half: bool) -> Tensor:

@@ -54,3 +54,26 @@ def test_unknown_races_and_several_horizons_are_refused(tmp_path: Path) -> None:
     runs[0] = replace(runs[0], steps_planned=90)
     with pytest.raises(UserError, match=r"horizons \[90, 100\] do not compare"):
         finals.markdown(tmp_path, runs, ["muon"])
+
+
+def test_logits_are_compared_at_the_steps_that_all_were_measured_at(tmp_path: Path) -> None:
+    points = make_points()
+    rows = make_logits(points)
+    early = [replace(row, step=10, max_logit=1e6) for row in rows if row.step == 20]
+    for label, found in (("muon", rows), ("muonclip", early + rows)):
+        run = make_run(label=label, entrant=label, race="race", run=label)
+        record(tmp_path, run, points, SOURCE, found)
+    lines = finals.markdown(tmp_path, read_runs(tmp_path), ["race"]).splitlines()
+    assert all(line.endswith(f" {4 * 2.0**10:.1f} |") for line in lines[2:4])
+    assert "Logits are those of steps 20, 40, 60, 80, 100." in lines[-1]
+    assert finals.listed([1, 2, 3]) == "1 to 3"
+    assert finals.common_steps([{}, {1: 0.0}]) == [1]
+
+
+def test_options_that_differ_are_told_whoever_typed_them(tmp_path: Path) -> None:
+    typed = {"muon:lr=0.1,cooldown=0.3": "muon:lr=0.1", "muon:lr=0.1,cooldown=0.7": "muon:lr=0.10"}
+    runs = [make_run(label=label, entrant=entrant) for entrant, label in typed.items()]
+    assert finals.differences(runs) == "The entrants differ in cooldown."
+    assert finals.differences(runs[:1]) == ""
+    clip = make_run(label="muonclip", entrant="muonclip:lr=0.1,cooldown=0.3,tau=10")
+    assert finals.differences([runs[0], clip]) == "The entrants differ in recipe, tau."

@@ -1,5 +1,6 @@
 """The chart of attention logits: its numbers are those of the files, and its text is legible."""
 
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -54,11 +55,24 @@ def test_a_line_is_the_mean_over_seeds_of_the_largest_head(tmp_path: Path) -> No
     across = [line for line in figure.axes[0].lines if list(line.get_xdata()) == [0, 100]]
     assert [line.get_ydata()[0] for line in across] == [20]
     shown = texts(figure)
-    assert f"Muon {free[-1]:.0f}" in shown and "MuonClip 22.0" in shown and "tau 20" in shown
+    assert f"Muon: {free[-1]:.0f}" in shown and "MuonClip: 22.0" in shown and "tau 20" in shown
     assert title(figure) == (
         f"The largest attention logit peaks at {free[-1]:.0f} with Muon, "
         "22.0 with MuonClip at tau 20"
     )
+
+
+def test_peaks_are_compared_where_all_were_measured(tmp_path: Path) -> None:
+    write(tmp_path, ["muon"], seeds=1)
+    points = make_points()
+    run = make_run(points, label="muonclip:tau=9", entrant="muonclip:tau=9", run="muonclip")
+    rows = make_logits(points, 1.2)
+    early = [replace(row, step=10, max_logit=1e6) for row in rows if row.step == 20]
+    record(tmp_path, run, points, SOURCE, early + rows)
+    figure = draw(tmp_path)
+    held = 4 * 1.2**10
+    assert title(figure).endswith(f"{held:.1f} with MuonClip at tau 9")
+    assert any("measured at its validations" in text for text in texts(figure))
 
 
 @pytest.mark.parametrize("labels", [["muonclip:tau=20"], list(FIELD)])
@@ -79,5 +93,5 @@ def test_without_measurements_there_is_no_chart_but_the_command_that_makes_one(
 ) -> None:
     points = make_points()
     record(tmp_path, make_run(points), points, SOURCE)
-    with pytest.raises(MissingDataError, match="--track tiny-mla --log-logits"):
+    with pytest.raises(MissingDataError, match="muonclip:tau=20 muonclip:tau=1e9 --track tiny-mla"):
         draw(tmp_path)

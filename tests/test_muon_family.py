@@ -57,15 +57,21 @@ def double(shapes: Sequence[tuple[int, int]] = SHAPES) -> list[nn.Parameter]:
 # The papers' equations.
 
 Equations = Callable[[Tensor, Sequence[Tensor], float, float], Tensor]
+Along = Callable[[Sequence[Tensor]], list[Tensor]]  # what is orthogonalised, before its changes
+
+
+def average(grads: Sequence[Tensor], mu: float = 0.95) -> list[Tensor]:
+    """The momentum of each step; the average is the published sum but for a factor."""
+    averages, M = [], torch.zeros_like(grads[0])
+    for G in grads:
+        M = mu * M + (1 - mu) * G
+        averages.append(M)
+    return averages
 
 
 def nesterov(grads: Sequence[Tensor], mu: float = 0.95) -> list[Tensor]:
-    """The direction of each step; the average is the published sum but for a factor."""
-    directions, M = [], torch.zeros_like(grads[0])
-    for G in grads:
-        M = mu * M + (1 - mu) * G
-        directions.append((1 - mu) * G + mu * M)
-    return directions
+    """The momentum of each step, and beyond it by one gradient."""
+    return [(1 - mu) * G + mu * M for G, M in zip(grads, average(grads, mu), strict=True)]
 
 
 def shape_scale(W: Tensor) -> float:
@@ -83,9 +89,11 @@ def normuon(W: Tensor, grads: Sequence[Tensor], lr: float, decay: float) -> Tens
     return W
 
 
-def adamuon(W: Tensor, grads: Sequence[Tensor], lr: float, decay: float) -> Tensor:
+def adamuon(
+    W: Tensor, grads: Sequence[Tensor], lr: float, decay: float, along: Along = nesterov
+) -> Tensor:
     V = torch.zeros_like(W)
-    for U in nesterov(grads):
+    for U in along(grads):
         X = published(U.sign())
         V = 0.95 * V + 0.05 * X**2
         X = X / V.sqrt()
@@ -93,9 +101,11 @@ def adamuon(W: Tensor, grads: Sequence[Tensor], lr: float, decay: float) -> Tens
     return W
 
 
-def muon2(W: Tensor, grads: Sequence[Tensor], lr: float, decay: float) -> Tensor:
+def muon2(
+    W: Tensor, grads: Sequence[Tensor], lr: float, decay: float, along: Along = nesterov
+) -> Tensor:
     V = torch.zeros_like(W)
-    for G, U in zip(grads, nesterov(grads), strict=True):
+    for G, U in zip(grads, along(grads), strict=True):
         V = 0.95 * V + 0.05 * G**2
         W = W - lr * decay * W - lr * shape_scale(W) * published(U / V.sqrt())
     return W
@@ -163,6 +173,21 @@ def test_a_variant_follows_its_equations(name: str) -> None:
     for i, (p, W) in enumerate(zip(params, start, strict=True)):
         grads = [gradient(p, t, i) for t in range(6)]
         expected = EQUATIONS[name](W.detach(), grads, 0.05, decay)
+        assert distance(p - W, expected - W) < 1e-9
+
+
+@pytest.mark.parametrize("equations", [adamuon, muon2])
+def test_a_variant_whose_paper_has_plain_momentum_takes_it(
+    equations: Callable[..., Tensor],
+) -> None:
+    """Their equations have the average itself; `nesterov` is Muon's addition, and its default."""
+    params = double()
+    start = deepcopy(params)
+    rule = rule_of(equations.__name__)(params, lr=0.05, weight_decay=0.3, nesterov=False)
+    train(params, rule, 6)
+    for i, (p, W) in enumerate(zip(params, start, strict=True)):
+        grads = [gradient(p, t, i) for t in range(6)]
+        expected = equations(W.detach(), grads, 0.05, 0.3, along=average)
         assert distance(p - W, expected - W) < 1e-9
 
 

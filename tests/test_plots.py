@@ -31,7 +31,7 @@ from tests.rows import SOURCE, make_logits, make_points, make_run, make_trial
 
 TARGET = 3.91
 TOKENS_PER_STEP = 4096
-MIB = 2**20
+MB = 10**6
 
 
 @dataclass(frozen=True)
@@ -42,20 +42,20 @@ class Plan:
     horizon: int = 130
     final: float = 3.90  # mean validation loss at the horizon
     optimizer_ms: float = 2.0
-    state_bytes: int = 8 * MIB
+    state_bytes: int = 8 * MB
     seeds: int = 5
     diverged: int = 0  # how many of its seeds, the last ones
     forward_backward_ms: float = 225.0
 
 
 ADAMW = Plan("adamw", final=3.897)
-MUON = Plan("muon", horizon=95, final=3.888, optimizer_ms=11.0, state_bytes=5 * MIB)
+MUON = Plan("muon", horizon=95, final=3.888, optimizer_ms=11.0, state_bytes=5 * MB)
 CROWD = [
     ADAMW,
     MUON,
     Plan("normuon:beta2=0.9", horizon=92, final=3.885, optimizer_ms=12),
-    Plan("lion", horizon=140, final=3.95, optimizer_ms=1.5, state_bytes=4 * MIB),
-    Plan("soap", horizon=100, final=3.88, optimizer_ms=150, state_bytes=30 * MIB),
+    Plan("lion", horizon=140, final=3.95, optimizer_ms=1.5, state_bytes=4 * MB),
+    Plan("soap", horizon=100, final=3.88, optimizer_ms=150, state_bytes=30 * MB),
     Plan("adamw:lr=0.01,weight_decay=0.0,warmup=10", horizon=130, final=3.94, diverged=2),
     Plan("muon:momentum=0.9,nesterov=false,ns_steps=3,lr=0.04", horizon=105, final=3.90),
     Plan("muon:momentum=0.9,nesterov=false,ns_steps=4", horizon=100, final=3.89),
@@ -88,7 +88,7 @@ def curve(plan: Plan, seed: int, rng: np.random.Generator) -> list[Point]:
                 grad_norm=1.0,
                 step_ms=float(step_ms),
                 optimizer_ms=plan.optimizer_ms,
-                peak_memory_bytes=900 * MIB,
+                peak_memory_bytes=900 * MB,
             )
         )
     return points
@@ -115,10 +115,10 @@ def run_of(plan: Plan, seed: int, points: Sequence[Point], race: str, started: s
         data_seconds=last.step * 0.8 / 1000,
         forward_backward_seconds=last.train_seconds - optimizer - last.step * 0.9 / 1000,
         optimizer_seconds=optimizer,
-        param_bytes=4 * MIB,
-        grad_bytes=4 * MIB,
+        param_bytes=4 * MB,
+        grad_bytes=4 * MB,
         state_bytes=plan.state_bytes,
-        peak_memory_bytes=(900 + seed) * MIB,
+        peak_memory_bytes=(900 + seed) * MB,
     )
 
 

@@ -25,7 +25,7 @@ from tests.rows import make_trial
 from tests.scales import LRS, write_scale, write_sweeps
 from tests.test_plots import (
     ADAMW,
-    MIB,
+    MB,
     MUON,
     TARGET,
     Plan,
@@ -40,21 +40,21 @@ from tests.test_plots import (
 FIELD = [
     replace(ADAMW, horizon=110),
     replace(MUON, horizon=80),
-    Plan("sgd", 150, 4.25, 1.0, 4 * MIB),
-    Plan("signum", 120, 3.93, 1.2, 4 * MIB),
-    Plan("lion", 112, 3.895, 1.5, 4 * MIB),
-    Plan("adafactor", 118, 3.9, 3.0, 1 * MIB),
-    Plan("soap", 84, 3.888, 150, 15 * MIB),
-    Plan("shampoo", 95, 3.894, 90, 11 * MIB),
-    Plan("moonlight", 82, 3.889, 11, 5 * MIB),
-    Plan("polar_express", 80, 3.889, 11, 5 * MIB),
-    Plan("normuon", 79, 3.888, 12, 5 * MIB + 2**14),
-    Plan("adamuon", 81, 3.887, 13, 8 * MIB),
-    Plan("muonh", 83, 3.89, 11, 5 * MIB),
-    Plan("muon_split", 80, 3.888, 12, 5 * MIB),
-    Plan("ademamix", 105, 3.896, 4, 12 * MIB, diverged=2),  # one of three
-    Plan("kron", 90, 3.89, 120, 10 * MIB, diverged=3),
-    Plan("schedule_free", 125, 3.9, 3.0, 8 * MIB, diverged=1),
+    Plan("sgd", 150, 4.25, 1.0, 4 * MB),
+    Plan("signum", 120, 3.93, 1.2, 4 * MB),
+    Plan("lion", 112, 3.895, 1.5, 4 * MB),
+    Plan("adafactor", 118, 3.9, 3.0, 1 * MB),
+    Plan("soap", 84, 3.888, 150, 15 * MB),
+    Plan("shampoo", 95, 3.894, 90, 11 * MB),
+    Plan("moonlight", 82, 3.889, 11, 5 * MB),
+    Plan("polar_express", 80, 3.889, 11, 5 * MB),
+    Plan("normuon", 79, 3.888, 12, 5 * MB + 2**14),
+    Plan("adamuon", 81, 3.887, 13, 8 * MB),
+    Plan("muonh", 83, 3.89, 11, 5 * MB),
+    Plan("muon_split", 80, 3.888, 12, 5 * MB),
+    Plan("ademamix", 105, 3.896, 4, 12 * MB, diverged=2),  # one of three
+    Plan("kron", 90, 3.89, 120, 10 * MB, diverged=3),
+    Plan("schedule_free", 125, 3.9, 3.0, 8 * MB, diverged=1),
 ]
 CHARTS = (
     "loss_curves", "time_to_target", "speedup", "loss_by_steps", "loss_by_seconds", "iso_loss",
@@ -287,6 +287,8 @@ def test_a_rule_that_diverges_beside_its_best_lr_is_not_the_most_tolerant() -> N
     assert sweep_title(trials) == (
         f"Half or twice the best lr costs AdamW {between:.3f} nats per token, Lion the run"
     )
+    trials["soap"] = trials["adamw"]
+    assert sweep_title(trials) == f"Half or twice the best lr costs from {between:.3f} to the run"
 
 
 def test_only_the_newest_sweep_of_a_recipe_counts(tmp_path: Path) -> None:

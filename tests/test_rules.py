@@ -84,7 +84,7 @@ def test_it_lowers_a_quadratic(name: str) -> None:
     before = problem.loss()
     for step in range(STEPS):
         problem.step(1 - step / STEPS)
-    assert problem.loss() < 0.6 * before
+    assert problem.loss() < 0.4 * before  # weights that shrink to zero would end at half
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -169,7 +169,7 @@ def test_a_first_gradient_may_be_zero(name: str) -> None:
     before = problem.loss()
     for step in range(STEPS):
         problem.step(1 - step / STEPS)
-    assert problem.loss() < 0.6 * before
+    assert problem.loss() < 0.4 * before  # weights that shrink to zero would end at half
 
 
 # ---------------------------------------------------------------------------------------------
