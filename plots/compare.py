@@ -246,9 +246,10 @@ def _waterfall(axes: Axes, top: int, name: str, look: style.Look, parts: Split) 
             linewidth=0,
             **shade,
         )
-        if ratio.low is not None and ratio.high is not None:
-            axes.plot([start * ratio.low, start * ratio.high], [y, y], color=style.INK, lw=1.2)
-            for x in (start * ratio.low, start * ratio.high):
+        # The one that starts elsewhere could not be read off the axis: its numbers stand beside it.
+        if start == 1.0 and ratio.low is not None and ratio.high is not None:
+            axes.plot([ratio.low, ratio.high], [y, y], color=style.INK, lw=1.2)
+            for x in (ratio.low, ratio.high):
                 axes.plot([x, x], [y - 0.13, y + 0.13], color=style.INK, lw=1.2)
         text = f"{value}   {interval(ratio, '{:.2f}'.format)}"
         axes.text(
@@ -268,8 +269,8 @@ def _ratio_axis(axes: Axes, splits: Sequence[tuple[Entrant, Split]], baseline: s
     ticks, labels = [], []
     for index, (_, parts) in enumerate(splits):
         samples, clock = parts.samples.estimate, parts.clock.estimate
-        for start, ratio in ((1.0, samples), (samples.value, parts.step), (1.0, clock)):
-            ends += [start * x for x in (ratio.value, ratio.low, ratio.high) if x is not None]
+        for ratio in (samples, clock):
+            ends += [x for x in (ratio.value, ratio.low, ratio.high) if x is not None]
         ticks += [4 * index + offset for offset in (1, 2, 3)]
         labels += [
             "steps (sample efficiency)",

@@ -78,9 +78,9 @@ def lr_sweep(inputs: Inputs) -> Figure:
     low = min(losses)
     top = low + 1.1 * (float(np.quantile(losses, 0.8)) - low) or low + 0.1
     caption = (
-        "Each marker: the tuned settings with another lr, everything else as tuned, at one horizon "
-        "and one seed; a recipe's own learning rates of embedding, head and vectors too. Dashed: "
-        "the tuned lr; ringed: the best."
+        "Each marker: the tuned settings with another lr, all else as tuned (learning rates of "
+        "embedding, head and vectors that a recipe has beside it too), at one horizon and one "
+        "seed. Dashed: the tuned lr; ringed: the best."
     )
     if max(losses) > top:
         caption += " Open triangle: higher than shown."
