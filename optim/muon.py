@@ -125,8 +125,8 @@ variant(
 )
 # Li et al. 2510.05491, scaled as in their code: each neuron's row over its root mean square.
 variant("normuon", second_moment="row")
-# Si et al. 2507.11005, second version, in which one beta serves both moments. Its momentum, and that
-# of Muon^2, is without Nesterov (nesterov=false).
+# Si et al. 2507.11005, second version, in which one beta serves both moments. In this paper and in
+# that of Muon^2 the momentum is without Nesterov (nesterov=false).
 variant(
     "adamuon",
     sign=True,
