@@ -14,12 +14,16 @@ def interval(estimate: Estimate, form: Callable[[float], str]) -> str:
 
 
 def doubt(inputs: Inputs, baseline: Entrant, challenger: Entrant, *units: str) -> str:
-    """What a title adds when the race cannot tell two entrants apart in one of these units.
+    """What a title adds when the race cannot tell two entrants apart in some of these units.
 
     That is after Holm's correction for all pairs of the race; empty otherwise.
     """
-    pairs = [inputs.pairs(unit).of(baseline.label, challenger.label) for unit in units]
-    return ", which may be chance" if any(p.p is not None and not p.distinct for p in pairs) else ""
+    pairs = {unit: inputs.pairs(unit).of(baseline.label, challenger.label) for unit in units}
+    doubtful = [unit for unit, p in pairs.items() if p.p is not None and not p.distinct]
+    if len(doubtful) == len(units):
+        return ", which may be chance"
+    words = {"steps": "steps", "seconds": "time"}
+    return "".join(f", of which the {words[unit]} may be chance" for unit in doubtful)
 
 
 def seeds(inputs: Inputs) -> str:

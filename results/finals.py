@@ -6,11 +6,21 @@ A part of the README that is marked `finals` is made here.
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
+from math import comb
 from pathlib import Path
 
 from errors import UserError
 from results.schema import DIVERGED, Logit, Run
-from results.stats import SIGNIFICANT, Estimate, differ, holm, mean
+from results.stats import (
+    POWER,
+    SIGNIFICANT,
+    Estimate,
+    detectable,
+    differ,
+    holm,
+    mean,
+    pooled_deviation,
+)
 from results.store import read_logits
 from results.table import by_label, count, markdown_grid, parts
 
@@ -73,6 +83,7 @@ def markdown(root: Path, runs: Sequence[Run], races: Sequence[str]) -> str:
         f"Logits are those of steps {listed(common)}." if common else "",
         differences(compared),
         told_apart(groups),
+        resolution(list(groups.values())),
     ]
     return f"{markdown_grid(HEADINGS, rows)}\n\n{' '.join(filter(None, about))}"
 
@@ -121,6 +132,17 @@ def _shown(values: Sequence[float], form: str) -> str:
     if found.low is None or found.high is None:
         return text
     return f"{text} [{form.format(found.low)}, {form.format(found.high)}]"
+
+
+def resolution(groups: Sequence[Sequence[float]]) -> str:
+    """The smallest difference of means that would be told apart, at Holm's strictest level."""
+    kept = [values for values in groups if len(values) > 1]
+    sd = pooled_deviation(kept)
+    if len(kept) < 2 or sd is None:
+        return ""
+    level = SIGNIFICANT / comb(len(kept), 2)
+    least = detectable(min(map(len, kept)), sd, level, POWER)
+    return f"With a probability of {POWER:.0%} that shows a difference of {least:.4f}."
 
 
 def told_apart(groups: Mapping[str, Sequence[float]]) -> str:

@@ -1,5 +1,6 @@
 """The table of final losses and attention logits: its means, its tests, and what it refuses."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def test_losses_and_logits_are_means_over_runs_and_pairs_are_tested(tmp_path: Pa
     )
     assert lines[3] == "| 2 | tiny | muon-split | 3 | 3.5100 [3.4852, 3.5348] | - |"
     assert lines[-1].startswith("Runs of 100 steps; ")
-    assert lines[-1].endswith("over 1 pair: 1 and 2.")
+    assert "over 1 pair: 1 and 2. With a probability of 80% that shows a " in lines[-1]
     same = {"a": [3.60, 3.61, 3.62], "b": [3.601, 3.611, 3.622]}
     assert finals.told_apart(same).endswith("over 1 pair: none.")
     assert finals.told_apart({"a": [3.6], "b": [3.5, 3.4]}).endswith("over 0 pairs: none.")
@@ -44,6 +45,14 @@ def test_an_entrant_with_a_run_that_diverged_is_not_tested(tmp_path: Path) -> No
     lines = finals.markdown(tmp_path, runs, ["muon", "muon-split"]).splitlines()
     assert lines[2].startswith("| 1 | tiny | muon | 3, 1 diverged | 3.6150 [")
     assert lines[-1].endswith("over 0 pairs: none. Not tested, as runs diverged: 1.")
+
+
+def test_the_difference_that_would_be_seen_is_that_of_tables_of_power() -> None:
+    """Of five values each 2.02 deviations by Student's test (Cohen 1988), by Welch's a bit more."""
+    values = [3.5 + x * 0.1 / (2.5**0.5) for x in (-2, -1, 0, 1, 2)]
+    found = re.search(r"of 80% .* difference of ([\d.]+)\.$", finals.resolution([values, values]))
+    assert found and 0.202 < float(found[1]) < 0.21
+    assert finals.resolution([values]) == finals.resolution([[3.5], [3.6]]) == ""
 
 
 def test_unknown_races_and_several_horizons_are_refused(tmp_path: Path) -> None:

@@ -240,6 +240,13 @@ def test_the_speedup_at_the_target_is_that_of_the_race(
     )
 
 
+def test_a_gain_of_which_one_part_is_within_chance_says_which(tmp_path: Path) -> None:
+    """Fewer steps, each so much dearer that the time is the same."""
+    write_race(tmp_path, [ADAMW, replace(MUON, optimizer_ms=MUON.optimizer_ms + 60)])
+    found = title(make.draw(chart("loss_curves"), load(tmp_path)))
+    assert found.endswith(", of which the time may be chance")
+
+
 def test_the_searches_of_many_are_told_as_a_range(
     inputs: Inputs, figures: dict[str, Figure]
 ) -> None:
