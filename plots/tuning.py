@@ -12,6 +12,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from plots import style
 from plots.inputs import Inputs, MissingDataError
 from plots.style import Look
+from plots.wording import device
 from results.schema import Trial
 from results.table import parts, spelled
 
@@ -176,8 +177,7 @@ def _footer(by_recipe: dict[str, list[Trial]], stages: str = "search, refinement
     counts = sorted({len(group) for group in by_recipe.values()})
     each = " to ".join(str(n) for n in dict.fromkeys((counts[0], counts[-1])))
     seeds = len({trial.seed for trial in trials})
-    names = (trial.device.replace(", 1 cores", ", 1 core") for trial in trials)  # of older rows
-    devices = " / ".join(dict.fromkeys(names))
+    devices = " / ".join(dict.fromkeys(map(device, trials)))
     return (
         f"Track {trials[0].track} · {each} trials each of {trials[0].steps} steps, "
         f"{seeds} {'seed' if seeds == 1 else 'seeds'} · {devices} · {stages}"

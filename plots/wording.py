@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 
 from plots.inputs import Entrant, Inputs
+from results.schema import Run, Trial
 from results.stats import Estimate
 
 
@@ -34,6 +35,11 @@ def seeds(inputs: Inputs) -> str:
     return f"{' to '.join(str(n) for n in dict.fromkeys((counts[0], counts[-1])))} seeds each"
 
 
+def device(row: Run | Trial) -> str:
+    """What a row was run on; older rows have it as "1 cores"."""
+    return row.device.replace(", 1 cores", ", 1 core")
+
+
 def footer(inputs: Inputs) -> str:
     """Where a race's numbers are from: track, seeds, machine and race."""
     runs = inputs.runs
@@ -42,9 +48,11 @@ def footer(inputs: Inputs) -> str:
         return " / ".join(dict.fromkeys(map(str, values)))
 
     processes = each(run.world_size for run in runs)
-    machine = ("" if processes == "1" else f"{processes} x ") + each(run.device for run in runs)
+    machine = ("" if processes == "1" else f"{processes} x ") + each(map(device, runs))
+    threads = each(run.threads for run in runs)
     return (
         f"Track {each(run.track for run in runs)} · {seeds(inputs)} · {machine}, "
-        f"{each(run.threads for run in runs)} threads, {each(run.dtype for run in runs)} · "
+        f"{threads} {'thread' if threads == '1' else 'threads'}, "
+        f"{each(run.dtype for run in runs)} · "
         f"race {each(run.race for run in runs)}"
     )
