@@ -10,7 +10,7 @@ TRACK ?= $(if $(filter 0,$(GPUS)),tiny,gpt2)
 ENTRANTS ?= adamw muon
 SEEDS ?= 3
 TRIALS ?= 32
-OUT ?= plots
+PLOTS ?= plots
 ARGS ?=
 
 PY := .venv/bin/python
@@ -27,7 +27,7 @@ PY_DATA := $(if $(filter tiny%,$(TRACK)),data.corpus,data.fineweb --track $(TRAC
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 	@echo
-	@echo '  variables: TRACK=$(TRACK) ENTRANTS="$(ENTRANTS)" SEEDS=$(SEEDS) NPROC=$(NPROC) TRIALS=$(TRIALS) OUT=$(OUT) ARGS="..."'
+	@echo '  variables: TRACK=$(TRACK) ENTRANTS="$(ENTRANTS)" SEEDS=$(SEEDS) NPROC=$(NPROC) TRIALS=$(TRIALS) PLOTS=$(PLOTS) ARGS="..."'
 	@echo '  a quick look:  make race ARGS="--steps 20 --width 64"   more: $(PY) speedrun.py --help'
 
 speedrun: race plots  ## set up, race Muon against AdamW, draw the charts
@@ -35,7 +35,7 @@ speedrun: race plots  ## set up, race Muon against AdamW, draw the charts
 # Whoever is tuned for the track, and in a race 5 seeds each, unless ENTRANTS and SEEDS are given.
 compare sweep: ENTRANTS = $(shell $(PY) -m optim.entrants $(TRACK))
 compare: SEEDS = 5
-compare: OUT = plots/compare
+compare: PLOTS = plots/compare
 compare: .venv/optimizers race plots report  ## race everybody who is tuned for TRACK; draw the charts, print the league
 
 scale: data  ## race AdamW against Muon at 3 batch sizes and 3 widths of tiny
@@ -51,8 +51,8 @@ tune: data  ## search settings for ENTRANTS, TRIALS each, into optim/tuned.toml
 sweep: .venv/optimizers data  ## run everybody who is tuned for TRACK at 7 learning rates around the tuned one
 	$(PY) speedrun.py tune $(ENTRANTS) --track $(TRACK) --stage sweep $(ARGS)
 
-plots: setup  ## draw the charts of the newest race into OUT
-	$(PY) -m plots.make --out $(OUT)
+plots: setup  ## draw the charts of the newest race into PLOTS
+	$(PY) -m plots.make --out $(PLOTS)
 
 report: setup  ## print the table of the newest race
 	$(PY) -m results.report

@@ -98,7 +98,7 @@ def _growth(entrant: Entrant) -> Growth | None:
 
 def _title(growths: Sequence[Growth], names: Mapping[str, str]) -> str:
     """The peaks of whoever grows most and of whoever is held lowest, where all were measured."""
-    common = sorted(set.intersection(*(set(growth.steps.tolist()) for growth in growths)))
+    common = common_steps(growth.steps.tolist() for growth in growths)
     if not common:
         return "The largest attention logit"
     free = [growth for growth in growths if growth.tau is None]

@@ -112,9 +112,9 @@ def sweep_title(by_recipe: dict[str, list[Trial]]) -> str:
     known = sorted((cost, recipe) for recipe, cost in costs.items() if cost is not None)
     if not known:
         return "Every best lr is the first or the last of its sweep"
-    if len(known) > 2:
-        ends = [f"{known[0][0]:.3f}", _price(known[-1][0])]
-        return f"Half or twice the best lr costs from {' to '.join(ends)}"
+    least, most = known[0][0], known[-1][0]
+    if len(known) > 2 and least < math.inf:
+        return f"Half or twice the best lr costs from {least:.3f} to {_price(most)}"
     words = [f"{spelled(recipe)} {_price(cost)}" for cost, recipe in known]
     return f"Half or twice the best lr costs {', '.join(words)}"
 

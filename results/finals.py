@@ -4,7 +4,7 @@ For what losses alone decide: no target is in it and no second, so the runs may 
 A part of the README that is marked `finals` is made here.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import combinations
 from math import comb
 from pathlib import Path
@@ -96,9 +96,9 @@ def largest_by_step(rows: Iterable[Logit]) -> dict[int, float]:
     return found
 
 
-def common_steps(measured: Iterable[Mapping[int, float]]) -> list[int]:
+def common_steps(measured: Iterable[Collection[int]]) -> list[int]:
     """The steps that all have which have any, in order; none where that leaves nothing."""
-    steps = [set(logits) for logits in measured if logits]
+    steps = [set(each) for each in measured if each]
     return sorted(set.intersection(*steps)) if steps else []
 
 
