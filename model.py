@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attention import ATTENTIONS, Attention, Linear, make_norm, widened
-from presets import GPTConfig
+from layers.attention import ATTENTIONS, Attention, Linear, make_norm, widened
+from layers.config import GPTConfig
 
 Role = Literal["embed", "head", "matrix", "vector"]
 

@@ -10,7 +10,7 @@
 Every decision that could change a reported number, except model math and update math, is read in
 this file: tracks, schedule, clock, validation, precision, warm-up, order of the runs. A race adds
 one row per run to results/runs.csv and one curve per run to results/curves/; `python -m
-results.report` reads them back.
+analysis.report` reads them back.
 """
 
 import argparse
@@ -30,28 +30,26 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-import assignment
-import dryrun
 import engines
-import flags
 import optim
-import record
-import tune
+from analysis import report, table
 from data import open_dataset
 from data.loader import Batches, val_batches
 from errors import UserError
+from layers.config import GPTConfig, preset
 from model import GPT
 from optim import Linear
-from optim.entrants import TUNED, Entrant, assigned, entrant_options, parse, split
-from presets import GPTConfig, preset
-from results import report, store, table
-from results.live import Live
-from results.schema import DIVERGED, MISSED, REACHED, Point, Run
-from results.stats import crossing
-from runtime import machine
+from optim.entrants import Entrant, assigned, entrant_options, parse
+from planner import assignment, dry_run
+from runtime import command_line, machine, provenance
 from runtime.clock import Clock
 from runtime.feed import Feed
-from runtime.passes import Passes
+from runtime.program import Passes
+from studies import tune
+from tracking import spelling, store, tuned
+from tracking.crossing import crossing
+from tracking.live import Live
+from tracking.schema import DIVERGED, MISSED, REACHED, Point, Run
 
 # Reading a loss waits for the device, so on a GPU several steps are read together.
 READ_EVERY = {"cpu": 1, "cuda": 25}  # steps
@@ -376,7 +374,7 @@ class Trainer(Passes):
                 if val_loss is not None:
                     train_loss = statistics.fmean(losses)
                     lr = matrix_lr * factor
-                    out.points.append(record.point_row(self, out, train_loss, val_loss, lr))
+                    out.points.append(provenance.point_row(self, out, train_loss, val_loss, lr))
                     losses = []
         if out.status != DIVERGED and crossing(out.points, track.target):
             out.status = REACHED
@@ -447,21 +445,21 @@ def race(
     Seeds outside, entrants inside, the order reversed every other seed, so that a machine that
     drifts hits all alike.
     """
-    source, root = record.program(), Path(trainer.options.results)
+    source, root = provenance.program(), Path(trainer.options.results)
     runs, finished = list(done), {(run.entrant, run.seed) for run in done}
     first = trainer.engine.rank == 0  # the others say and write nothing
     with Live(total=seeds * len(entrants), done=done, silent=not first) as live:
         for seed in range(seeds):
             for entrant in entrants if seed % 2 == 0 else reversed(entrants):
-                if (entrant.spelled, seed) in finished:
+                if (entrant.canonical, seed) in finished:
                     continue
                 steps = schedule_of(entrant).steps
                 live.start(entrant.label, seed, steps)
-                facts = record.provenance(trainer, entrant, seed, source)
+                facts = provenance.provenance(trainer, entrant, seed, source)
                 out = trainer.run(entrant, seed, live.watch)
-                run = record.run_row(trainer, facts, race_id, steps, out)
+                run = provenance.run_row(trainer, facts, race_id, steps, out)
                 if first:
-                    store.record(root, run, out.points, source, record.logit_rows(out))
+                    store.record(root, run, out.points, source, provenance.logit_rows(out))
                 runs.append(run)
                 live.finish(run)
     return runs
@@ -473,7 +471,7 @@ def settle_track(arguments: argparse.Namespace) -> Track:
         arguments.track = "gpt2" if torch.cuda.is_available() else "tiny"
     if arguments.track not in TRACKS:
         raise UserError(f"unknown track {arguments.track!r}: one of {', '.join(TRACKS)}")
-    track, overrides = TRACKS[arguments.track], flags.given(arguments, Track)
+    track, overrides = TRACKS[arguments.track], command_line.given(arguments, Track)
     if overrides or arguments.steps is not None:
         track = replace(track, name="custom", **overrides)
     return track
@@ -483,7 +481,7 @@ def entrants_of(arguments: argparse.Namespace) -> list[Entrant]:
     """The entrants that the command line names."""
     words = arguments.words or ["adamw", "muon"]
     entrants = [enter(word, arguments.track, arguments.steps) for word in words]
-    if len({entrant.spelled for entrant in entrants}) < len(entrants):
+    if len({entrant.canonical for entrant in entrants}) < len(entrants):
         raise UserError(f"{' '.join(words)}: an entrant is named twice; name each once")
     if arguments.seeds < 1:
         raise UserError(f"--seeds {arguments.seeds}: must be at least 1; run with --seeds 3")
@@ -492,7 +490,7 @@ def entrants_of(arguments: argparse.Namespace) -> list[Entrant]:
 
 def dry_run_main(track: Track, options: Options, arguments: argparse.Namespace) -> None:
     """Say what the race would take; it needs neither data nor a GPU."""
-    dryrun.conduct(track, entrants_of(arguments), options.loss_chunk, arguments)
+    dry_run.conduct(track, entrants_of(arguments), options.loss_chunk, arguments)
 
 
 def plan_main(track: Track, options: Options, arguments: argparse.Namespace) -> None:
@@ -509,9 +507,9 @@ def race_main(track: Track, options: Options, arguments: argparse.Namespace) -> 
     for entrant in entrants:
         trainer.check(entrant)
         if first:
-            print(f"{entrant.label}: {entrant.origin}\n    {entrant.spelled}")
+            print(f"{entrant.label}: {entrant.origin}\n    {entrant.canonical}")
     race_id, done = trainer.engine.share(
-        record.open_race(trainer, entrants, arguments.resume) if first else None
+        provenance.open_race(trainer, entrants, arguments.resume) if first else None
     )
     try:
         race(trainer, entrants, arguments.seeds, race_id, done)
@@ -526,7 +524,7 @@ def tune_main(track: Track, options: Options, arguments: argparse.Namespace) -> 
     """Tune each recipe, as far as --stage and the other shards allow."""
     words = arguments.words[1:] or ["adamw", "muon"]
     plan = tune.Plan(arguments.trials, tune.read_shard(arguments.shard), arguments.stage)
-    recipes = [split(word)[0] for word in words]
+    recipes = [spelling.recipe_of(word) for word in words]
     if len(set(recipes)) < len(recipes):
         raise UserError(f"tune {' '.join(words)}: a recipe is named twice; name each once")
     knobs = [entrant_options(recipe, Schedule) for recipe in recipes]
@@ -536,21 +534,21 @@ def tune_main(track: Track, options: Options, arguments: argparse.Namespace) -> 
         raise UserError("tune: runs in one process; share the trials with --shard instead")
     settle = partial(enter, track=arguments.track)
     for recipe, known, given in zip(recipes, knobs, fixed, strict=True):
-        tune.conduct(tune.Study(trainer, recipe, known, settle, plan, given), TUNED)
+        tune.conduct(tune.Study(trainer, recipe, known, settle, plan, given), tuned.TUNED)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; its exit code: 0, 2 after a user's mistake, 130 after Ctrl-C."""
-    parser = flags.command_line(__doc__, TRACKS, Options, Track)
+    parser = command_line.command_line(__doc__, TRACKS, Options, Track)
     tune.add_flags(parser)
-    dryrun.add_flags(parser)
+    dry_run.add_flags(parser)
     arguments = parser.parse_args(argv)
     command = dry_run_main if arguments.dry_run else race_main
     command = {"tune": tune_main, "plan": plan_main}.get("".join(arguments.words[:1]), command)
     try:
         if arguments.dry_run and command is not dry_run_main:
             raise UserError(f"--dry-run {arguments.words[0]}: plans a race; name entrants alone")
-        options = Options(**flags.given(arguments, Options))
+        options = Options(**command_line.given(arguments, Options))
         track = settle_track(arguments)
         if command in (race_main, tune_main):
             store.ready(Path(options.results))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from results.table import aligned
+from analysis.table import aligned
 from runtime import machine
 
 Row = dict[str, str | float]

@@ -15,9 +15,9 @@ from functools import partial
 import torch
 
 from bench import Row, medians, setting, write
+from layers.config import preset
 from model import GPT
 from muon import Muon
-from presets import preset
 from runtime import machine
 
 ROUNDS = 15

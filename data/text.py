@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from data import Dataset, bpe, gpt2, manifest, shards
-from data.buckets import Buckets, Documents
+from data.external_sort import Buckets, Documents
 from data.manifest import File, Manifest
 from errors import UserError
 

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from results import store
-from results.schema import Logit, Point, Run, Trial
-from results.stats import crossing
+from tracking import store
+from tracking.crossing import crossing
+from tracking.schema import Logit, Point, Run, Trial
 
 SOURCE = store.source_text({"speedrun.py": "print('fast')\n", "muon.py": "# five steps\n"})
 PROVENANCE: dict[str, Any] = dict(

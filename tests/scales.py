@@ -1,4 +1,4 @@
-"""Synthetic sweeps of lr and races at other scales, as tune and bench.scale write them."""
+"""Synthetic sweeps of lr and races at other scales, as tune and studies.scale write them."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from results.scale import SCALE
-from results.schema import ScalePoint
-from results.store import append, record
+from analysis.scale import SCALE
 from tests.rows import SOURCE, make_points, make_run, make_trial
+from tracking.schema import ScalePoint
+from tracking.store import append, record
 
 LRS = [0.01 * 10 ** (k / 3) for k in range(-3, 4)]
 
@@ -40,7 +40,7 @@ def write_point(
     muon: Sequence[float],
     params: int = 1_000_000,
 ) -> None:
-    """One race of bench.scale: AdamW's final losses by horizon, Muon's; then its trials and row."""
+    """One race of studies.scale: AdamW's final losses by horizon, Muon's; then its trials and row."""
     track = f"{point.width:04x}{point.batch_tokens:08x}"
     jobs = [("adamw", steps, values) for steps, values in losses.items()]
     for recipe, steps, values in [*jobs, ("muon", point.steps, muon)]:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from results import report, store
+from analysis import report
+from tracking import store, tuned
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("data", "engines", "optim", "planner", "plots", "results", "runtime")
@@ -114,7 +115,7 @@ def test_every_file_at_the_top_is_type_checked_and_in_the_tree_of_the_readme() -
 def test_records_can_be_read_and_drawn_without_torch() -> None:
     program = (
         "import sys; sys.modules['torch'] = None\n"
-        "import results.report, results.verify, results.live, plots.make, data.loader\n"
+        "import analysis.report, leaderboard.verify, tracking.live, analysis.charts, data.loader\n"
         "import planner.race\n"
     )
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=120)
@@ -123,7 +124,7 @@ def test_records_can_be_read_and_drawn_without_torch() -> None:
 def test_the_readme_shows_what_the_csvs_hold() -> None:
     shown = {name for _, name, *_ in report.MARKED.findall((ROOT / "README.md").read_text())}
     assert shown == set(report.MARKERS)  # the example, `file`, among them
-    command = [sys.executable, "-m", "results.report", "--readme", "README.md", "--check"]
+    command = [sys.executable, "-m", "analysis.report", "--readme", "README.md", "--check"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -136,11 +137,11 @@ def test_the_readme_stays_true_when_a_user_has_raced() -> None:
         for number, run in enumerate(runs)
     ]
     newer += [replace(run, label="sgd", entrant="sgd:lr=1", run=f"sgd-{run.run}") for run in newer]
-    tuned = store.read_tuned(ROOT / "optim" / "tuned.toml")
-    assert report.rewrite(readme, runs + newer, tuned, None) == readme
+    settings = tuned.read(ROOT / "optim" / "tuned.toml")
+    assert report.rewrite(readme, runs + newer, settings, None) == readme
 
 
 def test_the_committed_results_verify() -> None:
-    command = [sys.executable, "-m", "results.verify"]
+    command = [sys.executable, "-m", "leaderboard.verify"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -5,12 +5,12 @@ import re
 import pytest
 import torch
 
-import assignment
 import optim
 import speedrun
 from errors import UserError
 from model import GPT
 from optim import Group, Roles
+from planner import assignment
 
 ROW = re.compile(r"\S+ +(embed|head|matrix|vector) .* [\d,]+$")
 

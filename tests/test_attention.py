@@ -18,12 +18,13 @@ import torch
 from torch import Tensor
 
 import speedrun
-from attention import LatentAttention, max_logits
 from errors import UserError
+from layers.attention import LatentAttention, max_logits
+from layers.config import GPTConfig, preset
+from leaderboard import verify
 from model import GPT
-from presets import GPTConfig, preset
-from results import store, verify
 from tests.conftest import MICRO
+from tracking import store
 
 VARIANTS = ("tiny-classic", "tiny-gqa", "tiny-mla")
 

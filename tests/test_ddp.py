@@ -19,12 +19,13 @@ import torch
 
 import engines
 import speedrun
-from bench.gpu_check.ways import alone
+from bench.gpu_check.graphs_and_ddp import alone
 from data import manifest
-from results import store, verify
-from results.schema import Run
+from leaderboard import verify
 from tests.hub import Hub, shard
 from tests.world import ROOT, TAU, clip, train
+from tracking import store
+from tracking.schema import Run
 
 SCRIPT = ROOT / "tests" / "world.py"
 

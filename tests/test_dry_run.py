@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-import dryrun
 import optim
 import speedrun
 from data import open_dataset, shards
@@ -19,6 +18,7 @@ from optim import Group, Roles
 from optim.dion import Dion
 from optim.shampoo import Shampoo
 from optim.soap import SOAP
+from planner import dry_run
 from planner.corpora import CORPORA, corpus
 from planner.memory import Shape, microbatch
 
@@ -60,7 +60,7 @@ def test_state_is_planned_to_the_byte(
     entrant = speedrun.enter(name, "tiny", 1)
     with torch.device("meta"):
         gpt = GPT(micro_track.config(1024))
-    planned = dryrun.measure(gpt, entrant, validations=0)
+    planned = dry_run.measure(gpt, entrant, validations=0)
     trainer = speedrun.Trainer(micro_track, micro_options)
     trainer.run(entrant, seed=0)
     assert planned.state_bytes == trainer.engine.state_bytes()["state"]
@@ -111,7 +111,7 @@ def test_the_plan_in_the_readme_is_the_one_computed(tmp_path: Path) -> None:
 def test_decompositions_count_as_in_the_textbook(
     call: Callable[[Any], object], flops: float, device: str
 ) -> None:
-    counter = FlopCounterMode(display=False, custom_mapping=dryrun.DECOMPOSITIONS)
+    counter = FlopCounterMode(display=False, custom_mapping=dry_run.DECOMPOSITIONS)
     with counter:
         call(lambda *shape: torch.ones(shape, device=device))
     assert counter.get_total_flops() == pytest.approx(flops, rel=1e-12)
@@ -127,7 +127,7 @@ def share_of(rule: type[torch.optim.Optimizer], *shapes: tuple[int, ...], **opti
         SimpleNamespace(param=torch.nn.Parameter(torch.empty(shape, device="meta")))
         for shape in shapes
     ]
-    return dryrun.shares(Group(rule, rows, **options), "entrant")  # type: ignore[arg-type]
+    return dry_run.shares(Group(rule, rows, **options), "entrant")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("every", [1, 3, 10])
@@ -158,13 +158,13 @@ def test_the_shares_of_all_parameters_add_up_to_a_step_of_the_model(
     entrant = speedrun.enter(name, "tiny", 1)
     with torch.device("meta"):
         gpt = GPT(micro_track.config(1024))
-    planned = dryrun.measure(gpt, entrant, validations=0)
-    engine, _ = dryrun.place(gpt, entrant)
+    planned = dry_run.measure(gpt, entrant, validations=0)
+    engine, _ = dry_run.place(gpt, entrant)
     for param in gpt.parameters():
         param.grad = torch.zeros_like(param)
     held = engine.state_bytes()
     assert (planned.param_bytes, planned.grad_bytes) == (held["params"], held["grads"])
-    counter = FlopCounterMode(display=False, custom_mapping=dryrun.DECOMPOSITIONS)
+    counter = FlopCounterMode(display=False, custom_mapping=dry_run.DECOMPOSITIONS)
     with counter:
         engine.step()
     assert planned.optimizer_flops == pytest.approx(counter.get_total_flops(), rel=1e-12)

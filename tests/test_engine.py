@@ -19,9 +19,9 @@ import engines
 import optim
 from engines import Engine
 from errors import UserError
+from layers.config import GPTConfig
 from model import GPT
 from muon import Muon
-from presets import GPTConfig
 
 CONFIG = GPTConfig(vocab_size=37, block_size=16, n_layer=2, n_head=2, n_embd=32)
 SETTINGS: dict[str, Any] = dict(

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from analysis import finals
 from errors import UserError
-from results import finals
-from results.store import read_runs, record
 from tests.rows import SOURCE, make_logits, make_points, make_run
+from tracking.store import read_runs, record
 
 LOSSES = {"muon": (3.60, 3.61, 3.62), "muon-split": (3.50, 3.51, 3.52)}
 

@@ -23,12 +23,13 @@ import torch
 
 import speedrun
 from bench.gpu_check import __main__ as command
-from bench.gpu_check import contest, optimizers, parts, report, training, ways
-from bench.gpu_check.parts import FAILED, PASSED, SKIPPED, Notes, Part
-from bench.gpu_check.setting import Setting
-from results import store, verify
-from results.live import Live
+from bench.gpu_check import graphs_and_ddp, optimizers, race, report, runner, training
+from bench.gpu_check.config import Setting
+from bench.gpu_check.runner import FAILED, PASSED, SKIPPED, Notes, Part
+from leaderboard import verify
 from runtime import machine
+from tracking import store
+from tracking.live import Live
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
@@ -295,18 +296,18 @@ def notes(tmp_path: Path) -> Notes:
 
 
 def test_without_text_the_race_is_skipped(setting: Setting, notes: Notes, tmp_path: Path) -> None:
-    contest.run(setting, notes, 60)
-    (check,), measures = parts.read(tmp_path / "rows")
+    race.run(setting, notes, 60)
+    (check,), measures = runner.read(tmp_path / "rows")
     assert check.status == SKIPPED and "--data" in check.note and not measures
 
 
 def test_the_horizon_fills_the_time_and_rereads_no_text_too_often(setting: Setting) -> None:
     costs = [(0.5, 2.0), (0.7, 4.0)]  # seconds of a step, and beside the steps
     assert setting.sizes.most_steps == 6
-    assert contest.horizon(setting, costs, 14.0, epoch_steps=100) == (5, 1)  # 6 + 5 * 1.2 < 12.6
-    assert contest.horizon(setting, costs, 60.0, epoch_steps=100) == (6, 3)
-    assert contest.horizon(setting, costs, 60.0, epoch_steps=1) == (4, 3)
-    assert contest.horizon(setting, costs, 8.0, epoch_steps=100) == (0, 0)
+    assert race.horizon(setting, costs, 14.0, epoch_steps=100) == (5, 1)  # 6 + 5 * 1.2 < 12.6
+    assert race.horizon(setting, costs, 60.0, epoch_steps=100) == (6, 3)
+    assert race.horizon(setting, costs, 60.0, epoch_steps=1) == (4, 3)
+    assert race.horizon(setting, costs, 8.0, epoch_steps=100) == (0, 0)
 
 
 def test_compiled_training_is_compared_with_eager_training(
@@ -321,7 +322,7 @@ def test_compiled_training_is_compared_with_eager_training(
     monkeypatch.setattr(torch, "compile", compile)
     monkeypatch.setattr(machine, "compiler_missing", lambda device: "")
     training.same_training(setting, notes, 60)
-    checks, _ = parts.read(tmp_path / "rows")
+    checks, _ = runner.read(tmp_path / "rows")
     assert len(compiled) == 1 and {check.status for check in checks} == {PASSED}
     assert sum("compiled off eager" in check.check for check in checks) == 4
     assert all(check.note == "bit for bit, 3 steps" for check in checks if "seed" in check.check)
@@ -335,7 +336,7 @@ def test_compiled_training_is_compared_with_eager_training(
     monkeypatch.setattr(speedrun.Trainer, "forward_backward", rounded)
     (tmp_path / "rows").write_text("")
     training.same_training(setting, notes, 60)
-    checks, _ = parts.read(tmp_path / "rows")
+    checks, _ = runner.read(tmp_path / "rows")
     failed = [check.check for check in checks if check.status == FAILED]
     assert len(failed) == 4 and all("compiled off eager" in name for name in failed)
 
@@ -361,7 +362,7 @@ def test_a_seed_is_repeated_where_torch_promises_the_same_bits(
     training.same_training(replace(setting, compile=False), notes, 60)
     assert asked == [(False, False, True)] * 2 + [(True, False, True)] * 3
     assert not torch.are_deterministic_algorithms_enabled()
-    checks, _ = parts.read(tmp_path / "rows")
+    checks, _ = runner.read(tmp_path / "rows")
     assert [check.status for check in checks] == [PASSED, FAILED, SKIPPED]
     assert "no deterministic implementation" in checks[1].note
 
@@ -380,10 +381,10 @@ def test_every_way_to_run_a_step_is_compared_with_the_launched_one(
                 p.grad.mul_(factor if self.engine.name == "ddp" else 1)
             return loss
 
-    monkeypatch.setattr(ways, "Trainer", Wrong)
-    ways.run(replace(setting, compile=False), notes, 60)
+    monkeypatch.setattr(graphs_and_ddp, "Trainer", Wrong)
+    graphs_and_ddp.run(replace(setting, compile=False), notes, 60)
     assert "RANK" not in os.environ
-    checks, measures = parts.read(tmp_path / "rows")
+    checks, measures = runner.read(tmp_path / "rows")
     right = PASSED if factor == 1 else FAILED
     assert [(check.check.partition(":")[0], check.status) for check in checks] == [
         ("one CUDA graph", SKIPPED), ("ddp of one process", PASSED), ("ddp of one process", right),
@@ -394,7 +395,7 @@ def test_every_way_to_run_a_step_is_compared_with_the_launched_one(
 def test_the_kernels_are_checked_where_they_run(notes: Notes, tmp_path: Path) -> None:
     pytest.importorskip("triton", reason="triton has no build for this platform")
     optimizers.kernels(notes, CPU, toy=True)  # in Triton's interpreter
-    checks, _ = parts.read(tmp_path / "rows")
+    checks, _ = runner.read(tmp_path / "rows")
     assert len(checks) == 20 and {check.status for check in checks} == {PASSED}
 
 
@@ -413,7 +414,7 @@ def test_a_wrong_optimizer_is_noticed(
     monkeypatch.setattr(Muon, "step", slower)
     optimizers.against_torch(notes, CPU, ((24, 48), (48, 24)), "plain", steps=1)
     optimizers.equations(notes, CPU, ((24, 48), (48, 24)))
-    checks, _ = parts.read(tmp_path / "rows")
+    checks, _ = runner.read(tmp_path / "rows")
     assert [check.status for check in checks] == [PASSED, FAILED, FAILED, FAILED]
 
 

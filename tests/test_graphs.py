@@ -8,9 +8,9 @@ import torch
 import engines
 import optim
 import speedrun
+from layers.config import GPTConfig
 from model import GPT
 from optim.entrants import parse
-from presets import GPTConfig
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 

@@ -5,11 +5,9 @@ import random
 
 import pytest
 
-from errors import UserError
-from results import league, report
-from results.pairs import Pairs, resolutions
-from results.schema import Run
-from results.stats import (
+from analysis import league, report
+from analysis.pairs import Pairs, resolutions
+from analysis.stats import (
     Costs,
     detectable,
     differ,
@@ -20,8 +18,10 @@ from results.stats import (
     t_cdf,
     t_quantile,
 )
-from results.table import by_label
+from analysis.table import by_label
+from errors import UserError
 from tests.rows import entrant, make_run
+from tracking.schema import Run
 
 REACHED = [True] * 3
 

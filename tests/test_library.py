@@ -19,16 +19,17 @@ from torch import Tensor
 
 import optim
 import speedrun
-import tune
 from engines.single import Engine
 from errors import UserError
+from layers.config import GPTConfig
+from leaderboard import verify
 from model import GPT
 from optim import Linear, Log, library
 from optim.entrants import entrant_options, parse, split
 from optim.library import numbers
-from presets import GPTConfig
-from results import store, verify
 from speedrun import Options, Schedule, Track, Trainer
+from studies import tune
+from tracking import store
 
 CONFIG = GPTConfig(vocab_size=37, block_size=8, n_layer=1, n_head=2, n_embd=16)
 ROLES = GPT(CONFIG).roles()
@@ -146,10 +147,10 @@ def test_a_rate_without_a_default_has_the_adapter_s() -> None:
 )
 def test_a_row_s_spelling_reads_back_as_itself(text: str) -> None:
     entrant = enter(text)
-    again = parse(entrant.spelled, "elsewhere", Schedule, {"steps": 3}, {}, None)
+    again = parse(entrant.canonical, "elsewhere", Schedule, {"steps": 3}, {}, None)
     assert (again.recipe, again.settings) == (entrant.recipe, entrant.settings)
-    assert again.spelled == entrant.spelled
-    assert verify._options(entrant.spelled)["lr"] == str(entrant.settings["lr"])
+    assert again.spelled == entrant.canonical
+    assert verify._options(entrant.canonical)["lr"] == str(entrant.settings["lr"])
 
 
 def test_the_name_of_an_entrant_may_have_a_colon() -> None:

@@ -9,11 +9,11 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
-from plots import make
-from plots.inputs import MissingDataError, load
-from results.store import record
+from analysis.charts import _make
+from analysis.charts._inputs import MissingDataError, load
 from tests.rows import SOURCE, make_logits, make_points, make_run
 from tests.test_plots import chart, drawn_boxes, texts, title
+from tracking.store import record
 
 # label: growth in 10 steps, tau
 FIELD = {
@@ -35,7 +35,7 @@ def write(root: Path, labels: list[str], seeds: int = 3) -> None:
 
 
 def draw(root: Path) -> Figure:
-    return make.draw(chart("attention_logits"), load(root))
+    return _make.draw(chart("attention_logits"), load(root))
 
 
 def test_a_line_is_the_mean_over_seeds_of_the_largest_head(tmp_path: Path) -> None:

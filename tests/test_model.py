@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from layers.config import GPTConfig, preset
 from model import GPT
-from presets import GPTConfig, preset
 
 MICRO = GPTConfig(vocab_size=37, block_size=20, n_layer=2, n_head=2, n_embd=32)
 

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 import optim
+from layers.config import GPTConfig
 from model import GPT
 from muon import COEFFICIENTS, Muon, newton_schulz
 from optim.dion import Dion
-from presets import GPTConfig
 from tests.matrices import (
     BF16,
     F64,

@@ -12,13 +12,13 @@ import torch
 from torch import nn
 
 import optim
-import tune
 from errors import UserError
+from layers.config import GPTConfig, preset
 from model import GPT
 from muon import Muon
 from optim import Log, options
 from optim.entrants import parse, tuned_settings
-from presets import GPTConfig, preset
+from studies import tune
 from tests.matrices import NAMES, Options, distance, gradient, train
 
 MODEL = GPTConfig(vocab_size=37, block_size=8, n_layer=2, n_head=2, n_embd=32)
@@ -200,5 +200,5 @@ def test_names_with_hyphens_are_entrants_and_sections(name: str, tmp_path: Path)
     assert tuned_settings("tiny", name, path) == {"lr": 0.04, "steps": 65}
     entrant = parse(f"{name}:beta2=0.5", "tiny", schedule, {}, {}, None)
     assert (entrant.recipe, entrant.settings["beta2"]) == (name, 0.5)
-    again = parse(entrant.spelled, "tiny", schedule, {}, {}, None)
+    again = parse(entrant.canonical, "tiny", schedule, {}, {}, None)
     assert again.settings == entrant.settings

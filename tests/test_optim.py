@@ -18,6 +18,7 @@ from torch.optim import AdamW
 
 import optim
 from errors import UserError
+from layers.config import GPTConfig
 from model import GPT, RoleRow
 from muon import Muon
 from optim import Group, Linear, Log, Option, Roles, options, pick, plan
@@ -29,7 +30,6 @@ from optim.entrants import (
     tuned_recipes,
     tuned_settings,
 )
-from presets import GPTConfig
 
 ROLES = GPT(GPTConfig(vocab_size=37, block_size=8, n_layer=2, n_head=2, n_embd=32)).roles()
 
@@ -327,7 +327,7 @@ def test_without_the_file_nothing_is_tuned(tmp_path: Path) -> None:
 
 def test_tuned_values_have_the_types_of_typed_ones(tuned: Callable[[str], Path]) -> None:
     entrant = enter("muon", tuned("[tiny.muon]\nlr = 1\nnesterov = false\n"))
-    assert entrant.spelled == enter("muon:lr=1,nesterov=false").spelled
+    assert entrant.canonical == enter("muon:lr=1,nesterov=false").spelled
 
 
 @pytest.mark.parametrize(
@@ -355,6 +355,6 @@ def test_a_mistake_in_the_file_is_answered_with_its_name(
 )
 def test_what_is_spelled_out_reads_back_as_itself(text: str, tuned: Callable[[str], Path]) -> None:
     entrant = enter(text, tuned("[tiny.muon]\nlr = 0.07\n[tiny.adamw]\nbeta1 = 0.75\n"))
-    again = parse(entrant.spelled, "elsewhere", Schedule, {"steps": 3}, {}, None)
+    again = parse(entrant.canonical, "elsewhere", Schedule, {"steps": 3}, {}, None)
     assert (again.recipe, again.settings) == (entrant.recipe, entrant.settings)
-    assert again.spelled == entrant.spelled
+    assert again.spelled == entrant.canonical

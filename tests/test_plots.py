@@ -20,14 +20,15 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
-from plots import make, style
-from plots.inputs import MissingDataError, load, split
-from plots.tuning import learning_rate, lr_sensitivity
-from results.schema import DIVERGED, MISSED, REACHED, Point, Run
-from results.stats import costs, crossing, expected_cost, speedup
-from results.store import append, read_curve, read_runs, read_trials, record
-from results.table import summarise
+from analysis.charts import _make, _style
+from analysis.charts._inputs import MissingDataError, load, split
+from analysis.charts.lr_sensitivity import learning_rate, lr_sensitivity
+from analysis.stats import costs, expected_cost, speedup
+from analysis.table import summarise
 from tests.rows import SOURCE, make_logits, make_points, make_run, make_trial
+from tracking.crossing import crossing
+from tracking.schema import DIVERGED, MISSED, REACHED, Point, Run
+from tracking.store import append, read_curve, read_runs, read_trials, record
 
 TARGET = 3.91
 TOKENS_PER_STEP = 4096
@@ -170,15 +171,15 @@ def duel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def figures(duel: Path) -> dict[str, Figure]:
     inputs, drawn = load(duel), {}
-    for each in make.CHARTS:
+    for each in _make.CHARTS:
         with contextlib.suppress(MissingDataError):  # charts of more entrants: test_plots_many
-            drawn[each.name] = make.draw(each, inputs)
+            drawn[each.name] = _make.draw(each, inputs)
     assert len(drawn) >= 7
     return drawn
 
 
-def chart(name: str) -> make.Chart:
-    return next(chart for chart in make.CHARTS if chart.name == name)
+def chart(name: str) -> _make.Chart:
+    return next(chart for chart in _make.CHARTS if chart.name == name)
 
 
 def texts(figure: Figure) -> list[str]:
@@ -200,7 +201,7 @@ def drawn_boxes(figure: Figure, patch: pytest.MonkeyPatch) -> list[tuple[str, Bb
         draw(self, renderer)
 
     patch.setattr(Text, "draw", record_and_draw)
-    with matplotlib.rc_context(style.SETTINGS):
+    with matplotlib.rc_context(_style.SETTINGS):
         figure.draw_without_rendering()
     # Of an annotation, the words without their arrow.
     return [(text.get_text(), Text.get_window_extent(text)) for text in seen]
@@ -213,15 +214,15 @@ def test_the_command_draws_every_chart_and_repeats_its_bytes(
     duel: Path, figures: dict[str, Figure], tmp_path: Path
 ) -> None:
     """Once in this process and once in another, with other hashes, nothing differs."""
-    repository = Path(make.__file__).parents[1]
+    repository = Path(_make.__file__).parents[2]
     there, here = tmp_path / "there", tmp_path / "here"
     here.mkdir()
-    command = [sys.executable, "-m", "plots.make", "--root", str(duel), "--out", str(there)]
+    command = [sys.executable, "-m", "analysis.charts", "--root", str(duel), "--out", str(there)]
     environment = os.environ | {"PYTHONHASHSEED": "1", "MPLBACKEND": "svg"}
     other = subprocess.run(command, cwd=repository, env=environment, capture_output=True, text=True)
     assert other.returncode == 0, other.stderr
     for name, figure in figures.items():
-        paths = make.save(figure, here / name)
+        paths = _make.save(figure, here / name)
         files = " ".join(str(there / path.name) for path in paths)
         assert f"{name}: {files}" in other.stdout.splitlines()
         for path in paths:
@@ -231,11 +232,11 @@ def test_the_command_draws_every_chart_and_repeats_its_bytes(
 
 def test_importing_has_no_effects() -> None:
     code = (
-        "import sys, matplotlib, plots.make;"
+        "import sys, matplotlib, analysis.charts;"
         "assert not {'torch', 'matplotlib.pyplot'} & set(sys.modules);"
         "assert matplotlib.rcParams['svg.hashsalt'] is matplotlib.rcParamsDefault['svg.hashsalt']"
     )
-    subprocess.run([sys.executable, "-c", code], cwd=Path(make.__file__).parents[1], check=True)
+    subprocess.run([sys.executable, "-c", code], cwd=Path(_make.__file__).parents[2], check=True)
 
 
 @pytest.mark.parametrize("case", ["duel", "crowd", "failures"])
@@ -250,9 +251,9 @@ def test_no_text_overlaps_or_leaves_the_page(
     write_race(tmp_path, plans[case])
     write_trials(tmp_path, {"duel": ["adamw", "muon"], "crowd": ["a", "b", "c", "d"]}.get(case, []))
     inputs = load(tmp_path)
-    for each in make.CHARTS:
+    for each in _make.CHARTS:
         try:
-            figure = make.draw(each, inputs)
+            figure = _make.draw(each, inputs)
         except MissingDataError:
             continue
         with monkeypatch.context() as patch:
@@ -287,9 +288,9 @@ def test_loss_curves_name_the_crossings_and_the_savings(
         met = [crossing(read_curve(duel, run.run), TARGET) for run in group]
         values = [point for point in met if point is not None]
         assert len(values) == 5
-        assert f"{name} {style.number(np.mean([v.step for v in values]))}" in shown
-        assert f"{name} {style.number(np.mean([v.tokens for v in values]) / 1e3)} k" in shown
-        assert f"{name} {style.number(np.mean([v.seconds for v in values]))} s" in shown
+        assert f"{name} {_style.number(np.mean([v.step for v in values]))}" in shown
+        assert f"{name} {_style.number(np.mean([v.tokens for v in values]) / 1e3)} k" in shown
+        assert f"{name} {_style.number(np.mean([v.seconds for v in values]))} s" in shown
 
 
 def test_loss_curves_draw_mean_and_range_of_the_seeds(
@@ -315,8 +316,8 @@ def test_time_to_target_shows_every_run_and_the_interval(
     runs = [run for run in read_runs(duel) if run.label == "muon"]
     estimate = expected_cost(costs(runs, "steps"))
     assert estimate and estimate.low and estimate.high
-    low, high = style.number(estimate.low), style.number(estimate.high)
-    assert f"{style.number(estimate.value)}\n{low} to {high}" in texts(figure)
+    low, high = _style.number(estimate.low), _style.number(estimate.high)
+    assert f"{_style.number(estimate.value)}\n{low} to {high}" in texts(figure)
     dots = {line.get_xdata()[0] for line in figure.axes[0].lines if line.get_marker() == "s"}
     assert dots == {run.steps_to_target for run in runs}
 
@@ -324,12 +325,12 @@ def test_time_to_target_shows_every_run_and_the_interval(
 def test_failed_runs_are_open_or_crossed_at_what_they_spent(tmp_path: Path) -> None:
     write_race(tmp_path, [replace(ADAMW, final=4.0, diverged=1), MUON])
     inputs = load(tmp_path)
-    figure = make.draw(chart("time_to_target"), inputs)
+    figure = _make.draw(chart("time_to_target"), inputs)
     runs = [run for run in read_runs(tmp_path) if run.label == "adamw"]
     assert sorted(run.status for run in runs) == [DIVERGED] + [MISSED] * 4
     by_marker: dict[str, list[float]] = {"o": [], "x": []}
     for line in figure.axes[1].lines:
-        if line.get_color() == style.RESERVED["adamw"] and line.get_marker() in by_marker:
+        if line.get_color() == _style.RESERVED["adamw"] and line.get_marker() in by_marker:
             assert line.get_marker() == "x" or line.get_markerfacecolor() == "white"
             by_marker[line.get_marker()] += list(line.get_xdata())
     assert by_marker["o"] == [run.train_seconds for run in runs if run.status == MISSED]
@@ -337,7 +338,7 @@ def test_failed_runs_are_open_or_crossed_at_what_they_spent(tmp_path: Path) -> N
     assert "not reached" in texts(figure)
     assert title(figure).endswith("AdamW does not reach it")
     # There is a bound of the speed-up; neither a title nor a bar gives it as its value.
-    assert title(make.draw(chart("loss_curves"), inputs)).endswith("AdamW does not reach it")
+    assert title(_make.draw(chart("loss_curves"), inputs)).endswith("AdamW does not reach it")
     assert split(*inputs.entrants) is None
 
 
@@ -363,7 +364,7 @@ def test_a_gain_within_chance_says_so(tmp_path: Path) -> None:
     write_race(tmp_path, [ADAMW, replace(MUON, horizon=130, final=3.897, optimizer_ms=2.0)])
     inputs = load(tmp_path)
     for name in ("loss_curves", "speedup"):
-        assert title(make.draw(chart(name), inputs)).endswith(", which may be chance")
+        assert title(_make.draw(chart(name), inputs)).endswith(", which may be chance")
 
 
 def widths(axes: Axes) -> dict[int, list[float]]:
@@ -418,7 +419,7 @@ def test_panels_fill_the_sheet_when_no_trial_diverged(duel: Path, tmp_path: Path
     for trial in finished:
         append(tmp_path / "tuning.csv", replace(trial, final_loss=typical + trial.trial * 1e-4))
     figure = lr_sensitivity(load(tmp_path))
-    style.settle(figure)
+    _style.settle(figure)
     assert sum(axes.get_position().width for axes in figure.axes) > 0.7
 
 
@@ -439,7 +440,7 @@ def test_learning_rate_is_the_option_lr_alone(duel: Path, entrant: str, lr: floa
 
 
 def run_make(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    code = make.main([str(argument) for argument in arguments])
+    code = _make.main([str(argument) for argument in arguments])
     output = capsys.readouterr()
     return code, output.out, output.err
 
@@ -479,7 +480,7 @@ def test_a_chart_that_lacks_its_input_is_skipped_and_its_old_file_removed(
     code, out, _ = run_make(capsys, "--root", tmp_path, "--out", tmp_path)
     assert code == 0
     lines = dict(line.split(": ", 1) for line in out.splitlines())
-    assert list(lines) == [chart.name for chart in make.CHARTS]
+    assert list(lines) == [chart.name for chart in _make.CHARTS]
     assert lines["speedup"].startswith("skipped, it needs adamw and another entrant; run: ")
     assert lines["lr_sensitivity"].startswith("skipped, no search trials in tuning.csv; run: ")
     assert lines["memory"] == f"{tmp_path / 'memory.png'} {tmp_path / 'memory.svg'}"
@@ -488,7 +489,7 @@ def test_a_chart_that_lacks_its_input_is_skipped_and_its_old_file_removed(
 
 def test_trials_without_a_race_are_still_drawn(tmp_path: Path) -> None:
     write_trials(tmp_path, ["adamw"])
-    lines = make.make(tmp_path, tmp_path / "charts")
+    lines = _make.make(tmp_path, tmp_path / "charts")
     assert lines[0] == "loss_curves: skipped, no race in runs.csv; run: make speedrun"
     assert sorted(path.name for path in (tmp_path / "charts").iterdir()) == [
         "lr_sensitivity.png",
@@ -499,10 +500,10 @@ def test_trials_without_a_race_are_still_drawn(tmp_path: Path) -> None:
 def test_nobody_reaches_the_target(tmp_path: Path) -> None:
     write_race(tmp_path, [replace(ADAMW, final=4.0), replace(MUON, final=3.99)])
     inputs = load(tmp_path)
-    assert title(make.draw(chart("loss_curves"), inputs)).startswith("No run reaches")
-    assert title(make.draw(chart("time_to_target"), inputs)) == "No run reaches loss 3.91"
+    assert title(_make.draw(chart("loss_curves"), inputs)).startswith("No run reaches")
+    assert title(_make.draw(chart("time_to_target"), inputs)) == "No run reaches loss 3.91"
     with pytest.raises(MissingDataError, match="must both reach 3.91"):
-        make.draw(chart("speedup"), inputs)
+        _make.draw(chart("speedup"), inputs)
 
 
 def test_the_newest_race_is_drawn_unless_another_is_named(tmp_path: Path) -> None:
@@ -528,24 +529,24 @@ def test_a_title_leaves_out_options_that_would_run_off_its_line(tmp_path: Path) 
 
 def test_an_entrant_keeps_its_look_whoever_else_races() -> None:
     history = [f"recipe{i}" for i in range(14)]
-    crowd = style.looks([*history, "adamw", "muon"], ["muon", "adamw", *history])
+    crowd = _style.looks([*history, "adamw", "muon"], ["muon", "adamw", *history])
     assert len({(look.color, look.marker, str(look.dashes)) for look in crowd.values()}) == 16
-    assert crowd["adamw"].color == style.RESERVED["adamw"]
-    assert crowd["muon"].color == style.RESERVED["muon"]
+    assert crowd["adamw"].color == _style.RESERVED["adamw"]
+    assert crowd["muon"].color == _style.RESERVED["muon"]
     for name in [*history, "adamw", "muon"]:
-        assert style.looks([*history, "newcomer"], [name, "newcomer"])[name] == crowd[name]
+        assert _style.looks([*history, "newcomer"], [name, "newcomer"])[name] == crowd[name]
 
 
 def test_two_entrants_of_a_race_never_look_alike() -> None:
-    history = [f"recipe{i}" for i in range(style.SLOTS + 1)]
-    first, last = style.looks(history, [history[0], history[-1]]).values()
+    history = [f"recipe{i}" for i in range(_style.SLOTS + 1)]
+    first, last = _style.looks(history, [history[0], history[-1]]).values()
     assert first != last
 
 
 def test_letters_can_be_read_on_white() -> None:
     """A contrast of 4.5 to 1, as WCAG 2 asks of text of this size."""
     names = ["adamw", "muon", *(f"recipe{i}" for i in range(6))]
-    for name, look in style.looks(names, names).items():
+    for name, look in _style.looks(names, names).items():
         linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in look.text]
         luminance = np.dot([0.2126, 0.7152, 0.0722], linear)
         assert 1.05 / (luminance + 0.05) >= 4.5, name
@@ -553,7 +554,7 @@ def test_letters_can_be_read_on_white() -> None:
 
 def test_short_names_stay_apart() -> None:
     labels = [plan.label for plan in CROWD]
-    names = style.short_names([*labels, "muon:lr=0.1", "muon:lr=0.2"])
+    names = _style.short_names([*labels, "muon:lr=0.1", "muon:lr=0.2"])
     assert len(set(names.values())) == len(labels) + 2
     assert names["soap"] == "SOAP"
     assert names["muon:momentum=0.9,nesterov=false,ns_steps=4"] == "Muon ns_steps=4"

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from plots import make
-from plots.inputs import Inputs, MissingDataError, load
-from results.store import read_runs, record
+from analysis.charts import _make
+from analysis.charts._inputs import Inputs, MissingDataError, load
 from tests.rows import SOURCE, make_points, make_run
 from tests.test_plots import chart, drawn_boxes, texts, title
+from tracking.store import read_runs, record
 
 LOSSES = {  # by track and label, of three seeds
     ("tiny-mla", "muon"): (3.60, 3.61, 3.62),
@@ -33,7 +33,7 @@ def test_rows_are_entrants_of_all_races_lowest_first(
 ) -> None:
     inputs = inputs_of(tmp_path)
     assert {run.race for run in inputs.runs} == {"tiny-mla"}  # the other charts'
-    figure = make.draw(chart("final_losses"), inputs)
+    figure = _make.draw(chart("final_losses"), inputs)
     axes = figure.axes[0]
     names = [label.get_text() for label in axes.get_yticklabels()]
     assert names == ["Muon\non tiny-gqa", "Muon Split\non tiny-mla", "Muon\non tiny-mla"]
@@ -53,17 +53,19 @@ def test_runs_that_diverged_are_named_and_their_entrant_is_not_tested(tmp_path: 
     inputs = inputs_of(tmp_path)
     gqa = inputs.others[0]
     lost = [replace(gqa.runs[0], status="diverged", final_loss=None), *gqa.runs[1:]]
-    figure = make.draw(chart("final_losses"), replace(inputs, others=[replace(gqa, runs=lost)]))
+    figure = _make.draw(chart("final_losses"), replace(inputs, others=[replace(gqa, runs=lost)]))
     caption = " ".join(texts(figure)).replace("\n", " ")
     assert "Runs that diverged are not drawn: Muon on tiny-gqa (3, 1 diverged)." in caption
     assert "over 1 pair: none. Not tested, as runs diverged: Muon on tiny-gqa." in caption
 
 
 def test_races_of_one_track_or_of_several_horizons_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(MissingDataError, match="two tracks; run: python -m plots.make --race ID"):
-        make.draw(chart("final_losses"), replace(inputs_of(tmp_path), others=[]))
+    with pytest.raises(
+        MissingDataError, match="two tracks; run: python -m analysis.charts --race ID"
+    ):
+        _make.draw(chart("final_losses"), replace(inputs_of(tmp_path), others=[]))
     runs = [replace(run, steps_planned=90) for run in read_runs(tmp_path) if run.race == "tiny-gqa"]
     inputs = load(tmp_path, ["tiny-mla", "tiny-gqa"])
     longer = replace(inputs.others[0], runs=runs)
     with pytest.raises(MissingDataError, match="90 and 100 steps do not compare"):
-        make.draw(chart("final_losses"), replace(inputs, others=[longer]))
+        _make.draw(chart("final_losses"), replace(inputs, others=[longer]))

@@ -12,15 +12,12 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
+from analysis.charts import _make, _style
+from analysis.charts._inputs import Inputs, MissingDataError, load, newest_sweeps
+from analysis.charts.lr_sensitivity import cost_of_error, learning_rate, sweep_title
+from analysis.charts.pareto import probability
+from analysis.stats import costs, speedup
 from optim.entrants import split as split_entrant
-from plots import make, style
-from plots.inputs import Inputs, MissingDataError, load, newest_sweeps
-from plots.many import probability
-from plots.tuning import cost_of_error, learning_rate, sweep_title
-from results.schema import REACHED
-from results.stats import costs, speedup
-from results.store import read_trials
-from results.table import parts, spelled
 from tests.rows import make_trial
 from tests.scales import LRS, write_scale, write_sweeps
 from tests.test_plots import (
@@ -36,6 +33,9 @@ from tests.test_plots import (
     write_race,
     write_trials,
 )
+from tracking.schema import REACHED
+from tracking.spelling import display_name, split
+from tracking.store import read_trials
 
 FIELD = [
     replace(ADAMW, horizon=110),
@@ -75,14 +75,14 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
 
 @pytest.fixture(scope="module")
 def figures(inputs: Inputs) -> dict[str, Figure]:
-    return {name: make.draw(chart(name), inputs) for name in CHARTS}
+    return {name: _make.draw(chart(name), inputs) for name in CHARTS}
 
 
 @pytest.mark.parametrize("name", CHARTS)
 def test_nothing_overlaps_with_seventeen_entrants(
     name: str, figures: dict[str, Figure], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with matplotlib.rc_context(style.SETTINGS):
+    with matplotlib.rc_context(_style.SETTINGS):
         boxes = drawn_boxes(figures[name], monkeypatch)
     assert len(boxes) > 8
     for (a, box_a), (b, box_b) in combinations(boxes, 2):
@@ -104,7 +104,7 @@ def test_everybody_has_a_panel_that_says_what_the_target_cost(
     assert len(titles) == 17
     muon = next(e for e in inputs.entrants if e.label == "muon")
     cost = muon.cost("steps")
-    assert cost and f"Muon\n{style.number(cost.value)} steps" in titles
+    assert cost and f"Muon\n{_style.number(cost.value)} steps" in titles
     assert "SGD\nmissed" in titles and "Kron\ndiverged" in titles
     axes = figures["loss_by_steps"].axes[titles.index("SGD\nmissed")]
     bold = [line for line in axes.lines if line.get_linewidth() > 2]
@@ -119,8 +119,8 @@ def test_few_entrants_keep_their_charts(tmp_path: Path) -> None:
     few = load(tmp_path)
     for name in ("loss_by_steps", "pareto", "significance", "lr_sweep", "scale"):
         with pytest.raises(MissingDataError, match="run: make "):
-            make.draw(chart(name), few)
-    assert "loss_by_steps" not in " ".join(texts(make.draw(chart("loss_curves"), few)))
+            _make.draw(chart(name), few)
+    assert "loss_by_steps" not in " ".join(texts(_make.draw(chart("loss_curves"), few)))
 
 
 def test_the_front_is_that_of_time_and_memory(inputs: Inputs, figures: dict[str, Figure]) -> None:
@@ -147,9 +147,9 @@ def test_an_entrant_that_hardly_ever_reached_squeezes_no_axis(
     cost = rare.cost("seconds")
     longest = max(run.train_seconds for run in inputs.runs)
     assert cost is not None and cost.low is None and cost.value > 1.5 * longest
-    assert f"AdEMAMix: {style.number(cost.value)} s" in texts(figures["pareto"])
+    assert f"AdEMAMix: {_style.number(cost.value)} s" in texts(figures["pareto"])
     assert figures["pareto"].axes[0].get_ylim()[1] < cost.value
-    assert style.number(cost.value) in texts(figures["time_to_target"])
+    assert _style.number(cost.value) in texts(figures["time_to_target"])
     assert figures["time_to_target"].axes[1].get_xlim()[1] < cost.value
 
 
@@ -157,8 +157,8 @@ def test_a_race_that_hardly_anybody_finished_is_drawn(tmp_path: Path) -> None:
     plans = [replace(ADAMW, horizon=110), replace(MUON, horizon=80), Plan("lion", 112, 3.895)]
     write_race(tmp_path, [replace(plan, seeds=3, diverged=2) for plan in plans])
     inputs = load(tmp_path)
-    assert title(make.draw(chart("pareto"), inputs)).startswith("By their means nobody is both")
-    found = title(make.draw(chart("iso_loss"), inputs))
+    assert title(_make.draw(chart("pareto"), inputs)).startswith("By their means nobody is both")
+    found = title(_make.draw(chart("iso_loss"), inputs))
     assert found.endswith("; not all runs of both reach 3.91, without those that diverged")
 
 
@@ -243,7 +243,7 @@ def test_the_speedup_at_the_target_is_that_of_the_race(
 def test_a_gain_of_which_one_part_is_within_chance_says_which(tmp_path: Path) -> None:
     """Fewer steps, each so much dearer that the time is the same."""
     write_race(tmp_path, [ADAMW, replace(MUON, optimizer_ms=MUON.optimizer_ms + 60)])
-    found = title(make.draw(chart("loss_curves"), load(tmp_path)))
+    found = title(_make.draw(chart("loss_curves"), load(tmp_path)))
     assert found.endswith(", of which the time may be chance")
 
 
@@ -316,12 +316,12 @@ def test_a_sweep_that_was_stopped_is_left_out(tmp_path: Path) -> None:
 def test_a_class_by_its_path_has_a_name_and_its_lr_is_read() -> None:
     labels = ["lib:heavyball.SOAP:lr=0.01", "lib:torch.optim.NAdam", "lib:torch.optim.RAdam"]
     labels.append("soap")
-    assert [spelled(label) for label in labels] == [
+    assert [display_name(label) for label in labels] == [
         "heavyball.SOAP (lr=0.01)", "torch.NAdam", "torch.RAdam", "SOAP"
     ]  # fmt: skip
-    names = style.short_names([*labels, "lib:pytorch_optimizer.ScheduleFreeAdamW"])
+    names = _style.short_names([*labels, "lib:pytorch_optimizer.ScheduleFreeAdamW"])
     assert list(names.values())[:4] == ["heavyball.SOAP", "torch.NAdam", "torch.RAdam", "SOAP"]
     assert max(map(len, names.values())) <= 20
     trial = make_trial(recipe=labels[0][:-8], entrant=f"{labels[0]},betas=0.9/0.95,scope=matrices")
     assert learning_rate(trial) == 0.01
-    assert parts(labels[0]) == split_entrant(labels[0])  # which a reader of CSVs cannot import
+    assert split(labels[0]) == split_entrant(labels[0])  # which a reader of CSVs cannot import

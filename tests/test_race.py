@@ -10,8 +10,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from results import store, verify
-from results.schema import Run
+from leaderboard import verify
+from tracking import store
+from tracking.schema import Run
 
 ROOT = Path(__file__).parents[1]
 # What another run of the same race may change: when, how fast, and in how much memory.

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from analysis import report, table
 from errors import UserError
 from optim import recipes
-from results import report, store, table
-from results.schema import Run
 from tests.rows import entrant, make_run
+from tracking import store
+from tracking import tuned as settings
+from tracking.schema import Run
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -253,7 +255,7 @@ def three_races() -> list[Run]:
 
 
 def test_the_readme_is_made_from_the_csvs():
-    tuned = [store.Tuned("tiny", "muon", {"lr": 0.02}, 220, (3, 8))]
+    tuned = [settings.Tuned("tiny", "muon", {"lr": 0.02}, 220, (3, 8))]
     result = report.rewrite(README, three_races(), tuned, race=None)
     assert "old words" not in result and "text <!-- a comment -->" in result
     lines = result.splitlines()
@@ -336,7 +338,7 @@ def test_the_report_command(tmp_path, capsys):
     assert report.main([*options, "--race", "tiny-9"]) == 2
     options += ["--readme", str(readme)]
     assert report.main([*options, "--check"]) == 1 and readme.read_text() == README
-    assert "run: python -m results.report --readme" in capsys.readouterr().out
+    assert "run: python -m analysis.report --readme" in capsys.readouterr().out
     assert report.main(options) == 0 and "28.6% fewer steps" in readme.read_text()
     assert report.main([*options, "--check"]) == 0
     readme.write_text(readme.read_text().replace("28.6%", "35.0%"))
@@ -345,7 +347,7 @@ def test_the_report_command(tmp_path, capsys):
 
 def test_the_tools_need_neither_torch_nor_rich():
     code = (
-        "import sys, results.report, results.verify; "
+        "import sys, analysis.report, leaderboard.verify; "
         "print({'torch', 'rich', 'pandas'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True)

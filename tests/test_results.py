@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from errors import UserError
-from results import store
-from results.schema import Point, Run
 from tests.rows import SOURCE, make_points, make_run, make_trial
+from tracking import store, tuned
+from tracking.schema import Point, Run
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -127,7 +127,7 @@ APPENDER = """
 import sys
 from pathlib import Path
 from dataclasses import replace
-from results import store
+from tracking import store
 from tests.rows import make_run
 path, first, count = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 row = make_run(compile_note=str(first) * 30_000)
@@ -323,9 +323,9 @@ def test_a_source_text_is_unambiguous():
 
 def test_tuned_settings_are_read(tmp_path):
     path = tmp_path / "tuned.toml"
-    assert store.read_tuned(path) == []
+    assert tuned.read(path) == []
     path.write_text("[tiny.adamw]\nlr = 0.003\nsteps = 220\ntrials = [17]\n")
-    assert store.read_tuned(path) == [store.Tuned("tiny", "adamw", {"lr": 0.003}, 220, (17,))]
+    assert tuned.read(path) == [tuned.Tuned("tiny", "adamw", {"lr": 0.003}, 220, (17,))]
 
 
 @pytest.mark.parametrize("text", ["[tiny.adamw]\nlr = 1\n", "lr = 1\n", "[tiny", "[a]\nlr = 1\n"])
@@ -333,4 +333,4 @@ def test_tuned_settings_of_another_form_are_refused(tmp_path, text):
     path = tmp_path / "tuned.toml"
     path.write_text(text)
     with pytest.raises(UserError, match=r"tuned.toml: .*sections \[track.recipe\]"):
-        store.read_tuned(path)
+        tuned.read(path)

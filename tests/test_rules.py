@@ -21,6 +21,7 @@ from torch import Tensor
 import optim
 from engines.single import Engine, tensors_in
 from errors import UserError
+from layers.config import GPTConfig
 from model import GPT
 from muon import Muon
 from optim.library import rule
@@ -28,7 +29,6 @@ from optim.lion import Lion
 from optim.shampoo import Shampoo, matrix_power
 from optim.signum import Signum
 from optim.soap import SOAP, eigenbasis, refresh
-from presets import GPTConfig
 
 CONFIG = GPTConfig(vocab_size=11, block_size=8, n_layer=1, n_head=2, n_embd=16)
 NAMES = sorted(optim.recipes())

@@ -6,14 +6,16 @@ from pathlib import Path
 import pytest
 
 import speedrun
-from bench import scale as driver
+from analysis import report, scale
+from analysis.charts import _make
+from analysis.charts._inputs import load
 from errors import UserError
-from plots import make
-from plots.inputs import load
-from results import report, scale, store, verify
-from results.schema import ScalePoint
+from leaderboard import verify
+from studies import scale as driver
 from tests.scales import write_point, write_scale
 from tests.test_plots import chart, title
+from tracking import store
+from tracking.schema import ScalePoint
 
 TUNED = {
     "adamw": dict(lr=0.01, weight_decay=0.1, embed_lr=1.0, head_lr=0.02, warmup=0.1, steps=100),
@@ -163,7 +165,7 @@ def test_published_figures_have_a_source_and_a_basis() -> None:
 def test_the_chart_and_the_readme_say_what_was_measured(tmp_path: Path) -> None:
     write_scale(tmp_path)
     inputs = load(tmp_path)
-    figure = make.draw(chart("scale"), inputs)
+    figure = _make.draw(chart("scale"), inputs)
     by_size = {(m.width, m.batch_tokens): m for m in inputs.scale}
     low, high = by_size[128, 3072].speedup.value, by_size[128, 12288].speedup.value
     assert title(figure).startswith(

@@ -12,11 +12,11 @@ import torch
 import speedrun
 from errors import UserError
 from optim.entrants import parse
-from results import store
-from results.schema import DIVERGED, MISSED, REACHED
-from runtime import machine, passes
+from runtime import machine, program
 from runtime.clock import Clock
 from speedrun import Options, Schedule, Track, Trainer
+from tracking import store
+from tracking.schema import DIVERGED, MISSED, REACHED
 
 
 def test_the_schedule_rises_from_nothing_stays_and_falls_to_nothing() -> None:
@@ -230,7 +230,7 @@ def test_a_microbatch_has_no_more_tokens_than_fill_a_gpu(
     micro_options: Options,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(passes, "MOST_TOKENS", most)
+    monkeypatch.setattr(program, "MOST_TOKENS", most)
     assert Trainer(micro_track, micro_options).microbatch == sequences
 
 

@@ -5,17 +5,13 @@ import math
 import numpy as np
 import pytest
 
-from errors import UserError
-from results.schema import Point
-from results.stats import (
+from analysis.stats import (
     TRACK3_PRECISION,
     TRACK3_SIGMA,
     Costs,
-    Crossing,
     Estimate,
     costs,
     counts,
-    crossing,
     deviation,
     expected_cost,
     mean,
@@ -26,7 +22,10 @@ from results.stats import (
     t_quantile,
     worse,
 )
+from errors import UserError
 from tests.rows import make_run
+from tracking.crossing import Crossing, crossing
+from tracking.schema import Point
 
 
 def curve(*losses: float) -> list[Point]:

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 import muon
-import record
 from bench.newton_schulz import rows_of
 from muon import COEFFICIENTS, Backend, Coefficients, Muon, choose, newton_schulz
+from runtime import provenance
 
 pytest.importorskip("triton", reason="triton has no build for this platform")
 
@@ -432,4 +432,4 @@ def test_the_bench_compares_every_backend_that_applies() -> None:
 
 
 def test_the_kernels_are_part_of_the_program_that_a_row_names() -> None:
-    assert "def _product(" in record.program()
+    assert "def _product(" in provenance.program()

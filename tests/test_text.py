@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 import data
-from data import bpe, buckets, corpus, gpt2, shards, text
+from data import bpe, corpus, external_sort, gpt2, shards, text
 from data.text import Settings
 from errors import UserError
 
@@ -141,7 +141,7 @@ def test_shards_are_cut_at_the_size_asked_for(made: Path, tmp_path: Path) -> Non
 def test_the_seed_gives_another_order(tmp_path: Path) -> None:
     settings = Settings(seed=7)
     piece = text.Piece(Path("a.jsonl"), 1, [json.dumps({"text": t}).encode() for t in DOCUMENTS])
-    folder = buckets.Buckets(tmp_path / "buckets", 5)
+    folder = external_sort.Buckets(tmp_path / "buckets", 5)
     folder.add(text.encode(piece, VOCABULARY, settings))
     assert [t.tolist() for _, t in folder.in_order()] == stream(DOCUMENTS, seed=7)
     assert stream(DOCUMENTS, seed=7) != stream(DOCUMENTS, seed=0)

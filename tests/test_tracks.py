@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 import speedrun
+from layers.config import GPTConfig, preset
 from model import GPT
-from presets import GPTConfig, preset
 
 GPT2_VOCABULARY = 50257
 # name: layers, channels, rows of the tables

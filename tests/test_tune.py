@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import speedrun
-import tune
+from analysis import stats
 from errors import UserError
 from optim import Linear, Log, Option
 from optim.entrants import (
@@ -24,9 +24,10 @@ from optim.entrants import (
     tuned_recipes,
     tuned_settings,
 )
-from results import stats, store
-from results.schema import DIVERGED, REACHED, Trial
+from studies import tune
 from tests.rows import make_trial
+from tracking import store, tuned
+from tracking.schema import DIVERGED, REACHED, Trial
 
 OPTIONS = {
     "lr": Option(float, 0.1, Log(0.01, 1.0)),
@@ -68,7 +69,7 @@ def test_the_committed_trials_are_those_that_the_tuner_would_run() -> None:
         trial for trial in store.read_trials(ROOT / "results")
         if trial.stage == "search" and trial.track_hash == speedrun.TRACKS["tiny"].hash()
     ]  # fmt: skip
-    recipes = [t.recipe for t in store.read_tuned(TUNED) if t.track == "tiny"]
+    recipes = [t.recipe for t in tuned.read(TUNED) if t.track == "tiny"]
     assert len(recipes) > 9
     for recipe in recipes:
         known = entrant_options(recipe, speedrun.Schedule)

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from results import report, store, verify
-from results.schema import Run, Trial
+from analysis import report
+from leaderboard import verify
 from tests.rows import SOURCE, make_points, make_run, make_trial
+from tracking import store
+from tracking.schema import Run, Trial
 
 SOURCE_NAME = f"sources/{store.source_hash(SOURCE)}.txt"
 TUNED = "../optim/tuned.toml"  # as seen from the results

@@ -22,8 +22,8 @@ sys.path.insert(0, str(ROOT))
 import engines  # noqa: E402
 import optim  # noqa: E402
 import speedrun  # noqa: E402
+from layers.config import GPTConfig  # noqa: E402
 from model import GPT  # noqa: E402
-from presets import GPTConfig  # noqa: E402
 from tests.conftest import MICRO  # noqa: E402
 
 CONFIG = GPTConfig(vocab_size=37, block_size=16, n_layer=2, n_head=2, n_embd=32)

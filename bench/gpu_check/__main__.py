@@ -16,14 +16,13 @@ from pathlib import Path
 import torch
 
 import bench.gpu_check
-import record
-from bench.gpu_check import contest, models, optimizers, report, training, ways
-from bench.gpu_check.parts import FAILED, SKIPPED, Check, Part, Result, run
-from bench.gpu_check.setting import Setting
+from bench.gpu_check import graphs_and_ddp, models, optimizers, race, report, training
+from bench.gpu_check.config import Setting
+from bench.gpu_check.runner import FAILED, SKIPPED, Check, Part, Result, run
 from data import corpus, open_dataset
 from data.manifest import MANIFEST
 from errors import UserError
-from runtime import machine
+from runtime import machine, provenance
 
 # Shares are of the whole time, limits that are mostly not reached: the race has what is left.
 PARTS = (
@@ -34,8 +33,8 @@ PARTS = (
     Part("step", "speed, split and memory", training.step, 0.35),
     Part("optimizer_step", "against torch's", training.optimizers, 0.05),
     Part("newton_schulz", "each backend", training.backends, 0.05),
-    Part("ways", "CUDA graph and ddp against launched kernels", ways.run, 0.2),
-    Part("race", "AdamW against Muon on real text", contest.run, None),
+    Part("ways", "CUDA graph and ddp against launched kernels", graphs_and_ddp.run, 0.2),
+    Part("race", "AdamW against Muon on real text", race.run, None),
 )
 RESERVE = 15.0  # seconds for the chart and the page
 LEAST = 2.0  # seconds that a part is worth
@@ -99,7 +98,7 @@ def facts_of(name: str, setting: Setting, arguments: argparse.Namespace) -> dict
         "torch": torch.__version__,
         "CUDA": torch.version.cuda or "none",
         "Python": platform.python_version(),
-        "commit": machine.git(record.ROOT, "rev-parse", "HEAD")[:12] or "unknown",
+        "commit": machine.git(provenance.ROOT, "rev-parse", "HEAD")[:12] or "unknown",
         "began": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         "text": arguments.data or "none",
     }

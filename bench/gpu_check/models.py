@@ -9,10 +9,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from bench.gpu_check.parts import Notes
-from bench.gpu_check.setting import Setting
+from bench.gpu_check.config import Setting
+from bench.gpu_check.runner import Notes
+from layers.config import GPTConfig, preset
 from model import GPT
-from presets import GPTConfig, preset
 
 KINDS = ("gpt2", "gpt2-2024")
 VOCABULARY = 500

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 import optim
 import optim.kernels  # adds its backends
-from bench.gpu_check.parts import Notes
-from bench.gpu_check.setting import Setting
+from bench.gpu_check.config import Setting
+from bench.gpu_check.runner import Notes
 from muon import BACKENDS, COEFFICIENTS, Coefficients, Muon, candidates, newton_schulz
 
 BF16, F32, F64 = torch.bfloat16, torch.float32, torch.float64

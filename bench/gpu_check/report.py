@@ -10,13 +10,13 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bench.gpu_check.parts import FAILED, PASSED, SKIPPED, Check, Measure, Result
+from analysis.charts import _style
+from analysis.charts._make import save
+from analysis.report import sentences
+from bench.gpu_check.runner import FAILED, PASSED, SKIPPED, Check, Measure, Result
 from bench.gpu_check.training import GOAL, PARTS
 from errors import UserError
-from plots import style
-from plots.make import save
-from results.report import sentences
-from results.store import read_runs
+from tracking.store import read_runs
 
 TOY = "Every part at toy size: no number below says anything about speed."
 RACE = (
@@ -41,9 +41,9 @@ def write(out: Path, results: Sequence[Result], facts: dict[str, str], done: boo
     _csv(out / "parts.csv", ["part", "status", "seconds", "limit_seconds", "reason"], rows)
     if done:
         if measures:
-            with matplotlib.rc_context(style.SETTINGS):
+            with matplotlib.rc_context(_style.SETTINGS):
                 figure = chart(measures, facts)
-                style.settle(figure)
+                _style.settle(figure)
             save(figure, out / "measures")
         (out / "report.md").write_text(page(out, results, measures, facts), encoding="utf-8")
 
@@ -219,7 +219,7 @@ def chart(measures: Sequence[Measure], facts: dict[str, str]) -> Figure:
         ({"": _values(measures, "newton_schulz")}, "Newton-Schulz (ms)"),
     )
     rows = max(len(_cases(series)) for series, _ in panels)
-    figure = style.sheet(title, caption, footer, 2 * (0.8 + 0.36 * rows))
+    figure = _style.sheet(title, caption, footer, 2 * (0.8 + 0.36 * rows))
     for axes, (series, label) in zip(figure.subplots(2, 2).flatten(), panels, strict=True):
         _bars(axes, series, label)
     return figure
@@ -266,13 +266,13 @@ def _bars(axes: Axes, series: Series, label: str) -> None:
         left = [a + b for a, b in zip(left, widths, strict=True)]
     for row, total in enumerate(left):
         axes.annotate(
-            style.number(total), (total, row), (3, 0), textcoords="offset points",
-            va="center", size=style.SMALL_PT,
+            _style.number(total), (total, row), (3, 0), textcoords="offset points",
+            va="center", size=_style.SMALL_PT,
         )  # fmt: skip
     axes.set_yticks(range(len(cases)), [case.replace(", ", "\n", 1) for case in cases])
     axes.set_ylim(len(cases) - 0.5, -0.5)
     axes.set_xlim(0, 1.18 * max([*left, 1e-9]))
-    axes.xaxis.set_major_locator(style.ticks(5))
+    axes.xaxis.set_major_locator(_style.ticks(5))
     axes.grid(False, axis="y")
     if len(series) > 1:
         axes.legend(loc="lower left", bbox_to_anchor=(-0.3, 1.0), ncols=2, handlelength=1)

@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 
-import dryrun
 from bench import medians, newton_schulz, optimizer_step
-from bench.gpu_check.parts import Notes
-from bench.gpu_check.setting import ENTRANTS, TRACK, Setting
+from bench.gpu_check.config import ENTRANTS, TRACK, Setting
+from bench.gpu_check.runner import Notes
+from layers.config import preset
 from model import GPT
+from planner import dry_run
 from planner.hardware import GPUS
-from presets import preset
 from runtime import machine
 from speedrun import Outcome, Trainer, choose_dtype
 
@@ -205,14 +205,14 @@ def memory(
 ) -> None:
     """Bytes by kind against the dry run's: what is held must be equal, the rest is an estimate."""
     gpt, sizes = setting.meta_model(), setting.sizes
-    plan = dryrun.measure(gpt, setting.entrant(name, 1), validations=0)
+    plan = dry_run.measure(gpt, setting.entrant(name, 1), validations=0)
     planned = dict(params=plan.param_bytes, grads=plan.grad_bytes, state=plan.state_bytes)
     for kind, size in planned.items():
         off = abs(out.memory[kind] - size)
         notes.check(f"{case}: {kind} off the dry run's, bytes", off, most=0)
         notes.measure(case, f"{kind}, planned", size / 1e9, "GB")
         notes.measure(case, f"{kind}, measured", out.memory[kind] / 1e9, "GB")
-    shape = dryrun.shape_of(gpt, sizes.seq_len, sizes.loss_chunk)
+    shape = dry_run.shape_of(gpt, sizes.seq_len, sizes.loss_chunk)
     estimate = shape.working_bytes(trainer.microbatch)
     notes.measure(case, "activations and logits, planned", estimate / 1e9, "GB")
     if setting.device.type == "cuda":  # elsewhere the peak is that of the whole process

@@ -1,0 +1,1 @@
+"""From rows to knowledge: statistics, tables, the report, charts. Never imports torch."""

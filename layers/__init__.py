@@ -1,0 +1,1 @@
+"""The layers of a GPT: the configuration, attention variants, norms, rotary embedding."""

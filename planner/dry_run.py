@@ -1,0 +1,226 @@
+"""The plan of a race, printed without a GPU and without data.
+
+    python speedrun.py adamw muon --track gpt2 --dry-run
+    python speedrun.py muon --track xl --dry-run --gpu b200 --mfu 0.4 --price-per-hour 4
+    python speedrun.py adamw muon --track gpt2 --dry-run --csv planner/gpt2.csv
+
+The model, its table of roles, the recipes and their update rules are the real ones, on tensors
+without storage or, where a rule needs numbers, on random ones, a shape at a time. So bytes of
+parameters, gradients and state are those that a run's row would hold, and the optimizer's FLOPs are
+counted while it steps, averaged from one refresh of a preconditioner to the next. A rule that
+refreshes ever less often, as kron does, counts as at its start. Time takes all FLOPs at one MFU,
+which decompositions stay far below. The arithmetic is planner/'s.
+"""
+
+import argparse
+import csv
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import engines
+import optim
+from analysis.table import aligned
+from engines.single import tensors_in
+from errors import UserError
+from model import GPT
+from optim.entrants import Entrant
+from planner import corpora, decompositions, race
+from planner.hardware import Machine
+from planner.memory import Shape
+from runtime import command_line
+
+DECOMPOSITIONS = {  # for torch's counter, which hands over shapes
+    torch.ops.aten._linalg_eigh: lambda A, *_, **__: decompositions.eigh(A),
+    torch.ops.aten.linalg_qr: lambda A, *_, **__: decompositions.qr(A),
+    torch.ops.aten.linalg_solve_triangular: (
+        lambda A, B, out_shape, **_: decompositions.solve_triangular(out_shape, A[-1])
+    ),
+}
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of the plan."""
+    parser.add_argument("--dry-run", action="store_true", help="print the plan, train nothing")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write the plan's table there too")
+    command_line.add(parser, Machine, "what --dry-run plans for")
+
+
+def place(gpt: GPT, entrant: Entrant) -> tuple[engines.Engine, list[optim.Group]]:
+    """An entrant's optimizers for a model on the meta device, and the plan they were built from.
+
+    Matrix products are in bfloat16. Raises UserError if the entrant's options make no plan.
+    """
+    engine = engines.make("single", torch.device("meta"))
+    engine.wrap(gpt)
+    try:
+        groups = optim.plan(engine.roles(), entrant.recipe, entrant.recipe_settings, torch.bfloat16)
+        gpt.check_clip(optim.qk_clip(groups))
+        for group in groups:
+            if "fused" in group.options:
+                group.options["fused"] = False  # that kernel has no meta version; the state is same
+        engine.optimizers(groups)
+    except (ValueError, ArithmeticError) as error:
+        raise UserError(f"{entrant.label}: {error}") from None
+    return engine, groups
+
+
+@dataclass(frozen=True)
+class Share:
+    """What an update rule holds and does for one parameter."""
+
+    state_bytes: int
+    flops: float  # of a step, on average
+
+
+def shares(group: optim.Group, label: str) -> list[Share]:
+    """The share of each parameter of a group, in its order; `label` names the entrant.
+
+    One pair of parameters is stepped for each shape: the first of a group may hold what all share.
+    That is exact for rules that treat parameters apart, or those of a shape as a batch. It is on
+    the meta device or, where the rule needs numbers, on random ones on the CPU. Raises UserError
+    if the rule fails on them too.
+    """
+    pairs: dict[Any, list[Share]] = {}
+    found = []
+    for number, row in enumerate(group.params):
+        key = row.param.shape, row.param.dtype
+        if key not in pairs:
+            pairs[key] = _pair(group, row.param, label)
+        found.append(pairs[key][0 if number == 0 else 1])
+    return found
+
+
+def _pair(group: optim.Group, like: torch.Tensor, label: str) -> list[Share]:
+    """The shares of two parameters that are `like` one, the first of a group and another."""
+    with torch.random.fork_rng(devices=[]), torch.compiler.set_stance("force_eager"):
+        try:
+            first, other = _step(group, like, "meta")
+            if first.state_bytes >= other.state_bytes:
+                return [first, other]
+            # The rule tells parameters apart by their addresses, which are all 0 there.
+        except Exception:  # whatever a stranger's class raises where there are no numbers
+            pass
+        try:
+            return _step(group, like, "cpu")
+        except Exception as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise UserError(
+                f"{label}: {group.rule.__name__} steps neither without numbers nor on random ones "
+                f"({reason}), so it cannot be planned; mend its options or leave it out"
+            ) from error
+
+
+def _step(group: optim.Group, like: torch.Tensor, device: str) -> list[Share]:
+    """What two parameters like one hold and cost that are alone under the group's rule.
+
+    FLOPs are averaged over the steps from one refresh of a preconditioner to the next, after as
+    many that are left out: those make the state, and some rules refresh in each of them.
+    """
+    from torch.utils.flop_counter import FlopCounterMode  # imports Triton, where there is one
+
+    params = [nn.Parameter(torch.randn_like(like, device=device)) for _ in range(2)]
+    optimizer = group.rule(params, **group.options)
+    period = optimizer.param_groups[0].get("precondition_frequency", 1)
+    counter = FlopCounterMode(display=False, custom_mapping=DECOMPOSITIONS)
+    for measured in (nullcontext(), counter):
+        with measured:
+            for _ in range(period):
+                for p in params:
+                    p.grad = torch.randn_like(p)
+                optimizer.step()
+    flops = counter.get_total_flops() / period / len(params)
+    sizes = [sum(t.nbytes for t in tensors_in(optimizer.state[p])) for p in params]
+    return [Share(size, flops) for size in sizes]
+
+
+def measure(gpt: GPT, entrant: Entrant, validations: int) -> race.Entrant:
+    """What an optimizer holds and does for a model on the meta device.
+
+    Matrix products are in bfloat16. Raises UserError if the entrant's options make no plan, or one
+    of its rules cannot step.
+    """
+    engine, groups = place(gpt, entrant)
+    param_bytes = engine.state_bytes()["params"]
+    found = [share for group in groups for share in shares(group, entrant.label)]
+    counts: dict[tuple[str, str], int] = {}
+    for group in groups:
+        for row in group.params:
+            key = (row.role, group.rule.__name__)
+            counts[key] = counts.get(key, 0) + row.param.numel()
+    return race.Entrant(
+        label=entrant.label,
+        steps=entrant.settings["steps"],
+        validations=validations,
+        parameters=tuple((role, rule, count) for (role, rule), count in sorted(counts.items())),
+        param_bytes=param_bytes,
+        grad_bytes=param_bytes,  # a gradient is like its parameter
+        state_bytes=sum(share.state_bytes for share in found),
+        optimizer_flops=sum(share.flops for share in found),
+    )
+
+
+def shape_of(gpt: GPT, seq_len: int, loss_chunk: int) -> Shape:
+    """What decides the activations of a model, on the meta device or not, that is trained.
+
+    seq_len: tokens of a sequence. loss_chunk: tokens whose logits are in memory at once; 0: all.
+    """
+    config = gpt.config
+    weights = sum(row.param.numel() for row in gpt.roles() if row.role in ("matrix", "head"))
+    return Shape(
+        n_layer=config.n_layer,
+        n_embd=config.n_embd,
+        n_head=config.n_head,
+        mlp_ratio=config.mlp_ratio,
+        seq_len=seq_len,
+        table_rows=config.table_rows,
+        product_weights=weights,
+        residual_bytes=gpt.embed.weight.element_size(),
+        loss_chunk=loss_chunk,
+    )
+
+
+def conduct(
+    track: Any, entrants: Sequence[Entrant], loss_chunk: int, arguments: argparse.Namespace
+) -> None:
+    """Print the plan of a race on a `speedrun.Track`, as the flags of the plan ask.
+
+    loss_chunk: tokens whose logits are in memory at once; 0: all.
+    """
+    machine = Machine(**command_line.given(arguments, Machine))
+    corpus = corpora.corpus(track.dataset)
+    config = track.config(corpus.vocab_size)
+    with torch.device("meta"):
+        gpt = GPT(config)
+    task = race.Task(
+        track=track.name,
+        corpus=corpus,
+        shuffle=track.shuffle,
+        batch_tokens=track.batch_tokens,
+        val_tokens=track.val_tokens,
+        shape=shape_of(gpt, track.seq_len, loss_chunk),
+        model_flops=gpt.flops_per_token(track.seq_len),
+    )
+    columns = []
+    for entrant in entrants:
+        steps = entrant.settings["steps"]
+        validations = sum(track.validates(step, steps) for step in range(1, steps + 1))
+        columns.append(measure(gpt, entrant, validations))
+    table = race.table(task, columns, machine)
+    if arguments.csv:
+        write(arguments.csv, table)
+    print(aligned(table), race.total(task, columns, machine, arguments.seeds), sep="\n\n")
+
+
+def write(path: Path, table: Sequence[Sequence[str]]) -> None:
+    """The table as CSV. Raises UserError if it cannot be written."""
+    try:
+        with path.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file, lineterminator="\n").writerows(table)
+    except OSError as error:
+        raise UserError(f"--csv {path}: {error.strerror}; choose another file") from error

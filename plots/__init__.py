@@ -1,1 +1,0 @@
-"""Charts of a race, from the CSVs alone. Never imports torch."""

@@ -1,1 +1,0 @@
-"""Records of runs: their schema, storage, statistics and verification. Never imports torch."""

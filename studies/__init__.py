@@ -1,0 +1,1 @@
+"""Experiments above the trainer: the tuner, and races at other scales."""

@@ -1,0 +1,186 @@
+"""AdamW against Muon at three batch sizes and three widths of the tiny track.
+
+    python -m studies.scale                 # all points; an interrupted one goes on
+    python -m studies.scale --seeds 3 --shard 1/2    # part 1 of 2 of the points
+
+At every point the tuned settings of `tiny` are transferred by `transfer`, re-checked by trials of
+the matrices' learning rate around it at Muon's horizon (stage "transfer"), and raced: Muon at that
+horizon, AdamW at several around it, each to the end of its schedule. `analysis.scale` reads the
+races and says what they amount to. Losses alone count, so the runs may share the machine.
+"""
+
+import argparse
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from analysis import scale
+from analysis.scale import CHALLENGER
+from analysis.table import BASELINE
+from errors import UserError
+from optim.entrants import Entrant, entrant_options, tuned_settings
+from runtime import provenance
+from speedrun import TRACKS, Options, Schedule, Track, Trainer, enter, race
+from studies import tune
+from tracking import store
+from tracking.schema import ScalePoint
+
+RECIPES = (BASELINE, CHALLENGER)
+BASE_WIDTH, BASE_BATCH = 128, TRACKS["tiny"].batch_tokens  # where the settings were tuned
+HORIZONS = (0.75, 1.0, 1.4, 2.0)  # AdamW's, times Muon's
+FACTORS = (0.5, 0.71, 1.0, 1.41, 2.0)  # times the transferred learning rate of the matrices
+NEVER = 1_000_000  # steps between validations: a run is validated at its end alone
+
+
+class Point(NamedTuple):
+    """Where a race is run."""
+
+    width: int  # channels
+    batch_tokens: int  # tokens of one step
+
+
+POINTS = (
+    Point(BASE_WIDTH, BASE_BATCH),
+    Point(BASE_WIDTH, BASE_BATCH // 2),
+    Point(BASE_WIDTH, BASE_BATCH * 2),
+    Point(BASE_WIDTH // 2, BASE_BATCH),
+    Point(BASE_WIDTH * 2, BASE_BATCH),
+)
+
+
+def transfer(
+    recipe: str, settings: Mapping[str, Any], wider: float, larger: float
+) -> tune.Settings:
+    """Tuned settings at another width and batch size; the horizon keeps the tokens of a run.
+
+    wider, larger: the width and the batch over those that the settings were tuned at.
+
+    Batch: every learning rate grows with the square root of the batch, as for any rule whose
+    updates are normalised (Malladi et al. 2205.10287), and so does weight decay, so that over the
+    same tokens the weights are averaged over the same share of them (Wang & Aitchison 2405.13698).
+
+    Width: AdamW's lr of hidden matrices and of the head goes with 1 / width (muP, Yang et al.
+    2203.03466, table 8); Muon's lr is the spectral norm of its update (its scale depends on the
+    shape's proportions alone), which does not depend on width (Yang et al. 2310.17813); embedding
+    and vectors keep theirs. lr times weight decay of the matrices goes with 1 / width (Qiu et al.
+    2512.05620): so AdamW's weight decay stays, and Muon's goes with 1 / width.
+    """
+    scaled = dict(settings)
+    for name, value in settings.items():
+        if name == "lr" or name.endswith("_lr") or name == "weight_decay":
+            scaled[name] = value * math.sqrt(larger)
+    scaled["head_lr"] /= wider
+    scaled["lr" if recipe == BASELINE else "weight_decay"] /= wider
+    scaled["steps"] = round(settings["steps"] / larger)
+    return {
+        name: float(f"{value:.3g}") if isinstance(value, float) else value
+        for name, value in scaled.items()
+    }
+
+
+def tuned(recipe: str) -> tune.Settings:
+    """The committed settings of a recipe on tiny. Raises UserError."""
+    settings = tuned_settings("tiny", recipe)
+    missing = [name for name in ("lr", "head_lr", "weight_decay", "steps") if name not in settings]
+    if missing:
+        raise UserError(
+            f"optim/tuned.toml: [tiny.{recipe}] has no {', '.join(missing)}; "
+            f"run: python speedrun.py tune {recipe}"
+        )
+    return settings
+
+
+def spelled(recipe: str, settings: Mapping[str, Any]) -> str:
+    """The entrant with these settings, as typed."""
+    return f"{recipe}:{','.join(f'{key}={value}' for key, value in settings.items())}"
+
+
+def recheck(trainer: Trainer, recipe: str, settings: tune.Settings) -> tune.Settings:
+    """The transferred settings with the best of FACTORS times their lr, by one trial each."""
+    around = {
+        index: settings | {"lr": float(f"{settings['lr'] * factor:.3g}")}
+        for index, factor in enumerate(FACTORS)
+    }
+    options = entrant_options(recipe, Schedule)
+    plan = tune.Plan(len(around), tune.Shard(), tune.STAGES[-1])
+    study = tune.Study(trainer, recipe, options, partial(enter, track="tiny"), plan, fixed={})
+    best = min(study.at_horizon("transfer", around), key=tune.loss_of)
+    if best.final_loss is None:
+        raise UserError(f"{recipe}: every trial of {settings} diverged; see studies.scale.transfer")
+    if best.trial in (0, len(FACTORS) - 1):
+        print(f"{recipe}: warning: the best lr is {FACTORS[best.trial]} times the transferred one")
+    return around[best.trial]
+
+
+def conduct(
+    base: Track, point: Point, settings: Mapping[str, tune.Settings], options: Options, seeds: int
+) -> None:
+    """Re-check and race one point, as far as it is not done; then write its row.
+
+    base: the track whose batch and width are replaced. settings: those tuned there, by recipe.
+    """
+    width = base.width or BASE_WIDTH
+    wider, larger = point.width / width, point.batch_tokens / base.batch_tokens
+    moved = {r: transfer(r, settings[r], wider, larger) for r in RECIPES}
+    steps = moved[CHALLENGER]["steps"]
+    track = replace(
+        base, name="custom", width=point.width, batch_tokens=point.batch_tokens,
+        val_every=NEVER, val_every_late=NEVER, search_steps=steps,
+    )  # fmt: skip
+    trainer, root = Trainer(track, options), Path(options.results)
+    best = {recipe: recheck(trainer, recipe, moved[recipe]) for recipe in RECIPES}
+    horizons = {BASELINE: [round(steps * h) for h in HORIZONS], CHALLENGER: [steps]}
+    entrants = [
+        enter(spelled(recipe, best[recipe] | {"steps": horizon}), "tiny")
+        for recipe in RECIPES
+        for horizon in horizons[recipe]
+    ]
+    race_id, done = _begun(trainer, entrants, point, root)
+    race(trainer, entrants, seeds, race_id, done)
+    row = ScalePoint(race_id, point.width, point.batch_tokens, steps)
+    if row not in store.read(root / "points.csv", ScalePoint):
+        store.append(root / "points.csv", row)
+
+
+def _begun(
+    trainer: Trainer, entrants: Sequence[Entrant], point: Point, root: Path
+) -> tuple[str, list[Any]]:
+    """The race's id, which follows from the program, and those of its runs that are finished."""
+    facts = provenance.provenance(trainer, entrants[0], 0, provenance.program())
+    race_id = f"scale-w{point.width}-b{point.batch_tokens}-{facts['source_hash'][:6]}"
+    if not any(run.race == race_id for run in store.read_runs(root)):
+        return race_id, []
+    return race_id, provenance.find_race(root, race_id, facts, trainer.track.target, entrants)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; its exit code: 0, 2 after a user's mistake, 130 after Ctrl-C."""
+    parser = argparse.ArgumentParser(prog="python -m studies.scale")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each entrant (default 3)")
+    parser.add_argument("--shard", default="1/1", metavar="I/N", help="part I of N of the points")
+    parser.add_argument("--results", default=f"results/{scale.SCALE}", help="folder")
+    given = parser.parse_args(arguments)
+    try:
+        if given.seeds < 1:
+            raise UserError(f"--seeds {given.seeds}: must be at least 1; run with --seeds 3")
+        shard, options = tune.read_shard(given.shard), Options(results=given.results)
+        store.ready(Path(given.results))
+        settings = {recipe: tuned(recipe) for recipe in RECIPES}
+        for point in (point for i, point in enumerate(POINTS) if shard.has(i)):
+            conduct(TRACKS["tiny"], point, settings, options, given.seeds)
+        print(scale.markdown(scale.measured(Path(given.results))))
+    except UserError as error:
+        print(f"studies.scale: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped; what is finished is recorded: the same command goes on", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,107 @@
+"""What a race shows while it runs: a progress bar with the time left, a table of the runs so far.
+
+On a terminal the display is drawn in place, with rich; elsewhere, and where rich is not installed,
+each validation is a line.
+"""
+
+import sys
+import time
+from collections.abc import Sequence
+from importlib.util import find_spec
+from types import TracebackType
+from typing import Any
+
+from tracking.schema import Run
+
+
+class Live:
+    """The display of a race of `total` runs, some of which may be there already (`done`).
+
+    A silent one shows nothing.
+    """
+
+    def __init__(self, total: int, done: Sequence[Run] = (), silent: bool = False) -> None:
+        self.total, self.runs, self.silent = total, list(done), silent
+        self._drawn: Any = None
+        self._label, self._begun, self._steps_left = "", 0.0, 0
+
+    def __enter__(self) -> "Live":
+        if sys.stdout.isatty() and not self.silent and find_spec("rich"):
+            from rich.live import Live as Drawn
+            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+            self._progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("step {task.completed}/{task.total}  {task.fields[loss]}"),
+                TimeRemainingColumn(),
+            )
+            self._task = self._progress.add_task("starting", total=None, loss="")
+            self._drawn = Drawn(get_renderable=self._draw, refresh_per_second=4)
+            self._drawn.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._drawn:
+            self._drawn.__exit__(kind, error, trace)
+
+    def start(self, label: str, seed: int, steps: int) -> None:
+        """A run begins; it warms up first."""
+        self._label = f"run {len(self.runs) + 1}/{self.total}  {label}  seed {seed}"
+        self._begun = 0.0
+        if self._drawn:
+            self._progress.reset(
+                self._task, total=steps, description=self._label, loss="warming up"
+            )
+        elif not self.silent:
+            print(f"{self._label}: {steps} steps", flush=True)
+
+    def watch(self, step: int, steps: int, train_loss: float, val_loss: float | None) -> None:
+        """A step is done, or validated."""
+        self._begun = self._begun or time.monotonic()
+        if self._drawn:
+            loss = f"train {train_loss:.3f}" if val_loss is None else f"val {val_loss:.4f}"
+            self._progress.update(self._task, completed=step, loss=loss)
+        elif val_loss is not None and not self.silent:
+            pace = (time.monotonic() - self._begun) / max(1, step - 1)
+            print(
+                f"  step {step:4d}/{steps}  train {train_loss:.4f}  val {val_loss:.4f}  "
+                f"{pace * (steps - step):3.0f} s left",
+                flush=True,
+            )
+
+    def finish(self, run: Run) -> None:
+        """A run is done and recorded."""
+        self.runs.append(run)
+        if not self._drawn and not self.silent:
+            print(
+                "  {2}: final loss {3}; to target: {4}; {5} ms/step".format(*_cells(run)),
+                flush=True,
+            )
+
+    def _draw(self) -> Any:
+        from rich.console import Group
+        from rich.table import Table
+
+        table = Table(box=None, pad_edge=False)
+        for heading in ("entrant", "seed", "outcome", "final loss", "to target", "ms/step"):
+            table.add_column(heading, justify="left" if heading == "entrant" else "right")
+        for run in self.runs:
+            table.add_row(*_cells(run))
+        return Group(table, self._progress) if self.runs else self._progress
+
+
+def _cells(run: Run) -> list[str]:
+    loss = "no loss" if run.final_loss is None else f"{run.final_loss:.4f}"
+    cost = (
+        f"{run.steps_to_target:.1f} steps, {run.seconds_to_target:.1f} s"
+        if run.steps_to_target is not None
+        else "-"
+    )
+    ms = 1e3 * run.train_seconds / max(1, run.steps)
+    return [run.label, str(run.seed), run.status, loss, cost, f"{ms:.0f}"]

@@ -1,0 +1,150 @@
+"""What a result is: every column of every CSV that this project writes, with type and unit.
+
+Nothing here reads or writes; `tracking.store` does. An optional column is an empty cell when it
+does not apply (a run that never met its target has no `steps_to_target`).
+"""
+
+from dataclasses import dataclass
+
+REACHED, MISSED, DIVERGED = "reached", "missed", "diverged"
+STATUSES = (REACHED, MISSED, DIVERGED)
+FINISHED = "finished"  # of a trial that has no target
+SWEEP = tuple(10 ** (k / 3) for k in range(-3, 4))  # times the tuned lr: the trials of a sweep
+# Columns that are the same in every run of a race, or its runs cannot be compared.
+COMMON = (
+    "track_hash", "data_hash", "source_hash", "target", "engine", "world_size",
+    "device", "threads", "dtype", "compiled", "torch",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What is needed to repeat a run, shared by races and tuning trials."""
+
+    started: str  # UTC, ISO 8601 with seconds
+    track: str  # name; "custom" when any of the track's values was overridden
+    track_hash: str  # of every value that the track freezes
+    label: str  # the entrant as it was typed: legend label
+    entrant: str  # the entrant with every option spelled out: name:key=value,...
+    seed: int
+    engine: str
+    world_size: int  # processes
+    device: str  # processor or GPU name
+    threads: int  # CPU threads of each process
+    dtype: str  # of activations and matrix products: float32, bfloat16
+    compiled: bool  # torch.compile was used
+    compile_note: str  # why not, when it was not
+    torch: str  # version
+    python: str  # version
+    commit: str  # git commit; empty outside a checkout
+    clean: bool  # the work tree had no uncommitted change
+    source_hash: str  # of the program's own files; the text is results/sources/<source_hash>.txt
+    data_hash: str  # of the manifest of the data
+
+
+@dataclass(frozen=True)
+class Run(Provenance):
+    """One row of runs.csv: one training run of a race."""
+
+    race: str  # the race it belongs to
+    run: str  # unique; the curve is curves/<run>.csv
+    status: str  # reached, missed or diverged
+    target: float  # validation loss, nats per token
+    steps_planned: int
+    steps: int  # done; fewer than planned only when diverged
+    tokens: int  # trained on
+    final_loss: float | None  # last validation loss, nats per token; empty if there was none
+    final_bits_per_byte: float | None
+    steps_to_target: float | None  # linear interpolation between the two validations around it
+    tokens_to_target: float | None
+    seconds_to_target: float | None  # on the training clock
+    train_seconds: float  # the training clock: every step, nothing else
+    data_seconds: float  # part of train_seconds: waiting for batches
+    forward_backward_seconds: float  # part of train_seconds
+    optimizer_seconds: float  # part of train_seconds
+    communication_seconds: float  # part of train_seconds that no computation hid
+    compile_seconds: float  # off the clock: compilation and warm-up
+    val_seconds: float  # off the clock: validation
+    param_count: int
+    param_bytes: int
+    grad_bytes: int
+    state_bytes: int  # optimizer state, by walking it
+    peak_memory_bytes: int  # of the GPU, or of the process where there is none
+    flops_per_step: float  # model FLOPs of one step, forward and backward
+    matmul_peak_flops: float  # FLOP/s of one large matrix product, measured in this process
+    mfu: float  # flops_per_step / step seconds / (world_size * matmul_peak_flops)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One row of curves/<run>.csv: one validation.
+
+    Rates and means cover the steps since the row before; `grad_norm` is that of the last step.
+    """
+
+    step: int
+    tokens: int
+    train_seconds: float
+    train_loss: float | None  # nats per token; empty before the first step
+    val_loss: float  # nats per token
+    lr: float  # of the hidden matrices, at the last step
+    grad_norm: float | None
+    step_ms: float | None
+    optimizer_ms: float | None
+    peak_memory_bytes: int
+
+
+@dataclass(frozen=True)
+class Logit:
+    """One row of logits/<run>.csv: the largest attention logit of one head in one training step.
+
+    Before the softmax, over the whole batch, with the weights before the step's update. With
+    QK-Clip every step has rows, without it the validated ones.
+    """
+
+    step: int
+    layer: int  # from 0
+    head: int  # from 0
+    max_logit: float
+
+
+@dataclass(frozen=True)
+class Trial(Provenance):
+    """One row of tuning.csv: one training run of the tuner."""
+
+    recipe: str  # name in the registry
+    stage: str  # search, refine, confirm, horizon or sweep, see tune; transfer, see studies.scale
+    trial: int  # index of the point
+    steps: int  # horizon of this run
+    status: str  # horizon: reached, missed or diverged; else finished or diverged
+    target: float | None  # of the horizon stage
+    final_loss: float | None  # nats per token; empty when diverged
+    train_seconds: float  # not comparable between trials: they may share the machine
+
+
+@dataclass(frozen=True)
+class ScalePoint:
+    """One row of scale/points.csv: one finished race of AdamW against Muon at another scale.
+
+    Its runs are in scale/runs.csv, the trials of its settings in scale/tuning.csv.
+    """
+
+    race: str
+    width: int  # channels
+    batch_tokens: int  # tokens of one step
+    steps: int  # Muon's horizon, and one of AdamW's
+
+
+@dataclass(frozen=True)
+class Published:
+    """One row of published/speedups.csv: what others report of Muon over AdamW."""
+
+    source: str
+    reference: str
+    basis: str  # steps, tokens, FLOPs or seconds
+    params_low: int  # the range of sizes that it is reported for
+    params_high: int
+    batch_tokens: int | None  # tokens of one step; empty where several or none are given
+    speedup_low: float
+    speedup_high: float
+    how: str  # stated, or "from its logs"

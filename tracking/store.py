@@ -1,0 +1,317 @@
+"""Reads and writes the result files; the only code that does.
+
+    results/runs.csv            a row a run           (schema.Run)
+    results/tuning.csv          a row a tuning trial  (schema.Trial)
+    results/curves/<run>.csv    a row a validation    (schema.Point)
+    results/logits/<run>.csv    a row a head and step (schema.Logit), where they were measured
+    results/sources/<hash>.txt  the program that made them
+
+A row is one line, written whole under a lock and synced, so a file survives a kill at any moment
+and several races at once. Reading is strict: a file that is not exactly what `schema` declares is
+refused with the line's number, because a guessed number is worse than none.
+"""
+
+import csv
+import errno
+import fcntl
+import hashlib
+import io
+import math
+import os
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from types import NoneType
+from typing import Any, TypeVar, get_args, get_type_hints
+
+from errors import UserError
+from tracking.schema import STATUSES, Logit, Point, Run, Trial
+
+T = TypeVar("T")
+ROOM = 16 << 20  # bytes: what a long race writes, several times over
+
+# int() and float() alone would also take "nan", "1_000" and " 1".
+INT = re.compile(r"-?\d+", re.ASCII)
+FLOAT = re.compile(r"-?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
+
+# ---- What one training run leaves --------------------------------------------------------------
+
+
+def ready(root: Path) -> None:
+    """Raises UserError now where results could not be written later. Creates the folder.
+
+    Reads what is there too: a file that this version cannot extend is refused before training.
+    """
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(root).free
+    except OSError as error:
+        raise UserError(
+            f"cannot use {root} for results: {error.strerror}; choose --results"
+        ) from error
+    if not os.access(root, os.W_OK):
+        raise UserError(f"cannot write to {root}; choose a folder of yours with --results")
+    if free < ROOM:
+        raise UserError(f"{root}: {free} bytes are free, a race needs {ROOM}; make room first")
+    read_runs(root)
+    read_trials(root)
+
+
+def record(
+    root: Path, run: Run, points: Sequence[Point], source: str, logits: Sequence[Logit] = ()
+) -> None:
+    """Writes a finished run: its source, its curve, its logits and, last, its row in runs.csv.
+
+    The row comes last, so that a row always has its curve and its source, whenever the process
+    dies. `source` is the `source_text` of the program. Raises UserError when the disk is full.
+    """
+    _write_source(root, run.source_hash, source)
+    write_whole(curve_path(root, run.run), _header(Point) + "".join(map(_line, points)))
+    if logits:
+        write_whole(logits_path(root, run.run), _header(Logit) + "".join(map(_line, logits)))
+    append(root / "runs.csv", run)
+
+
+def record_trial(root: Path, trial: Trial, source: str) -> None:
+    """Writes a finished tuning trial: its source and, last, its row in tuning.csv."""
+    _write_source(root, trial.source_hash, source)
+    append(root / "tuning.csv", trial)
+
+
+def read_runs(root: Path) -> list[Run]:
+    """The rows of runs.csv in the order they were written; none when there is no file yet."""
+    return read(root / "runs.csv", Run)
+
+
+def read_trials(root: Path) -> list[Trial]:
+    """The rows of tuning.csv in the order they were written; none when there is no file yet."""
+    return read(root / "tuning.csv", Trial)
+
+
+def read_curve(root: Path, run_id: str) -> list[Point]:
+    """The validations of one run, first to last. Raises UserError when the run has no curve."""
+    path = curve_path(root, run_id)
+    if not path.exists():
+        raise UserError(f"{path} is missing; every run has a curve: restore it or remove the run")
+    return read(path, Point)
+
+
+def read_logits(root: Path, run_id: str) -> list[Logit]:
+    """The largest attention logits of one run; none when they were not measured."""
+    return read(logits_path(root, run_id), Logit)
+
+
+def curve_path(root: Path, run_id: str) -> Path:
+    """Where the curve of a run is. Raises UserError when the id cannot be a file name."""
+    if not run_id or Path(run_id).name != run_id or run_id.startswith("."):
+        raise UserError(f"run id {run_id!r} must be a file name, as its curve is curves/<run>.csv")
+    return root / "curves" / f"{run_id}.csv"
+
+
+def logits_path(root: Path, run_id: str) -> Path:
+    """Where the attention logits of a run are, if they were measured."""
+    return root / "logits" / curve_path(root, run_id).name
+
+
+def source_path(root: Path, digest: str) -> Path:
+    """Where the program text with this hash is."""
+    return root / "sources" / f"{digest}.txt"
+
+
+def source_text(files: Mapping[str, str]) -> str:
+    """A program's files (name -> text) as one text, sorted by name.
+
+    The lengths make it unambiguous, whatever the files contain.
+    """
+    return "".join(
+        f"==== {name} ({len(text)} characters) ====\n{text}\n"
+        for name, text in sorted(files.items())
+    )
+
+
+def source_hash(source: str) -> str:
+    """First 16 hex digits of the SHA-256 of a source text: its name in results/sources."""
+    return hashlib.sha256(source.encode()).hexdigest()[:16]
+
+
+def _write_source(root: Path, digest: str, source: str) -> None:
+    assert digest == source_hash(source), "the row's source_hash is not that of its source"
+    path = source_path(root, digest)
+    if not path.exists():
+        write_whole(path, source)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file that is either there whole or not at all. Raises UserError."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise _cannot_write(path, error) from error
+
+
+def _cannot_write(path: Path, error: OSError) -> UserError:
+    return UserError(f"cannot write {path}: {error.strerror}; fix that, then go on with --resume")
+
+
+# ---- One CSV file ------------------------------------------------------------------------------
+
+
+def append(path: Path, row: Any) -> None:
+    """Adds one dataclass instance to a CSV file as one line, or leaves the file as it was.
+
+    Creates the file with its header. Cuts off a last line without its newline, which a kill or a
+    full disk left behind. Holds the file's lock meanwhile, so processes can append at once.
+    Raises UserError when the file has other columns or cannot be written, and ValueError when a
+    value is one that the reader would refuse: of another type, not finite, endlessly long.
+    """
+    line, header = _line(row), _header(type(row))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)  # until the descriptor is closed
+            content = os.pread(file, os.fstat(file).st_size, 0)
+            length = content.rfind(b"\n") + 1  # of the finished lines
+            if length and not content.startswith(header.encode()):
+                raise UserError(
+                    f"{path} line 1: not the columns of this version; move the file away and rerun"
+                )
+            _extend(file, length, line if length else header + line)
+        finally:
+            os.close(file)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+
+
+def _extend(file: int, length: int, text: str) -> None:
+    """Makes an open file its first `length` bytes and `text`; without `text` if that fails."""
+    os.ftruncate(file, length)
+    data = text.encode()
+    try:
+        if os.write(file, data) < len(data):  # the disk took a part of it and is full now
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.fsync(file)
+    except OSError:
+        os.ftruncate(file, length)
+        raise
+
+
+def read(path: Path, cls: type[T]) -> list[T]:
+    """The rows of a CSV file as instances of a dataclass; none when there is no file.
+
+    A last line without its newline was never finished and is left out. Everything else that `cls`
+    does not declare raises UserError with path and line: an unknown, missing or repeated column,
+    a wrong number of cells, a wrong type, a number that is not finite, an unknown status.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")[:-1]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; restore the file") from error
+    names: list[str] = []
+    rows: list[T] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            cells = next(csv.reader([line.decode()], strict=True), [])
+            if number == 1:
+                _check_columns(cells, cls)
+                names = cells
+            else:
+                rows.append(_row(names, cells, cls))
+        except (ValueError, csv.Error) as error:  # ValueError: bytes that are not UTF-8, too
+            raise UserError(
+                f"{path} line {number}: {error}; restore the file or remove what is wrong"
+            ) from error
+    return rows
+
+
+def _check_columns(names: list[str], cls: type) -> None:
+    declared = _columns(cls)
+    for name in names:
+        if name not in declared:
+            raise ValueError(f"unknown column {name!r}")
+        if names.count(name) > 1:
+            raise ValueError(f"column {name!r} is repeated")
+    for name in declared:
+        if name not in names:
+            raise ValueError(f"column {name!r} is missing")
+
+
+def _row(names: list[str], cells: list[str], cls: type[T]) -> T:
+    if len(cells) != len(names):
+        raise ValueError(f"{len(cells)} cells for {len(names)} columns")
+    columns = _columns(cls)
+    values = {}
+    for name, cell in zip(names, cells, strict=True):
+        try:
+            values[name] = _parse(cell, *columns[name])
+        except ValueError as error:
+            raise ValueError(f"{name} {error}") from None
+    if cls is Run and values["status"] not in STATUSES:
+        raise ValueError(f"status {values['status']!r} is not one of {', '.join(STATUSES)}")
+    return cls(**values)
+
+
+def _columns(cls: type) -> dict[str, tuple[type, bool]]:
+    """Every column's name, type and whether it may be empty, in the order of declaration."""
+    columns = {}
+    for name, hint in get_type_hints(cls).items():
+        kinds = [kind for kind in get_args(hint) or (hint,) if kind is not NoneType]
+        columns[name] = (kinds[0], NoneType in get_args(hint))
+    return columns
+
+
+def _parse(cell: str, kind: type, optional: bool) -> Any:
+    if optional and not cell:
+        return None
+    if kind is str:
+        return cell
+    if kind is bool and cell in ("true", "false"):
+        return cell == "true"
+    if kind is int and INT.fullmatch(cell):
+        return int(cell)
+    if kind is float and FLOAT.fullmatch(cell) and math.isfinite(float(cell)):
+        return float(cell)
+    raise ValueError(f"{cell!r} is not {'a finite float' if kind is float else kind.__name__}")
+
+
+def _format(value: Any, kind: type, optional: bool) -> str:
+    if optional and value is None:
+        return ""
+    if kind is str and isinstance(value, str):
+        if len(value) > csv.field_size_limit():
+            raise ValueError(f"has {len(value)} characters, more than csv can read back")
+        return " ".join(value.splitlines())  # a row is one line, or a torn one would look whole
+    if kind is bool and isinstance(value, bool):
+        return str(value).lower()
+    if kind is int and type(value) is int:
+        return str(value)
+    if kind is float and type(value) in (int, float) and math.isfinite(value):
+        return repr(float(value))
+    raise ValueError(f"{value!r} is not {'a finite float' if kind is float else kind.__name__}")
+
+
+def _line(row: Any) -> str:
+    text = io.StringIO()
+    cells = []
+    for name, (kind, optional) in _columns(type(row)).items():
+        try:
+            cells.append(_format(getattr(row, name), kind, optional))
+        except ValueError as error:
+            raise ValueError(f"{name} {error}") from None
+    csv.writer(text, lineterminator="\n").writerow(cells)
+    return text.getvalue()
+
+
+def _header(cls: type) -> str:
+    return ",".join(field.name for field in fields(cls)) + "\n"

@@ -1,0 +1,139 @@
+"""optim/tuned.toml: the settings that were found for each recipe on each track, and from where.
+
+    python -m tracking.tuned tiny    # the recipes that are tuned for a track, AdamW first
+
+A section `[track.recipe]` holds the recipe's options and, beside them, `steps` (the horizon) and
+either `trials` (indices of the tuner's trials) or `source` (where they were published); `missed`
+says that no horizon met the target. Read and written here alone.
+"""
+
+import argparse
+import json
+import sys
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from errors import UserError
+from tracking import store
+
+TUNED = Path(__file__).parents[1] / "optim" / "tuned.toml"
+
+# Tracks with the data, batch and target rule of another track: its settings are taken for recipes
+# that have none of their own there.
+SETTINGS_FALLBACK = {"tiny-gqa": "tiny", "tiny-mla": "tiny", "tiny-classic": "tiny"}
+
+HEADER = """\
+# Settings by track and recipe, written by the tuner: python -m studies.tune. `trials` are the
+# indices of the trials that they come from; those of the project are in results/records/, and
+# docs/comparison.md says how they were searched. `missed`: no horizon met the target, and `steps`
+# is the longest that was tried. `source` is the public log or pull request that they were
+# published in. Track 3 sums gradients over the 524,288 tokens of a batch, which are averaged here,
+# so its eps of 1e-10 is divided by that number: the updates are the same.
+"""
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """One section [track.recipe]: settings from trials or from a source."""
+
+    track: str
+    recipe: str
+    settings: dict[str, Any]  # options of the recipe and of the schedule, but for the horizon
+    steps: int  # the horizon
+    trials: tuple[int, ...] = ()  # indices of the trials they come from ...
+    source: str = ""  # ... or where they were published
+    missed: bool = False  # no horizon met the target; `steps` is the longest that was tried
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The settings and the horizon."""
+        return self.settings | {"steps": self.steps}
+
+
+def read(path: Path = TUNED) -> list[Tuned]:
+    """The sections in the order of the file; none when there is no file.
+
+    Raises UserError when it is not of that form.
+    """
+    if not path.exists():
+        return []
+    try:
+        return [
+            _section(track, recipe, section)
+            for track, recipes in tomllib.loads(path.read_text(encoding="utf-8")).items()
+            for recipe, section in recipes.items()
+        ]
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path}: {error}; it must have sections [track.recipe] with steps and trials, "
+            f"or a source in place of trials; git checkout {path}"
+        ) from error
+
+
+def _section(track: str, recipe: str, section: dict[str, Any]) -> Tuned:
+    if ("trials" in section) == ("source" in section):
+        raise ValueError(f"[{track}.{recipe}] has not just one of trials and source")
+    steps, trials = section.pop("steps"), tuple(section.pop("trials", ()))
+    source, missed = section.pop("source", ""), section.pop("missed", False)
+    if not isinstance(source, str):
+        raise TypeError(f"[{track}.{recipe}] has source {source}, which is no text")
+    return Tuned(track, recipe, section, steps, trials, source, bool(missed))
+
+
+def find(track: str, recipe: str, path: Path = TUNED) -> Tuned | None:
+    """The section of a recipe on a track, or else on its fallback; None if there is none."""
+    sections = {(section.track, section.recipe): section for section in read(path)}
+    found = (sections.get((name, recipe)) for name in fallback_tracks(track))
+    return next(filter(None, found), None)
+
+
+def recipes(track: str, path: Path = TUNED) -> list[str]:
+    """The recipes with settings on a track, AdamW first. Raises UserError if there are none."""
+    tracks = fallback_tracks(track)
+    having = {section.recipe for section in read(path) if section.track in tracks}
+    if not having:
+        raise UserError(
+            f"no recipe is tuned for {track}; run: make tune TRACK={track}, "
+            'or name the entrants: ENTRANTS="adamw muon"'
+        )
+    return sorted(having, key=lambda recipe: (recipe != "adamw", recipe))
+
+
+def fallback_tracks(track: str) -> tuple[str, ...]:
+    """Where the settings of a track are looked for, in this order."""
+    return (track, SETTINGS_FALLBACK[track]) if track in SETTINGS_FALLBACK else (track,)
+
+
+def write(section: Tuned, path: Path = TUNED) -> None:
+    """Put one section into the file, in place of the old one. Raises UserError."""
+    kept = [old for old in read(path) if (old.track, old.recipe) != (section.track, section.recipe)]
+    lines = [HEADER]
+    for each in sorted([*kept, section], key=lambda each: (each.track, each.recipe)):
+        is_bare = each.recipe.replace("-", "").replace("_", "").isalnum()
+        name = each.recipe if is_bare else json.dumps(each.recipe)  # lib:module.Class
+        about: dict[str, Any] = {"source": each.source} if each.source else {}
+        about |= {"trials": list(each.trials)} if each.trials else {}
+        about |= {"missed": True} if each.missed else {}
+        lines.append(f"[{each.track}.{name}]")
+        lines += [f"{key} = {json.dumps(value)}" for key, value in (each.options | about).items()]
+        lines.append("")
+    store.write_whole(path, "\n".join(lines))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; its exit code: 0, or 2 after a user's mistake."""
+    parser = argparse.ArgumentParser(prog="python -m tracking.tuned")
+    parser.add_argument("track", help="print the recipes that are tuned for it")
+    try:
+        print(*recipes(parser.parse_args(arguments).track))
+    except UserError as error:
+        print(f"tracking.tuned: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
