@@ -3,14 +3,12 @@
     python speedrun.py                                  # AdamW against Muon, on this machine
     python speedrun.py adamw muon:lr=0.05 --seeds 5     # an entrant is name[:key=value,...]
     python speedrun.py adamw muon --resume              # go on with a race that was stopped
-    python speedrun.py adamw muon --track gpt2 --dry-run    # what a race would take
-    python speedrun.py plan muon --track gpt2           # the rule of every parameter
-    python speedrun.py tune adamw muon --trials 32      # the search behind optim/tuned.toml
 
 Every decision that could change a reported number, except model math and update math, is read in
-this file: tracks, schedule, clock, validation, precision, warm-up, order of the runs. A race adds
-one row per run to results/runs.csv and one curve per run to results/curves/; `python -m
-analysis.report` reads them back.
+this file, from top to bottom: tracks, schedule, precision, the training step, validation, the order
+of the runs. A race adds a row per run to results/runs.csv and a curve per run to results/curves/.
+
+Shapes: B sequences of a process, T tokens.
 """
 
 import argparse
@@ -25,7 +23,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -34,24 +32,23 @@ import engines
 import optim
 from analysis import report, table
 from data import open_dataset
-from data.loader import Batches, val_batches
+from data.loader import Batches, ValBatches, val_batches
 from errors import UserError
 from layers.config import GPTConfig, preset
 from model import GPT
 from optim import Linear
-from optim.entrants import Entrant, assigned, entrant_options, parse
-from planner import assignment, dry_run
+from optim.entrants import Entrant, parse
 from runtime import command_line, machine, provenance
 from runtime.clock import Clock
+from runtime.command_line import flag, knob
 from runtime.feed import Feed
-from runtime.program import Passes
-from studies import tune
-from tracking import spelling, store, tuned
+from runtime.program import Program
+from tracking import resume, spelling, store
 from tracking.crossing import crossing
-from tracking.live import Live
-from tracking.schema import DIVERGED, MISSED, REACHED, Point, Run
+from tracking.live import Live, introduce
+from tracking.schema import DIVERGED, MISSED, REACHED, Logit, Point, Run
 
-# Reading a loss waits for the device, so on a GPU several steps are read together.
+# Reading a loss waits for the device, so on a GPU the losses of several steps are read together.
 READ_EVERY = {"cpu": 1, "cuda": 25}  # steps
 
 RULES = 1  # version of the protocol; results of different versions are not comparable
@@ -63,27 +60,28 @@ RULES = 1  # version of the protocol; results of different versions are not comp
 
 @dataclass(frozen=True)
 class Track:
-    """Everything that entrants of a race share. Change any of it and the track is "custom"."""
+    """Everything that the entrants of a race share. Change any of it and the track is "custom"."""
 
     name: str
-    dataset: str
-    model: str  # one of presets.PRESETS
-    width: int | None  # channels, instead of the preset's; heads keep their size
-    seq_len: int  # tokens
-    batch_tokens: int  # tokens of one step, all processes together
-    val_tokens: int  # the first targets of the validation shards
-    val_every: int  # steps between validations ...
-    val_every_late: int  # ... and in the last tenth of a run, where the target is crossed
-    target: float  # validation loss, nats per token
-    shuffle: bool  # windows in an order drawn from the seed; else the order of the stream
-    search_steps: int  # horizon of the tuner's trials, and of whoever has not been tuned
+    dataset: str = knob("data: sotu, fineweb or text:FOLDER")
+    model: str = knob("one of the presets in layers/config.py")
+    width: int | None = knob("channels, in place of the preset's; heads keep their size")
+    seq_len: int = knob("tokens of a sequence")
+    batch_tokens: int = knob("tokens of one step, all processes together")
+    val_tokens: int = knob("tokens of a validation: the first of the validation shards")
+    val_every: int = knob("steps between validations")
+    val_every_late: int = knob("steps between validations in the last tenth of a run")
+    target: float = knob("validation loss to reach, nats per token")
+    shuffle: bool = knob("sequences in an order drawn from the seed, not the stream's order")
+    search_steps: int = knob("steps of the tuner's trials, and of entrants that are not tuned")
 
     def __post_init__(self) -> None:
-        for knob in fields(self):
-            value, flag = getattr(self, knob.name), "--" + knob.name.replace("_", "-")
+        for each in fields(self):
+            value = getattr(self, each.name)
             if isinstance(value, int | float) and not (0 < value < math.inf or value is False):
                 raise UserError(
-                    f"{flag} {value}: must be above 0 and finite; leave it out for the track's own"
+                    f"{flag(each.name)} {value}: must be above 0 and finite; "
+                    "leave it out for the track's own"
                 )
 
     def config(self, vocab_size: int) -> GPTConfig:
@@ -96,10 +94,10 @@ class Track:
         Values at their declared default are left out, so that a new knob renames no old result.
         """
         frozen = {
-            knob.name: getattr(part, knob.name)
+            each.name: getattr(part, each.name)
             for part in (self.config(vocab_size=0), self)
-            for knob in fields(part)
-            if getattr(part, knob.name) != knob.default
+            for each in fields(part)
+            if getattr(part, each.name) != each.default
         }
         text = json.dumps(frozen | {"rules": RULES, "target": 0.0}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -134,7 +132,7 @@ TINY = Track(
     val_tokens=816 * 128,
     val_every=20,
     val_every_late=4,
-    target=3.68,  # a tuned AdamW; see tune.target_from
+    target=3.68,  # a tuned AdamW; see studies.tune.target_from
     shuffle=True,
     search_steps=70,
 )
@@ -200,28 +198,27 @@ def enter(text: str, track: str, steps: int | None = None) -> Entrant:
 class Options:
     """How the runs are run. Nothing here may change what is learned, but for rounding."""
 
-    engine: str = "auto"
-    dtype: str = "auto"  # auto, float32 or bfloat16
-    threads: int = 0  # CPU threads; 0: this process's share of the cores
-    compile: bool = True
-    cuda_graphs: bool = False  # replay forward and backward as one graph: for small models on a GPU
-    microbatch: int = 0  # sequences of a forward and backward pass; 0: as many as fit
-    loss_chunk: int = 8192  # tokens of a process whose logits are in memory at once; 0: all
-    ns_backend: str = "auto"  # of Newton-Schulz: auto (the fastest), plain, gram or triton
-    log_logits: bool = False  # the largest attention logits, at validations, off the clock
-    timeout: int = 300  # seconds without progress after which several processes give up
-    results: str = "results"  # folder
+    engine: str = knob("layout over processes: auto, single or ddp", "auto")
+    dtype: str = knob("precision of matrix products: auto, float32 or bfloat16", "auto")
+    threads: int = knob("CPU threads of a process; 0: its share of the cores", 0)
+    compile: bool = knob("compile the model with torch.compile", True)
+    cuda_graphs: bool = knob("replay passes as CUDA graphs; pays for small models on a GPU", False)
+    microbatch: int = knob("sequences of a forward and backward pass; 0: as many as fit", 0)
+    loss_chunk: int = knob("tokens whose logits are in memory at once; 0: all", 8192)
+    ns_backend: str = knob("Newton-Schulz: auto (fastest), plain, gram, triton-64, ...", "auto")
+    log_logits: bool = knob("record the largest attention logits at validations", False)
+    timeout: int = knob("seconds without progress until several processes give up", 300)
+    results: str = knob("folder of the rows and curves", "results")
 
     def __post_init__(self) -> None:
         for name, least in (("threads", 0), ("microbatch", 0), ("loss_chunk", 0), ("timeout", 1)):
-            if getattr(self, name) < least:
-                value = getattr(self, name)
-                flag = "--" + name.replace("_", "-")
-                raise UserError(f"{flag} {value}: must be {least} or more; or leave it out")
+            value = getattr(self, name)
+            if value < least:
+                raise UserError(f"{flag(name)} {value}: must be {least} or more; or leave it out")
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The precision of the matrix products.
+    """The precision of matrix products.
 
     "auto" takes bfloat16 where it is at least 1.5 times as fast as float32: where the processor
     has units for it. A CPU without them emulates it, a hundred times slower, hence the small
@@ -234,7 +231,7 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
         fast = speed[torch.bfloat16] > 1.5 * speed[torch.float32]
         return torch.bfloat16 if fast else torch.float32
     if name not in names:
-        raise UserError(f"dtype {name!r}: must be auto, float32 or bfloat16")
+        raise UserError(f"--dtype {name}: must be auto, float32 or bfloat16")
     return names[name]
 
 
@@ -250,75 +247,77 @@ class Outcome:
     compile_seconds: float = 0.0  # and the rest of the warm-up
     status: str = MISSED
     steps: int = 0
-    points: list[Point] = field(default_factory=list)
+    points: list[Point] = field(default_factory=list)  # its validations
     val_seconds: float = 0.0
     grad_norm: float = 0.0  # when last measured
-    logits: list[tuple[int, Tensor]] = field(default_factory=list)  # step, largest (n_layer H)
+    logits: list[Logit] = field(default_factory=list)
     memory: dict[str, int] = field(default_factory=dict)  # bytes of params, grads and state
 
 
 Watch = Callable[[int, int, float, float | None], None]  # step, steps, train_loss, val_loss
 
 
-class Trainer(Passes):
+class Trainer:
     """One model on one machine, trained anew for each entrant and seed.
 
-    The model object, and with it the compiled program, is shared by all runs; weights, optimizers
-    and their state are not.
+    The model object and its compiled program are shared by all runs; weights, optimizers and their
+    state are not.
     """
 
     def __init__(
         self, track: Track, options: Options, now: Callable[[], float] = time.perf_counter
     ) -> None:
-        self.track, self.options, self.device = track, options, machine.local_device()
+        self.track, self.options, self.now = track, options, now
+        self.device = machine.local_device()
         torch.set_num_threads(options.threads or machine.threads())
         self.data = open_dataset(track.dataset, val_tokens=track.val_tokens)
         self.engine = engines.make(options.engine, self.device, options.timeout)
         self.gpt = GPT(track.config(self.data.vocab_size), options.loss_chunk)
-        self.share: dict[str, int] = dict(  # of the data, for this process
-            seq_len=track.seq_len,
-            vocab_size=self.data.vocab_size,
-            rank=self.engine.rank,
-            world_size=self.engine.world_size,
-        )
-        batch_seqs = len(self.batches(seed=0).batch(0)[0])  # of this process
-        super().__init__(
+        self.program = Program(
             self.gpt,
             self.engine,
-            dtype=self.engine.share(choose_dtype(options.dtype, self.device)),
-            shape=(batch_seqs, track.seq_len),
+            dtype=self.engine.broadcast(choose_dtype(options.dtype, self.device)),
+            shape=self.train_batches(seed=0).shape,
             microbatch=options.microbatch,
             compiled=options.compile,
             cuda_graphs=options.cuda_graphs,
-            now=now,
         )
+        self.val_batches()  # refuses a number of tokens that does not divide
 
-    def divide_batch(self, microbatch: int) -> None:
-        """Validation goes through its tokens in microbatches too."""
-        super().divide_batch(microbatch)
-        tokens = self.track.val_tokens
-        self.val = val_batches(
-            self.data.val, val_tokens=tokens, batch_seqs=microbatch, **self.share
+    def train_batches(self, seed: int) -> Batches:
+        """This process's part of the batches of a run. Raises UserError if they do not divide."""
+        tokens, order = self.track.batch_tokens, seed if self.track.shuffle else None
+        return Batches(self.data.train, batch_tokens=tokens, shuffle_seed=order, **self._part())
+
+    def val_batches(self) -> ValBatches:
+        """This process's part of the validation tokens, a microbatch at a time: always the same."""
+        tokens, size = self.track.val_tokens, self.program.microbatch
+        return val_batches(self.data.val, val_tokens=tokens, batch_seqs=size, **self._part())
+
+    def _part(self) -> dict[str, int]:
+        return dict(
+            seq_len=self.track.seq_len,
+            vocab_size=self.data.vocab_size,
+            rank=self.engine.rank,
+            world_size=self.engine.world_size,
         )
 
     @cached_property
     def matmul_peak(self) -> float:
         """FLOP/s of a large matrix product on this machine, in the run's precision."""
         n = 8192 if self.device.type == "cuda" else 2048
-        return machine.matmul_flops(self.device, self.dtype, n, repeats=5)
+        return machine.matmul_flops(self.device, self.program.dtype, n, repeats=5)
 
-    def batches(self, seed: int) -> Batches:
-        """The training data of a run. Raises UserError if the batch does not divide."""
-        order = seed if self.track.shuffle else None
-        tokens = self.track.batch_tokens
-        return Batches(self.data.train, batch_tokens=tokens, shuffle_seed=order, **self.share)
+    def build(self, entrant: Entrant) -> list[optim.Group]:
+        """Give the engine the entrant's optimizers; the rule of each parameter.
 
-    def plan(self, entrant: Entrant) -> list[optim.Group]:
-        """The entrant's rule for each parameter. Raises UserError if its options make none."""
+        Raises UserError if the entrant's options make no plan.
+        """
         roles, settings = self.engine.roles(), entrant.recipe_settings
+        dtype, backend = self.program.dtype, self.options.ns_backend
         try:
-            plan = optim.plan(roles, entrant.recipe, settings, self.dtype, self.options.ns_backend)
-            self.engine.optimizers(plan)
+            plan = optim.plan(roles, entrant.recipe, settings, dtype, backend)
+            self.engine.build(plan)
             self.gpt.check_clip(optim.qk_clip(plan))
         except ValueError as error:
             raise UserError(f"{entrant.label}: {error}") from None
@@ -328,8 +327,8 @@ class Trainer(Passes):
 
     def check(self, entrant: Entrant) -> None:
         """Raise UserError now for what would stop this entrant's runs later."""
-        self.batches(seed=0).require(schedule_of(entrant).steps)
-        self.plan(entrant)
+        self.train_batches(seed=0).require(schedule_of(entrant).steps)
+        self.build(entrant)
 
     def run(
         self, entrant: Entrant, seed: int, watch: Watch | None = None, only_last: bool = False
@@ -339,98 +338,189 @@ class Trainer(Passes):
         `watch` is called off the clock. `only_last`: validate at the end alone.
         """
         schedule, track = schedule_of(entrant), self.track
-        self.gpt.init_weights(seed)
-        plan = self.plan(entrant)
-        self.optimizers, self.tau = self.engine.optimizers(plan), optim.qk_clip(plan)
-        matrix_lr = next(g.options["lr"] for g in plan if optim.pick(g.params, "matrix"))
-        machine.free_memory()
         exploded = 2 * math.log(self.data.vocab_size)  # twice the loss of a uniform guess
-        out = Outcome(Clock(self.now, self.device), compile_seconds=self.warm_up())
+
+        self.gpt.init_weights(seed)
+        plan = self.build(entrant)
+        tau = optim.qk_clip(plan)  # None: this entrant does not clip attention logits
+        matrix_lr = next(g.options["lr"] for g in plan if optim.pick(g.params, "matrix"))
+
+        machine.free_memory()
+        out, begun = Outcome(Clock(self.now, self.device)), self.now()
+        self.engine.mark = None  # the warm-up is on no clock
+        self.program.warm_up(tau)  # compiles, on dummy tokens; restores weights and state
+        out.compile_seconds = self.now() - begun
         self.engine.mark = out.clock.mark
         torch.manual_seed(seed)  # for rules that draw numbers
         machine.reset_peak_memory(self.device)
+
         unread: list[Tensor] = []  # losses that are still on the device
         losses: list[float] = []  # since the last validation
-        with Feed(self.batches(seed), schedule.steps, self.device) as feed:
+        with Feed(self.train_batches(seed), schedule.steps, self.device) as feed:
             for step in range(schedule.steps):
                 factor, out.steps = schedule.factor(step), step + 1
-                due = out.steps == schedule.steps or (
-                    track.validates(out.steps, schedule.steps) and not only_last
-                )
-                unread.append(self.step(feed, factor, out, measure=due))
+                last = out.steps == schedule.steps
+                due = last or (track.validates(out.steps, schedule.steps) and not only_last)
+                unread.append(self.step(feed, factor, tau, out, measure=due))  # the clock runs on
                 if not due and len(unread) < READ_EVERY[self.device.type]:
                     continue
-                out.clock.stop()
-                losses += [self.engine.mean(torch.stack(unread).mean())] * len(unread)
+
+                out.clock.stop()  # until the next step
+                losses += [self.engine.all_reduce_mean(torch.stack(unread).mean())] * len(unread)
                 unread = []
                 val_loss = self.validate(out) if due else None
-                if not (
-                    losses[-1] < exploded and (val_loss is None or val_loss < exploded)
-                ):  # or NaN
+                checked = losses[-1:] if val_loss is None else [losses[-1], val_loss]
+                if not all(loss < exploded for loss in checked):  # above it, or not a number
                     out.status = DIVERGED
                     break
                 if watch:
                     watch(out.steps, schedule.steps, losses[-1], val_loss)
                 if val_loss is not None:
-                    train_loss = statistics.fmean(losses)
-                    lr = matrix_lr * factor
-                    out.points.append(provenance.point_row(self, out, train_loss, val_loss, lr))
+                    mean, lr = statistics.fmean(losses), matrix_lr * factor
+                    out.points.append(self.validation_row(out, mean, val_loss, lr))
                     losses = []
         if out.status != DIVERGED and crossing(out.points, track.target):
             out.status = REACHED
         return out
 
-    def step(self, feed: Feed, factor: float, out: Outcome, measure: bool = False) -> Tensor:
-        """Step number out.steps; its training loss in this process, nats per token, unread.
+    def step(
+        self, feed: Feed, factor: float, tau: float | None, out: Outcome, measure: bool = False
+    ) -> Tensor:
+        """Training step number out.steps; its mean loss in this process, nats per token, unread.
 
-        It starts the clock and leaves it running. `measure`: note gradient norm and memory too,
-        off the clock, while there are gradients.
+        It starts the clock and leaves it running. `measure`: also note gradient norm and memory
+        while there are gradients, off the clock.
         """
         clock = out.clock
-        for group in (g for optimizer in self.optimizers for g in optimizer.param_groups):
-            group["lr"] = group["initial_lr"] * factor
+        self.engine.set_lr(factor)
         clock.start()
         with clock.part("data"):
-            inputs, targets = feed.next()
-        with clock.part("forward_backward"):
-            loss = self.forward_backward(inputs, targets)
-        for begin, end in self.engine.waits:
-            clock.spend("communication", begin, end, instead_of="forward_backward")
-        self.engine.waits.clear()
+            inputs, targets = feed.next()  # (B T) each
+        with clock.part("forward_backward"), self.gpt.measuring(tau is not None):
+            loss = torch.zeros((), device=self.device)
+            parts = self.program.microbatches(inputs, targets)
+            for number, part in enumerate(parts, start=1):
+                last = number == len(parts)  # then the engine averages gradients over processes
+                loss += self.program.backward(*part, of=targets.numel(), last=last)
+        for begin, end in self.engine.exposed_communication:
+            clock.add_interval("communication", begin, end, instead_of="forward_backward")
+        self.engine.exposed_communication.clear()
         if measure:
             clock.stop()
             out.grad_norm, out.memory = self.engine.grad_norm(), self.engine.state_bytes()
-            if self.options.log_logits and not self.tau:
+            if self.options.log_logits and tau is None:
                 self.measure_logits(inputs, targets)
-                self.note_logits(out)
+                self.reduce_max_logits(out)
             clock.start()
         with clock.part("optimizer"):
-            self.engine.step()
-        if self.tau:  # by the logits of this step's forward pass, as published
+            self.engine.step()  # updates the weights and clears the gradients
+        if tau is not None:  # QK-Clip, by the logits of this step's forward pass, as published
             with clock.part("communication"):
-                largest = self.note_logits(out)
+                largest = self.reduce_max_logits(out)
             with clock.part("optimizer"):
-                self.gpt.clip_qk(largest, self.tau)
+                self.gpt.clip_qk(largest, tau)
         return loss
-
-    def note_logits(self, out: Outcome) -> Tensor:
-        """The largest attention logits since the last call, of all processes: (n_layer H)."""
-        largest = self.engine.max(self.gpt.take_max_logits())
-        out.logits.append((out.steps, largest))
-        return largest
 
     @torch.no_grad()
     def validate(self, out: Outcome) -> float:
-        """The loss on the validation tokens, nats per token: the same ones every time."""
+        """The loss on the validation tokens, nats per token. The clock is stopped."""
         begun = self.now()
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         with self.engine.evaluation():
-            for batch in self.val:
-                total += self.loss(*self.to_device(*batch))
-        share = self.track.val_tokens / self.engine.world_size
-        loss = self.engine.mean(total / share)
+            for batch in self.val_batches():
+                total += self.program.loss(*self.program.to_device(*batch))
+        part = self.track.val_tokens / self.engine.world_size  # tokens of this process
+        loss = self.engine.all_reduce_mean(total / part)
         out.val_seconds += self.now() - begun
         return loss
+
+    @torch.no_grad()
+    def measure_logits(self, inputs: Tensor, targets: Tensor) -> None:
+        """A second forward pass that notes the attention logits of a batch (B T)."""
+        with self.gpt.measuring():
+            for part in self.program.microbatches(inputs, targets):
+                self.program.loss(*part)
+
+    def reduce_max_logits(self, out: Outcome) -> Tensor:
+        """The largest attention logits since the last call, of all processes: (n_layer H)."""
+        largest = self.engine.all_reduce_max(self.gpt.take_max_logits())
+        if largest.isfinite().all():  # a step that diverged has no rows
+            out.logits += [
+                Logit(out.steps, layer, head, float(f"{value:.6g}"))
+                for layer, heads in enumerate(largest.tolist())
+                for head, value in enumerate(heads)
+            ]
+        return largest
+
+    # ---- What a run writes down ------------------------------------------------------------------
+
+    def provenance(self, entrant: Entrant, seed: int, source: str) -> dict[str, Any]:
+        """The columns of tracking.schema.Provenance; source: the program's text."""
+        return dict(
+            track=self.track.name,
+            track_hash=self.track.hash(),
+            label=entrant.label,
+            entrant=entrant.canonical,
+            seed=seed,
+            engine=self.engine.name,
+            world_size=self.engine.world_size,
+            source_hash=store.source_hash(source),
+            data_hash=self.data.hash,
+            **provenance.facts(self.device, self.program.dtype, self.program.eager_reason),
+        )
+
+    def validation_row(self, out: Outcome, train_loss: float, val_loss: float, lr: float) -> Point:
+        """The row of curves/<run>.csv for the validation after step out.steps."""
+        since = out.steps - (out.points[-1].step if out.points else 0)
+        seconds = out.clock.read_interval()
+        return Point(
+            step=out.steps,
+            tokens=out.steps * self.track.batch_tokens,
+            train_seconds=out.clock.seconds,
+            train_loss=train_loss,
+            val_loss=val_loss,
+            lr=lr,
+            grad_norm=out.grad_norm,
+            step_ms=1e3 * seconds["all"] / since,
+            optimizer_ms=1e3 * seconds["optimizer"] / since,
+            peak_memory_bytes=machine.peak_memory(self.device),
+        )
+
+    def run_row(self, facts: dict[str, Any], race_id: str, steps: int, out: Outcome) -> Run:
+        """The row of runs.csv. facts: its `provenance`. steps: the schedule's."""
+        track, clock, engine = self.track, out.clock, self.engine
+        hit = crossing(out.points, track.target) if out.status == REACHED else None
+        loss = out.points[-1].val_loss if out.points else None
+        bits = None if loss is None else loss / math.log(2) / self.data.bytes_per_token
+        flops = self.gpt.flops_per_token(track.seq_len) * track.batch_tokens
+        peak = torch.tensor(machine.peak_memory(self.device), dtype=torch.float64)
+        return Run(
+            **facts,
+            race=race_id,
+            run=f"{race_id}-{spelling.file_name(facts['entrant'])}-s{facts['seed']}",
+            status=out.status,
+            target=track.target,
+            steps_planned=steps,
+            steps=out.steps,
+            tokens=out.steps * track.batch_tokens,
+            final_loss=loss,
+            final_bits_per_byte=bits,
+            steps_to_target=hit.step if hit else None,
+            tokens_to_target=hit.tokens if hit else None,
+            seconds_to_target=hit.seconds if hit else None,
+            train_seconds=clock.seconds,
+            **{f"{part}_seconds": seconds for part, seconds in clock.parts.items()},
+            compile_seconds=out.compile_seconds,
+            val_seconds=out.val_seconds,
+            param_count=sum(p.numel() for p in self.gpt.parameters()),
+            param_bytes=out.memory.get("params", 0),
+            grad_bytes=out.memory.get("grads", 0),
+            state_bytes=out.memory.get("state", 0),
+            peak_memory_bytes=int(engine.all_reduce_max(peak)),
+            flops_per_step=flops,
+            matmul_peak_flops=self.matmul_peak,
+            mfu=flops * out.steps / clock.seconds / self.matmul_peak / engine.world_size,
+        )
 
 
 # ---------------------------------------------------------------------------------------------
@@ -443,11 +533,11 @@ def race(
     """Run every entrant with every seed, but those `done`, and record each as it ends.
 
     Seeds outside, entrants inside, the order reversed every other seed, so that a machine that
-    drifts hits all alike.
+    drifts affects all entrants alike.
     """
-    source, root = provenance.program(), Path(trainer.options.results)
+    source, root = provenance.program_text(), Path(trainer.options.results)
     runs, finished = list(done), {(run.entrant, run.seed) for run in done}
-    first = trainer.engine.rank == 0  # the others say and write nothing
+    first = trainer.engine.rank == 0  # the other ranks print and write nothing
     with Live(total=seeds * len(entrants), done=done, silent=not first) as live:
         for seed in range(seeds):
             for entrant in entrants if seed % 2 == 0 else reversed(entrants):
@@ -455,22 +545,41 @@ def race(
                     continue
                 steps = schedule_of(entrant).steps
                 live.start(entrant.label, seed, steps)
-                facts = provenance.provenance(trainer, entrant, seed, source)
+                facts = trainer.provenance(entrant, seed, source)
                 out = trainer.run(entrant, seed, live.watch)
-                run = provenance.run_row(trainer, facts, race_id, steps, out)
+                run = trainer.run_row(facts, race_id, steps, out)
                 if first:
-                    store.record(root, run, out.points, source, provenance.logit_rows(out))
+                    store.record(root, run, out.points, source, out.logits)
                 runs.append(run)
                 live.finish(run)
     return runs
 
 
+def command_line_of(description: str | None, program: str) -> argparse.ArgumentParser:
+    """A parser with the flags of a track and of how it is run, for this command and others."""
+    parser = argparse.ArgumentParser(
+        prog=program,
+        description=description,
+        usage=f"{program} [ENTRANT ...] [options]",
+        formatter_class=command_line.HelpFormatter,
+    )
+    names = ", ".join(TRACKS)
+    parser.add_argument("--track", help=f"one of {names} (default: gpt2 with a GPU, else tiny)")
+    parser.add_argument(
+        "--steps", type=int, metavar="INT", help="horizon of every entrant; makes the track custom"
+    )
+    command_line.add(parser, Options, "how it runs")
+    note = "a quick look: change the track, which makes it custom"
+    command_line.add(parser, Track, note, default="the track's")
+    return parser
+
+
 def settle_track(arguments: argparse.Namespace) -> Track:
-    """The track, with what the command line overrides."""
+    """The track, with what the command line overrides. Raises UserError."""
     if arguments.track is None:
         arguments.track = "gpt2" if torch.cuda.is_available() else "tiny"
     if arguments.track not in TRACKS:
-        raise UserError(f"unknown track {arguments.track!r}: one of {', '.join(TRACKS)}")
+        raise UserError(f"--track {arguments.track}: must be one of {', '.join(TRACKS)}")
     track, overrides = TRACKS[arguments.track], command_line.given(arguments, Track)
     if overrides or arguments.steps is not None:
         track = replace(track, name="custom", **overrides)
@@ -478,8 +587,8 @@ def settle_track(arguments: argparse.Namespace) -> Track:
 
 
 def entrants_of(arguments: argparse.Namespace) -> list[Entrant]:
-    """The entrants that the command line names."""
-    words = arguments.words or ["adamw", "muon"]
+    """The entrants that the command line names. Raises UserError."""
+    words = arguments.entrants or ["adamw", "muon"]
     entrants = [enter(word, arguments.track, arguments.steps) for word in words]
     if len({entrant.canonical for entrant in entrants}) < len(entrants):
         raise UserError(f"{' '.join(words)}: an entrant is named twice; name each once")
@@ -488,91 +597,50 @@ def entrants_of(arguments: argparse.Namespace) -> list[Entrant]:
     return entrants
 
 
-def dry_run_main(track: Track, options: Options, arguments: argparse.Namespace) -> None:
-    """Say what the race would take; it needs neither data nor a GPU."""
-    dry_run.conduct(track, entrants_of(arguments), options.loss_chunk, arguments)
-
-
-def plan_main(track: Track, options: Options, arguments: argparse.Namespace) -> None:
-    """Show what each parameter gets; it needs neither data nor a GPU."""
-    arguments.words = arguments.words[1:]
-    assignment.conduct(track, entrants_of(arguments))
-
-
-def race_main(track: Track, options: Options, arguments: argparse.Namespace) -> None:
-    """Race, then say who won."""
+def conduct(arguments: argparse.Namespace) -> None:
+    """Race, then print the table and who won."""
+    options = Options(**command_line.given(arguments, Options))
+    track, root = settle_track(arguments), Path(options.results)
+    store.ready(root)
     entrants = entrants_of(arguments)
     trainer = Trainer(track, options)
     first = trainer.engine.rank == 0
     for entrant in entrants:
         trainer.check(entrant)
-        if first:
-            print(f"{entrant.label}: {entrant.origin}\n    {entrant.canonical}")
-    race_id, done = trainer.engine.share(
-        provenance.open_race(trainer, entrants, arguments.resume) if first else None
-    )
+    if first:
+        print(introduce(entrants))
+        facts = trainer.provenance(entrants[0], 0, provenance.program_text())
+        spellings, expected = [e.canonical for e in entrants], facts | {"target": track.target}
+        opened = resume.open_race(root, spellings, arguments.resume, expected)
+    race_id, done = trainer.engine.broadcast(opened if first else None)
     try:
         race(trainer, entrants, arguments.seeds, race_id, done)
     finally:
         if first:
-            runs = [run for run in store.read_runs(Path(options.results)) if run.race == race_id]
+            runs = [run for run in store.read_runs(root) if run.race == race_id]
             print("", table.text(table.summarise(runs)), *report.sentences(runs), sep="\n")
     trainer.engine.close()
 
 
-def tune_main(track: Track, options: Options, arguments: argparse.Namespace) -> None:
-    """Tune each recipe, as far as --stage and the other shards allow."""
-    words = arguments.words[1:] or ["adamw", "muon"]
-    plan = tune.Plan(arguments.trials, tune.read_shard(arguments.shard), arguments.stage)
-    recipes = [spelling.recipe_of(word) for word in words]
-    if len(set(recipes)) < len(recipes):
-        raise UserError(f"tune {' '.join(words)}: a recipe is named twice; name each once")
-    knobs = [entrant_options(recipe, Schedule) for recipe in recipes]
-    fixed = [assigned(word, known) for word, known in zip(words, knobs, strict=True)]
-    trainer = Trainer(track, options)
-    if trainer.engine.world_size > 1:
-        raise UserError("tune: runs in one process; share the trials with --shard instead")
-    settle = partial(enter, track=arguments.track)
-    for recipe, known, given in zip(recipes, knobs, fixed, strict=True):
-        tune.conduct(tune.Study(trainer, recipe, known, settle, plan, given), tuned.TUNED)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; its exit code: 0, 2 after a user's mistake, 130 after Ctrl-C."""
-    parser = command_line.command_line(__doc__, TRACKS, Options, Track)
-    tune.add_flags(parser)
-    dry_run.add_flags(parser)
-    arguments = parser.parse_args(argv)
-    command = dry_run_main if arguments.dry_run else race_main
-    command = {"tune": tune_main, "plan": plan_main}.get("".join(arguments.words[:1]), command)
+    parser = command_line_of(__doc__, "speedrun.py")
+    parser.add_argument("entrants", nargs="*", metavar="ENTRANT", help="default: adamw muon")
+    parser.add_argument(
+        "--seeds", type=int, default=3, metavar="INT", help="runs of each entrant (default: 3)"
+    )
+    parser.add_argument(
+        "--resume", nargs="?", const="", metavar="RACE", help="go on with a race (the newest)"
+    )
+    arguments, left = parser.parse_args(argv), "what is finished is recorded: go on with --resume"
     try:
-        if arguments.dry_run and command is not dry_run_main:
-            raise UserError(f"--dry-run {arguments.words[0]}: plans a race; name entrants alone")
-        options = Options(**command_line.given(arguments, Options))
-        track = settle_track(arguments)
-        if command in (race_main, tune_main):
-            store.ready(Path(options.results))
-        command(track, options, arguments)
-    except UserError as error:
-        if os.environ.get("RANK", "0") != "0":
-            time.sleep(2)  # torchrun ends this process once the first has said the same
-        print(f"speedrun.py: {error}", file=sys.stderr)
-        return 2
+        return command_line.run("speedrun.py", partial(conduct, arguments), left)
     except RuntimeError as error:
         if not engines.lost_contact(error):
             raise
-        print(
-            f"speedrun.py: rank {os.environ['RANK']} lost the others; torchrun names the rank "
-            f"that failed; what is finished is recorded: go on with --resume\n    {error}",
-            file=sys.stderr,
-        )
+        rank = f"speedrun.py: rank {os.environ['RANK']} lost the others"
+        print(f"{rank}; torchrun names the rank that failed; {left}\n    {error}", file=sys.stderr)
         return 1
-    except tune.Incomplete as left:
-        print(f"speedrun.py: {left}; run the command again without --shard when they are done")
-    except KeyboardInterrupt:
-        print("\nstopped; what is finished is recorded: go on with --resume", file=sys.stderr)
-        return 130
-    return 0
 
 
 if __name__ == "__main__":

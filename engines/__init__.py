@@ -34,10 +34,10 @@ class Engine(Protocol):
     rank: int
     world_size: int
     mark: Callable[[], Any] | None
-    """Notes a moment on the trainer's clock; None: nobody wants to know."""
+    """Records a moment on the trainer's clock; None: no clock runs."""
     keep_grads: bool
-    """Whether gradients are cleared in place, as what replays a CUDA graph needs, not let go."""
-    waits: list[tuple[Any, Any]]
+    """Gradients are set to zero in place, as CUDA graphs need it, and not freed."""
+    exposed_communication: list[tuple[Any, Any]]
     """Begin and end of communication that no computation hid; the trainer empties it."""
 
     def wrap(self, model: nn.Module) -> nn.Module:
@@ -46,8 +46,11 @@ class Engine(Protocol):
     def roles(self) -> list[Any]:
         """The model's table of roles, with the parameters that this process updates."""
 
-    def optimizers(self, plan: Sequence[Plan]) -> list[torch.optim.Optimizer]:
-        """Build one optimizer per rule of the plan; their groups have an `initial_lr`."""
+    def build(self, plan: Sequence[Plan]) -> None:
+        """Build the optimizers of a plan, one per rule, in place of those before."""
+
+    def set_lr(self, factor: float) -> None:
+        """Set every learning rate to `factor` times the plan's."""
 
     def backward(self, loss: Tensor, last: bool) -> None:
         """Accumulate gradients; `last` marks the last microbatch of a step."""
@@ -56,20 +59,20 @@ class Engine(Protocol):
         """Update the parameters and clear the gradients."""
 
     def evaluation(self) -> AbstractContextManager[None]:
-        """Within it the weights are those that the optimizers would have evaluated.
+        """A context in which the weights are those that validation is to see.
 
-        A rule that trains other weights than it evaluates, such as a schedule-free one, has the
-        methods `eval` and `train`. Nothing of it is left afterwards.
+        Some rules train other weights than they evaluate, such as schedule-free ones, and have the
+        methods `eval` and `train`. Afterwards the weights are as before, to the bit.
         """
 
-    def mean(self, value: Tensor) -> float:
+    def all_reduce_mean(self, value: Tensor) -> float:
         """A scalar averaged over processes."""
 
-    def max(self, value: Tensor) -> Tensor:
-        """The largest of each number over processes, where the engine's device is."""
+    def all_reduce_max(self, value: Tensor) -> Tensor:
+        """The largest of each number over processes, on the engine's device."""
 
-    def share(self, value: Any) -> Any:
-        """The value that the first process has, on all of them."""
+    def broadcast(self, value: Any) -> Any:
+        """The first process's value, on every process."""
 
     def grad_norm(self) -> float:
         """L2 norm of the whole gradient."""
@@ -84,7 +87,7 @@ class Engine(Protocol):
         """Restore what `save` returned, and clear the gradients."""
 
     def close(self) -> None:
-        """Let go of the other processes."""
+        """Leave the process group."""
 
 
 def make(name: str, device: torch.device, timeout: float = 300) -> Engine:

@@ -1,8 +1,9 @@
-"""A watch over the processes of a run: when nothing moves any more, it says which rank is to blame.
+"""A watch over the processes of a run: it names the rank that hangs.
 
-A collective waits for ever for a rank that hangs, and reports only that it waited. Here every rank
-counts what it begins and publishes the count; when its own has stood still for too long, it looks
-who is behind, says so and ends the process, and torchrun ends or restarts the others.
+A collective waits for a rank that hangs, and then reports only that it waited. Here every rank
+counts the operations that it begins and publishes the count. When its own count has not risen for
+too long, it finds the ranks with the lowest count, prints them and ends its process; torchrun ends
+or restarts the other ranks.
 """
 
 import os
@@ -18,8 +19,8 @@ def store(name: str, timeout: timedelta, hosts: bool = False) -> dist.Store:
     """A connection to the rendezvous, with keys of this attempt alone.
 
     torchrun's store outlives a restart of the ranks. With the keys of the attempt before, a rank
-    may take an address for its neighbour's where nobody listens any more. hosts: this process is
-    the server, where torchrun is none.
+    might connect to the address of a process that has ended. hosts: this process is the server,
+    where torchrun does not run one.
     """
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     hosts = hosts and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
@@ -42,16 +43,16 @@ class Watch:
         threading.Thread(target=self._run, name="watch", daemon=True).start()
 
     def beat(self) -> None:
-        """Something begins."""
+        """Count an operation that begins."""
         self.count += 1
         self._moved = time.monotonic()
 
     def close(self) -> None:
-        """Watch no longer."""
+        """Stop watching."""
         self._done.set()
 
     def behind(self) -> list[int]:
-        """The ranks that have begun least; empty if all are equally far."""
+        """The ranks with the lowest count; empty if no rank is behind this one."""
         counts = {}
         for rank in range(self.world_size):
             key = str(rank)
@@ -65,7 +66,8 @@ class Watch:
             try:
                 self._store.set(str(self.rank), str(self.count))
                 still = time.monotonic() - self._moved
-                # Who is behind itself waits for nobody: it leaves the message to those that do.
+                # A rank that is itself behind waits twice as long, so that the ranks that it
+                # blocks report first.
                 patience = self.timeout if self.behind() else 2 * self.timeout
             except RuntimeError:  # the rendezvous is gone, and with it the run
                 return

@@ -39,7 +39,7 @@ class Engine(single.Engine):
         if cuda:
             torch.cuda.set_device(device)
         if not dist.is_initialized():
-            # The watch speaks first, because it can say who is to blame.
+            # The watch reports first, because it can name the rank that hangs.
             limit, rank = timedelta(seconds=4 * timeout), int(os.environ["RANK"])
             dist.init_process_group(
                 "nccl" if cuda else "gloo",
@@ -50,7 +50,8 @@ class Engine(single.Engine):
             )
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self._watch = Watch(self.rank, self.world_size, timeout)
-        self.waits: list[tuple[Any, Any]] = []
+        self.exposed_communication: list[tuple[Any, Any]] = []
+        self.optimizers: list[torch.optim.Optimizer] = []
         self._last = True
         self._computed: Any = None
 
@@ -66,9 +67,9 @@ class Engine(single.Engine):
                 gradient_as_bucket_view=True,
             )
         wrapped.register_comm_hook(None, self._reduce)
-        # The group outlives what reduces: whoever drops it last joins its threads. Python's own
-        # reference does so without the GIL, which a thread may need to let go of a tensor; the
-        # reducer holds it meanwhile, and both would wait for ever.
+        # Keep the process group alive longer than the reducer. Its last owner joins gloo's threads;
+        # the reducer would do that while it holds the GIL, which one of those threads needs to free
+        # a tensor: a deadlock.
         weakref.finalize(wrapped.reducer, lambda group: None, wrapped.process_group).atexit = False
         return wrapped
 
@@ -77,7 +78,7 @@ class Engine(single.Engine):
         self._last = last
         loss.backward()
         if last and self.mark:
-            self.waits.append((self._computed, self.mark()))
+            self.exposed_communication.append((self._computed, self.mark()))
 
     def _reduce(self, _: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
         """Average a bucket of gradients over the processes; leave those of early microbatches."""
@@ -97,19 +98,19 @@ class Engine(single.Engine):
         self._watch.beat()
         super().step()
 
-    def mean(self, value: Tensor) -> float:
+    def all_reduce_mean(self, value: Tensor) -> float:
         self._watch.beat()
         total = value.detach().clone()
         dist.all_reduce(total)
         return total.item() / self.world_size
 
-    def max(self, value: Tensor) -> Tensor:
+    def all_reduce_max(self, value: Tensor) -> Tensor:
         self._watch.beat()
         largest = value.detach().to(self.device, copy=True)
         dist.all_reduce(largest, dist.ReduceOp.MAX)
         return largest
 
-    def share(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         self._watch.beat()
         box = [value]
         dist.broadcast_object_list(box, src=0, device=self.device)

@@ -35,7 +35,8 @@ class Engine:
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
             raise UserError("engine single: is for one process; leave --engine out, or take ddp")
         self.device = device
-        self.waits: list[tuple[Any, Any]] = []
+        self.exposed_communication: list[tuple[Any, Any]] = []
+        self.optimizers: list[torch.optim.Optimizer] = []
 
     def wrap(self, model: nn.Module) -> nn.Module:
         self.model = model.to(self.device)
@@ -45,36 +46,41 @@ class Engine:
         rows: list[Any] = self.model.roles()  # type: ignore[operator]
         return rows
 
-    def optimizers(self, plan: Sequence[Plan]) -> list[torch.optim.Optimizer]:
+    def build(self, plan: Sequence[Plan]) -> None:
         """One optimizer per rule, so that a rule may batch over all its groups.
 
-        Each group's options go through the rule's constructor, which refuses what makes no sense.
+        Each group's options go through the rule's constructor, which refuses wrong ones.
         """
         by_rule: dict[Callable[..., torch.optim.Optimizer], torch.optim.Optimizer] = {}
         for group in plan:
             built = group.rule([row.param for row in group.params], **group.options)
-            # The key of torch's schedulers: libraries have other uses for other names.
+            # torch's schedulers use this key too; libraries use other names for other things.
             built.param_groups[0]["initial_lr"] = group.options["lr"]
             if group.rule in by_rule:
                 by_rule[group.rule].add_param_group(built.param_groups[0])
             else:
                 by_rule[group.rule] = built
-        self._optimizers = list(by_rule.values())
-        return self._optimizers
+        self.optimizers = list(by_rule.values())
+
+    def set_lr(self, factor: float) -> None:
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * factor
 
     def backward(self, loss: Tensor, last: bool) -> None:
         loss.backward()
 
     def step(self) -> None:
-        for optimizer in self._optimizers:
+        for optimizer in self.optimizers:
             optimizer.step()
         self.model.zero_grad(set_to_none=not self.keep_grads)
 
     @contextmanager
     def evaluation(self) -> Iterator[None]:
-        switched: list[Any] = [each for each in self._optimizers if hasattr(each, "eval")]
+        switched: list[Any] = [each for each in self.optimizers if hasattr(each, "eval")]
         weights = [p for each in switched for group in each.param_groups for p in group["params"]]
-        trained = [p.detach().clone() for p in weights]  # the way back through `train` rounds
+        # optimizer.train() restores the weights only up to rounding; keep exact copies.
+        trained = [p.detach().clone() for p in weights]
         for optimizer in switched:
             optimizer.eval()
         try:
@@ -86,13 +92,13 @@ class Engine:
                 for p, value in zip(weights, trained, strict=True):
                     p.copy_(value)
 
-    def mean(self, value: Tensor) -> float:
+    def all_reduce_mean(self, value: Tensor) -> float:
         return value.item()
 
-    def max(self, value: Tensor) -> Tensor:
+    def all_reduce_max(self, value: Tensor) -> Tensor:
         return value
 
-    def share(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         return value
 
     def close(self) -> None:
@@ -106,7 +112,7 @@ class Engine:
         params = list(self.model.parameters())
         tensors: dict[str, list[Tensor]] = {"params": [*params]}
         tensors["grads"] = [p.grad for p in params if p.grad is not None]
-        states = (state for each in self._optimizers for state in each.state.values())
+        states = (state for each in self.optimizers for state in each.state.values())
         tensors["state"] = [value for state in states for value in tensors_in(state)]
         return {kind: sum(t.nbytes for t in found) for kind, found in tensors.items()}
 
@@ -114,16 +120,17 @@ class Engine:
         return deepcopy(
             {
                 "model": self.model.state_dict(),
-                "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
+                "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             }
         )
 
     def load(self, saved: dict[str, Any]) -> None:
         self.model.load_state_dict(saved["model"])
-        for optimizer, state in zip(self._optimizers, saved["optimizers"], strict=True):
-            state = deepcopy(state)  # it keeps what it is given ...
+        for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
+            state = deepcopy(state)  # load_state_dict keeps the tensors that it is given ...
             optimizer.load_state_dict(state)
             params = [p for group in optimizer.param_groups for p in group["params"]]
-            for index, held in state["state"].items():  # ... cast to the type of the parameter
+            # ... and casts them to the parameter's type: undo that.
+            for index, held in state["state"].items():
                 optimizer.state[params[index]] = held
         self.model.zero_grad(set_to_none=not self.keep_grads)

@@ -30,6 +30,8 @@ class Entrant:
     recipe: str
     settings: dict[str, Any]
     origin: str  # where the settings come from, for the user
+    defaults: Mapping[str, Any]  # of the recipe and of the schedule
+    tuned: Mapping[str, Any]  # what tuned.toml says of it on this track; empty if nothing
 
     @property
     def recipe_settings(self) -> dict[str, Any]:
@@ -41,6 +43,17 @@ class Entrant:
     def canonical(self) -> str:
         """The entrant with every option written out: two equal spellings train alike."""
         return spelling.spell(self.recipe, self.settings)
+
+    @property
+    def changed(self) -> dict[str, Any]:
+        """The options that differ from the recipe's defaults."""
+        return {k: v for k, v in self.settings.items() if v != self.defaults.get(k)}
+
+    @property
+    def copyable(self) -> str:
+        """The shortest spelling that gives this entrant again on its track."""
+        named = self.changed.keys() | self.tuned.keys()
+        return spelling.spell(self.recipe, {k: v for k, v in self.settings.items() if k in named})
 
 
 def entrant_options(recipe: str, schedule: Callable[..., Any]) -> dict[str, Option]:
@@ -84,7 +97,10 @@ def parse(
     settings |= assigned(text, known)
     if typed:
         origin += f", with {', '.join(filter(None, typed.split(',')))}"
-    return Entrant(text, name, settings | dict(fixed), origin)
+    declared = {key: option.default for key, option in known.items()}
+    return Entrant(
+        text, name, settings | dict(fixed), origin, declared, found.options if found else {}
+    )
 
 
 def assigned(text: str, known: Mapping[str, Option]) -> dict[str, Any]:

@@ -1,15 +1,14 @@
 """What each parameter gets: its rule, learning rate, weight decay and optimizer state.
 
-    python speedrun.py plan muon --track gpt2
+    python -m planner assignment muon --track gpt2
 
 Needs neither data nor a GPU: the model, its table of roles, the recipe and the rules are the real
 ones, on tensors without storage. Bytes of state are those of the dry run, counted after steps.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
 
 import torch
 
@@ -17,6 +16,7 @@ from analysis.table import aligned
 from model import GPT
 from optim.entrants import Entrant
 from planner import corpora, dry_run
+from speedrun import Track
 
 
 @dataclass(frozen=True)
@@ -94,11 +94,8 @@ def _total(name: str, table: Sequence[Row]) -> list[str]:
     return [name, f"{len(table)}", f"{count:,}", f"{size:,}", f"{size / count:.2f}"]
 
 
-def conduct(track: Any, entrants: Iterable[Entrant]) -> None:
-    """Print the assignment of each entrant on a `speedrun.Track`."""
+def table_of(track: Track, entrant: Entrant) -> str:
+    """The assignment of an entrant on a track, as text. Raises UserError."""
     with torch.device("meta"):
         gpt = GPT(track.config(corpora.corpus(track.dataset).vocab_size))
-    for entrant in entrants:
-        print(
-            f"{entrant.label}: {entrant.origin}", text(rows(gpt, entrant)), sep="\n\n", end="\n\n"
-        )
+    return text(rows(gpt, entrant))

@@ -1,18 +1,17 @@
-"""The plan of a race, printed without a GPU and without data.
+"""What a race would take, counted without a GPU and without data.
 
-    python speedrun.py adamw muon --track gpt2 --dry-run
-    python speedrun.py muon --track xl --dry-run --gpu b200 --mfu 0.4 --price-per-hour 4
-    python speedrun.py adamw muon --track gpt2 --dry-run --csv planner/gpt2.csv
+    python -m planner race adamw muon --track gpt2
+    python -m planner race muon --track xl --gpu b200 --mfu 0.4 --price-per-hour 4
+    python -m planner race adamw muon --track gpt2 --csv gpt2.csv
 
-The model, its table of roles, the recipes and their update rules are the real ones, on tensors
-without storage or, where a rule needs numbers, on random ones, a shape at a time. So bytes of
-parameters, gradients and state are those that a run's row would hold, and the optimizer's FLOPs are
-counted while it steps, averaged from one refresh of a preconditioner to the next. A rule that
-refreshes ever less often, as kron does, counts as at its start. Time takes all FLOPs at one MFU,
-which decompositions stay far below. The arithmetic is planner/'s.
+The model, its table of roles, the recipes and their update rules are the real ones. They run on
+tensors without storage or, where a rule needs numbers, on random ones, one shape at a time. So
+bytes of parameters, gradients and state are those that a run's row would hold. The optimizer's
+FLOPs are counted while it steps, averaged from one refresh of a preconditioner to the next; a rule
+that refreshes less and less often, such as kron, counts as at its start. The time takes all FLOPs
+at one assumed MFU, although decompositions (QR, eigenvectors) run far below it.
 """
 
-import argparse
 import csv
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -25,7 +24,6 @@ from torch import nn
 
 import engines
 import optim
-from analysis.table import aligned
 from engines.single import tensors_in
 from errors import UserError
 from model import GPT
@@ -33,7 +31,7 @@ from optim.entrants import Entrant
 from planner import corpora, decompositions, race
 from planner.hardware import Machine
 from planner.memory import Shape
-from runtime import command_line
+from speedrun import Track
 
 DECOMPOSITIONS = {  # for torch's counter, which hands over shapes
     torch.ops.aten._linalg_eigh: lambda A, *_, **__: decompositions.eigh(A),
@@ -42,13 +40,6 @@ DECOMPOSITIONS = {  # for torch's counter, which hands over shapes
         lambda A, B, out_shape, **_: decompositions.solve_triangular(out_shape, A[-1])
     ),
 }
-
-
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of the plan."""
-    parser.add_argument("--dry-run", action="store_true", help="print the plan, train nothing")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="write the plan's table there too")
-    command_line.add(parser, Machine, "what --dry-run plans for")
 
 
 def place(gpt: GPT, entrant: Entrant) -> tuple[engines.Engine, list[optim.Group]]:
@@ -64,7 +55,7 @@ def place(gpt: GPT, entrant: Entrant) -> tuple[engines.Engine, list[optim.Group]
         for group in groups:
             if "fused" in group.options:
                 group.options["fused"] = False  # that kernel has no meta version; the state is same
-        engine.optimizers(groups)
+        engine.build(groups)
     except (ValueError, ArithmeticError) as error:
         raise UserError(f"{entrant.label}: {error}") from None
     return engine, groups
@@ -104,7 +95,7 @@ def _pair(group: optim.Group, like: torch.Tensor, label: str) -> list[Share]:
             if first.state_bytes >= other.state_bytes:
                 return [first, other]
             # The rule tells parameters apart by their addresses, which are all 0 there.
-        except Exception:  # whatever a stranger's class raises where there are no numbers
+        except Exception:  # any class may raise anything where there are no numbers
             pass
         try:
             return _step(group, like, "cpu")
@@ -185,18 +176,16 @@ def shape_of(gpt: GPT, seq_len: int, loss_chunk: int) -> Shape:
     )
 
 
-def conduct(
-    track: Any, entrants: Sequence[Entrant], loss_chunk: int, arguments: argparse.Namespace
-) -> None:
-    """Print the plan of a race on a `speedrun.Track`, as the flags of the plan ask.
+def plan(
+    track: Track, entrants: Sequence[Entrant], loss_chunk: int, machine: Machine, seeds: int
+) -> tuple[list[list[str]], str]:
+    """The table of a race, a column for each entrant, and a sentence on all of its runs together.
 
-    loss_chunk: tokens whose logits are in memory at once; 0: all.
+    loss_chunk: tokens whose logits are in memory at once; 0: all. Raises UserError.
     """
-    machine = Machine(**command_line.given(arguments, Machine))
     corpus = corpora.corpus(track.dataset)
-    config = track.config(corpus.vocab_size)
     with torch.device("meta"):
-        gpt = GPT(config)
+        gpt = GPT(track.config(corpus.vocab_size))
     task = race.Task(
         track=track.name,
         corpus=corpus,
@@ -211,10 +200,7 @@ def conduct(
         steps = entrant.settings["steps"]
         validations = sum(track.validates(step, steps) for step in range(1, steps + 1))
         columns.append(measure(gpt, entrant, validations))
-    table = race.table(task, columns, machine)
-    if arguments.csv:
-        write(arguments.csv, table)
-    print(aligned(table), race.total(task, columns, machine, arguments.seeds), sep="\n\n")
+    return race.table(task, columns, machine), race.total(task, columns, machine, seeds)
 
 
 def write(path: Path, table: Sequence[Sequence[str]]) -> None:

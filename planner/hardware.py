@@ -1,12 +1,13 @@
 """GPUs that a run can be planned for, and what is assumed of a machine full of them.
 
-python speedrun.py adamw muon --track gpt2 --dry-run --gpu h200 --gpus 4 --price-per-hour 3.5
+python -m planner race adamw muon --track gpt2 --gpu h200 --gpus 4 --price-per-hour 3.5
 """
 
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from errors import UserError
+from runtime.command_line import knob
 
 
 class GPU(NamedTuple):
@@ -31,10 +32,10 @@ GPUS = {
 class Machine:
     """The machine of a plan. Its fields are flags of the command line."""
 
-    gpu: str = "h100"
-    gpus: int = 8
-    mfu: float = 0.5  # assumed: the share of the peak that the model's FLOPs get
-    price_per_hour: float = 0.0  # of one GPU, in any currency; 0: unknown
+    gpu: str = knob("one of a100, h100, h200, b200", "h100")
+    gpus: int = knob("how many, each with a process", 8)
+    mfu: float = knob("assumed share of the peak that the model's FLOPs get", 0.5)
+    price_per_hour: float = knob("of one GPU, in any currency; 0: unknown", 0.0)
 
     def __post_init__(self) -> None:
         if self.gpu not in GPUS:

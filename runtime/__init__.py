@@ -1,7 +1,10 @@
-"""Training on the machine at hand: what a step is made of, how it is fed and timed, whoever's rule
-it is.
+"""A training step on the machine at hand: how it is compiled, fed and timed.
 
-machine.py   what the machine is and can do      clock.py    training time, and its parts
-feed.py      batches, ahead of the step          graphs.py   a pass as one CUDA graph
-passes.py    forward and backward passes, in microbatches that fit the memory
+machine.py       the device: names, precision, peak of a matrix product, memory
+program.py       the compiled passes, in microbatches that fit the memory
+graphs.py        a pass as one CUDA graph
+feed.py          batches, ready before the step asks for them
+clock.py         training time and its parts
+provenance.py    what is needed to repeat a run: commit, versions, program text
+command_line.py  flags from dataclasses
 """

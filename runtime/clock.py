@@ -1,4 +1,4 @@
-"""Training time: what lies between `start` and `stop`, and what it was spent on.
+"""Training time: the seconds between `start` and `stop`, and what they were spent on.
 
 `speedrun.py` decides what is on the clock. On a GPU the parts are timed by CUDA events, which are
 read when the clock stops, so that timing makes no host wait inside a step.
@@ -17,7 +17,7 @@ Mark = Any  # a moment: seconds on a CPU, a CUDA event on a GPU
 
 
 class Clock:
-    """Seconds of training. It runs between `start` and `stop`; `part` says on what they went."""
+    """Seconds of training: it runs between `start` and `stop`; `part` names what runs meanwhile."""
 
     def __init__(
         self,
@@ -27,7 +27,7 @@ class Clock:
         self._now, self._device = now, device
         self._started: float | None = None
         self._before = 0.0
-        self._lap: dict[str, float] = {}
+        self._read: dict[str, float] = {}
         self._unread: list[tuple[str, Mark, Mark, int]] = []
         self.parts = {"data": 0.0, "forward_backward": 0.0, "optimizer": 0.0, "communication": 0.0}
 
@@ -37,12 +37,12 @@ class Clock:
         return self._before + running
 
     def start(self) -> None:
-        """Run on, if it does not."""
+        """Start, or go on; nothing if it runs already."""
         if self._started is None:
             self._started = self._now()
 
     def stop(self) -> None:
-        """Stand still, once the device has done what it was asked."""
+        """Wait until the device has finished its work, then stop."""
         machine.synchronize(self._device)
         self._before, self._started = self.seconds, None
         for name, begin, end, sign in self._unread:
@@ -57,7 +57,9 @@ class Clock:
         event.record()
         return event
 
-    def spend(self, name: str, begin: Mark, end: Mark, instead_of: str | None = None) -> None:
+    def add_interval(
+        self, name: str, begin: Mark, end: Mark, instead_of: str | None = None
+    ) -> None:
         """Count the time between two marks as part `name`, and no longer as `instead_of`."""
         for part, sign in ((name, 1), (instead_of, -1)):
             if part is None:
@@ -71,12 +73,12 @@ class Clock:
     def part(self, name: str) -> Iterator[None]:
         begin = self.mark()
         yield
-        self.spend(name, begin, self.mark())
+        self.add_interval(name, begin, self.mark())
 
-    def lap(self) -> dict[str, float]:
-        """Seconds since the lap before, of each part and of "all". The clock stands."""
+    def read_interval(self) -> dict[str, float]:
+        """Seconds since the last call, of each part and of "all"; the clock must be stopped."""
         assert self._started is None
         total = self.parts | {"all": self.seconds}
-        lap = {name: seconds - self._lap.get(name, 0.0) for name, seconds in total.items()}
-        self._lap = total
-        return lap
+        interval = {name: seconds - self._read.get(name, 0.0) for name, seconds in total.items()}
+        self._read = total
+        return interval

@@ -1,50 +1,85 @@
-"""The command line of speedrun.py, its flags made from dataclasses: one declaration per knob."""
+"""Command lines made from dataclasses: one declaration per knob, with its help text.
+
+    @dataclass(frozen=True)
+    class Options:
+        threads: int = knob("CPU threads; 0: an equal share of the cores", 0)
+
+A field is a flag: `--threads INT`, its help text and its default. A flag that is not given is
+absent from the parsed arguments, so that `given` returns what the user typed and nothing else.
+"""
 
 import argparse
-from collections.abc import Iterable
-from dataclasses import fields
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import MISSING, field, fields
 from typing import Any, get_type_hints
 
-
-def command_line(
-    description: str | None, tracks: Iterable[str], options: type, track: type
-) -> argparse.ArgumentParser:
-    """The parser; `options` and `track` are the dataclasses whose fields are flags."""
-    parser = argparse.ArgumentParser(
-        prog="speedrun.py",
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "words", nargs="*", metavar="[tune | plan] ENTRANT", help="default: adamw muon"
-    )
-    names = ", ".join(tracks)
-    parser.add_argument("--track", help=f"one of {names}; default: gpt2 with a GPU, else tiny")
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each entrant (default 3)")
-    parser.add_argument("--resume", nargs="?", const="", metavar="RACE", help="default: the newest")
-    parser.add_argument("--steps", type=int, help="horizon of every entrant; a custom track")
-    add(parser, options, "how it runs")
-    add(parser, track, "overrides of the track, for a quick look; they make it custom")
-    return parser
+from errors import UserError
 
 
-def add(parser: argparse.ArgumentParser, declared: type, note: str) -> None:
-    """A flag for each field of a dataclass; a flag that is not given is absent."""
-    group = parser.add_argument_group(note)
-    hints = get_type_hints(declared)
-    for knob in fields(declared):
-        if knob.name == "name":
+def knob(help_text: str, default: Any = MISSING) -> Any:
+    """A field of a dataclass that is also a flag, with its help text: what it is, and its unit."""
+    return field(default=default, metadata={"help": help_text})
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Descriptions as they are written, and help texts beside flags, 100 columns wide."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=28, width=100)
+
+
+def flag(name: str) -> str:
+    """The flag of a field: `val_every` is `--val-every`."""
+    return "--" + name.replace("_", "-")
+
+
+def add(parser: argparse.ArgumentParser, declared: type, title: str, default: str = "") -> None:
+    """A flag for each field of a dataclass that is declared with `knob`.
+
+    default: what a flag without a default of its own falls back to, in words.
+    """
+    group, hints = parser.add_argument_group(title), get_type_hints(declared)
+    for each in fields(declared):
+        if "help" not in each.metadata:
             continue
-        flag, kind = "--" + knob.name.replace("_", "-"), hints[knob.name]
+        kind = int if hints[each.name] == (int | None) else hints[each.name]
+        fallback = default if each.default is MISSING else _shown(each.default)
+        options: dict[str, Any] = dict(
+            default=argparse.SUPPRESS,
+            help=f"{each.metadata['help']} (default: {fallback})".replace("%", "%%"),
+        )
         if kind is bool:
-            group.add_argument(
-                flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS
-            )
+            options["action"] = argparse.BooleanOptionalAction
         else:
-            kind = int if kind == (int | None) else kind
-            group.add_argument(flag, type=kind, metavar=kind.__name__, default=argparse.SUPPRESS)
+            options |= dict(type=kind, metavar=kind.__name__.upper())
+        group.add_argument(flag(each.name), **options)
+
+
+def _shown(value: Any) -> str:
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
 
 def given(arguments: argparse.Namespace, declared: type) -> dict[str, Any]:
     """The values of a dataclass that the command line gave."""
     return {f.name: getattr(arguments, f.name) for f in fields(declared) if f.name in arguments}
+
+
+def run(program: str, command: Callable[[], object], stopped: str) -> int:
+    """Run a command; its exit code: 0, 2 after a user's mistake, 130 after Ctrl-C.
+
+    stopped: what Ctrl-C leaves, and the next command.
+    """
+    try:
+        command()
+    except UserError as error:
+        if os.environ.get("RANK", "0") != "0":
+            time.sleep(2)  # torchrun ends this rank once the first one has printed the same
+        print(f"{program}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\nstopped; {stopped}", file=sys.stderr)
+        return 130
+    return 0

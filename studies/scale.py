@@ -1,12 +1,13 @@
 """AdamW against Muon at three batch sizes and three widths of the tiny track.
 
-    python -m studies.scale                 # all points; an interrupted one goes on
+    python -m studies.scale                        # all points; an interrupted one goes on
     python -m studies.scale --seeds 3 --shard 1/2    # part 1 of 2 of the points
 
-At every point the tuned settings of `tiny` are transferred by `transfer`, re-checked by trials of
-the matrices' learning rate around it at Muon's horizon (stage "transfer"), and raced: Muon at that
-horizon, AdamW at several around it, each to the end of its schedule. `analysis.scale` reads the
-races and says what they amount to. Losses alone count, so the runs may share the machine.
+At every point `transfer` moves the tuned settings of `tiny` there. Trials of the matrices' learning
+rate around the moved one re-check it at Muon's horizon (stage "transfer"). Then they race: Muon at
+that horizon, AdamW at several horizons around it, each run to the end of its schedule.
+`analysis.scale` computes the speed-up from the races. Losses alone count, so the runs may share the
+machine.
 """
 
 import argparse
@@ -22,12 +23,12 @@ from analysis import scale
 from analysis.scale import CHALLENGER
 from analysis.table import BASELINE
 from errors import UserError
-from optim.entrants import Entrant, entrant_options, tuned_settings
-from runtime import provenance
-from speedrun import TRACKS, Options, Schedule, Track, Trainer, enter, race
+from optim.entrants import Entrant
+from runtime import command_line, provenance
+from speedrun import TRACKS, Options, Track, Trainer, enter, race
 from studies import tune
-from tracking import store
-from tracking.schema import ScalePoint
+from tracking import resume, spelling, store, tuned
+from tracking.schema import Run, ScalePoint
 
 RECIPES = (BASELINE, CHALLENGER)
 BASE_WIDTH, BASE_BATCH = 128, TRACKS["tiny"].batch_tokens  # where the settings were tuned
@@ -82,21 +83,17 @@ def transfer(
     }
 
 
-def tuned(recipe: str) -> tune.Settings:
-    """The committed settings of a recipe on tiny. Raises UserError."""
-    settings = tuned_settings("tiny", recipe)
+def base_settings(recipe: str) -> tune.Settings:
+    """The settings of a recipe that was tuned on tiny. Raises UserError."""
+    found = tuned.find("tiny", recipe)
+    settings = found.options if found else {}
     missing = [name for name in ("lr", "head_lr", "weight_decay", "steps") if name not in settings]
     if missing:
         raise UserError(
             f"optim/tuned.toml: [tiny.{recipe}] has no {', '.join(missing)}; "
-            f"run: python speedrun.py tune {recipe}"
+            f"run: python -m studies.tune {recipe}"
         )
     return settings
-
-
-def spelled(recipe: str, settings: Mapping[str, Any]) -> str:
-    """The entrant with these settings, as typed."""
-    return f"{recipe}:{','.join(f'{key}={value}' for key, value in settings.items())}"
 
 
 def recheck(trainer: Trainer, recipe: str, settings: tune.Settings) -> tune.Settings:
@@ -105,9 +102,8 @@ def recheck(trainer: Trainer, recipe: str, settings: tune.Settings) -> tune.Sett
         index: settings | {"lr": float(f"{settings['lr'] * factor:.3g}")}
         for index, factor in enumerate(FACTORS)
     }
-    options = entrant_options(recipe, Schedule)
     plan = tune.Plan(len(around), tune.Shard(), tune.STAGES[-1])
-    study = tune.Study(trainer, recipe, options, partial(enter, track="tiny"), plan, fixed={})
+    study = tune.Study(trainer, "tiny", recipe, plan)
     best = min(study.at_horizon("transfer", around), key=tune.loss_of)
     if best.final_loss is None:
         raise UserError(f"{recipe}: every trial of {settings} diverged; see studies.scale.transfer")
@@ -135,7 +131,7 @@ def conduct(
     best = {recipe: recheck(trainer, recipe, moved[recipe]) for recipe in RECIPES}
     horizons = {BASELINE: [round(steps * h) for h in HORIZONS], CHALLENGER: [steps]}
     entrants = [
-        enter(spelled(recipe, best[recipe] | {"steps": horizon}), "tiny")
+        enter(spelling.spell(recipe, best[recipe] | {"steps": horizon}), "tiny")
         for recipe in RECIPES
         for horizon in horizons[recipe]
     ]
@@ -148,38 +144,45 @@ def conduct(
 
 def _begun(
     trainer: Trainer, entrants: Sequence[Entrant], point: Point, root: Path
-) -> tuple[str, list[Any]]:
-    """The race's id, which follows from the program, and those of its runs that are finished."""
-    facts = provenance.provenance(trainer, entrants[0], 0, provenance.program())
+) -> tuple[str, list[Run]]:
+    """The race's id, which follows from the program, and its finished runs."""
+    facts = trainer.provenance(entrants[0], 0, provenance.program_text())
     race_id = f"scale-w{point.width}-b{point.batch_tokens}-{facts['source_hash'][:6]}"
     if not any(run.race == race_id for run in store.read_runs(root)):
         return race_id, []
-    return race_id, provenance.find_race(root, race_id, facts, trainer.track.target, entrants)
+    expected = facts | {"target": trainer.track.target}
+    return race_id, resume.finished_runs(root, race_id, [e.canonical for e in entrants], expected)
+
+
+def run(given: argparse.Namespace) -> None:
+    """Race this shard's points, then print what all finished ones amount to. Raises UserError."""
+    if given.seeds < 1:
+        raise UserError(f"--seeds {given.seeds}: must be at least 1; run with --seeds 3")
+    shard, options = tune.read_shard(given.shard), Options(results=given.results)
+    store.ready(Path(given.results))
+    settings = {recipe: base_settings(recipe) for recipe in RECIPES}
+    for point in (point for i, point in enumerate(POINTS) if shard.has(i)):
+        conduct(TRACKS["tiny"], point, settings, options, given.seeds)
+    print(scale.markdown(scale.measured(Path(given.results))))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; its exit code: 0, 2 after a user's mistake, 130 after Ctrl-C."""
-    parser = argparse.ArgumentParser(prog="python -m studies.scale")
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each entrant (default 3)")
-    parser.add_argument("--shard", default="1/1", metavar="I/N", help="part I of N of the points")
-    parser.add_argument("--results", default=f"results/{scale.SCALE}", help="folder")
-    given = parser.parse_args(arguments)
-    try:
-        if given.seeds < 1:
-            raise UserError(f"--seeds {given.seeds}: must be at least 1; run with --seeds 3")
-        shard, options = tune.read_shard(given.shard), Options(results=given.results)
-        store.ready(Path(given.results))
-        settings = {recipe: tuned(recipe) for recipe in RECIPES}
-        for point in (point for i, point in enumerate(POINTS) if shard.has(i)):
-            conduct(TRACKS["tiny"], point, settings, options, given.seeds)
-        print(scale.markdown(scale.measured(Path(given.results))))
-    except UserError as error:
-        print(f"studies.scale: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nstopped; what is finished is recorded: the same command goes on", file=sys.stderr)
-        return 130
-    return 0
+    parser = argparse.ArgumentParser(
+        prog="python -m studies.scale",
+        description=__doc__,
+        formatter_class=command_line.HelpFormatter,
+    )
+    parser.add_argument(
+        "--seeds", type=int, default=3, metavar="INT", help="runs of each entrant (default: 3)"
+    )
+    parser.add_argument(
+        "--shard", default="1/1", metavar="I/N", help="part I of N of the points (default: 1/1)"
+    )
+    default = f"results/{scale.SCALE}"
+    parser.add_argument("--results", default=default, help=f"folder (default: {default})")
+    stopped = "what is finished is recorded: the same command goes on"
+    return command_line.run("studies.scale", partial(run, parser.parse_args(arguments)), stopped)
 
 
 if __name__ == "__main__":

@@ -1,32 +1,36 @@
 """The tuner: the same number of trials for every recipe, and every one of them kept.
 
-    python speedrun.py tune adamw muon --track tiny --trials 32
-    python speedrun.py tune adamw muon --stage sweep
-    python speedrun.py tune soap:precondition_frequency=1    # what is given is not searched
+    python -m studies.tune adamw muon --track tiny --trials 32
+    python -m studies.tune adamw muon --stage sweep
+    python -m studies.tune soap:precondition_frequency=1    # given options are not searched
 
-Four stages, each a set of rows in results/tuning.csv. search: points of a Sobol sequence over the
-recipe's ranges and the schedule's, one seed, all at the track's common horizon. refine: a quarter
-as many points close to the best, beyond the ranges where it lies at their edge. confirm: the best
-few again, with fresh seeds; one that is worse than the leader on the same seeds (one-sided paired
-t-test, p < 0.05) gets no more of them. horizon: for those that are left, the shortest horizon at
-which every fresh seed meets the track's target, and Student's t-test says that their mean does
-(one-sided, p < 0.01): a race has other seeds. The outcome goes to optim/tuned.toml, which names the
-trial it came from.
+Four stages, each a set of rows in results/tuning.csv:
 
-The stage sweep is no part of that search: the lr of the tuned settings times SWEEP, two decades of
-it, with everything else as tuned, at the common horizon. It shows how much a wrong lr costs.
+search    points of a Sobol sequence over the ranges of the recipe and of the schedule, with one
+          seed, all at the track's common horizon
+refine    a quarter as many points close to the best one, beyond the ranges if it lies at an edge
+confirm   the best FINALISTS again, with fresh seeds; a finalist that is worse than the leader on
+          the same seeds (one-sided paired t-test, p < 0.05) gets no further seed
+horizon   for the remaining finalists, the shortest horizon at which every fresh seed meets the
+          track's target and Student's t-test says that their mean does (one-sided, p < 0.01),
+          because a race has other seeds
+
+The outcome goes to optim/tuned.toml, which names the trial that it came from.
+
+The stage `sweep` is not part of that search: the tuned settings with their lr times SWEEP, over two
+decades, at the common horizon. It shows how much a wrong lr costs.
 
 A trial that has its row is not run again, so an interrupted search goes on with the same command.
-Trials are compared by loss alone: they may share the machine, one `--shard` to a core.
+Trials are compared by loss alone, so they may share the machine: run one `--shard` on each core.
 """
 
 import argparse
-import json
 import math
 import statistics
-import tomllib
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,21 +39,22 @@ from torch.quasirandom import SobolEngine
 from analysis import stats
 from errors import UserError
 from optim import Option
-from optim.entrants import Entrant, assigned, tuned_settings
-from runtime import provenance
-from tracking import store
-from tracking.schema import REACHED, SWEEP, Trial
+from optim.entrants import Entrant, assigned, entrant_options
+from runtime import command_line, provenance
+from speedrun import Options, Outcome, Schedule, Trainer, command_line_of, enter, settle_track
+from tracking import spelling, store, tuned
+from tracking.schema import DIVERGED, FINISHED, REACHED, SWEEP, Trial
 
 STAGES = ("search", "refine", "confirm", "horizon")
 SEARCH_SEED = 1000
 FRESH_SEEDS = (1001, 1002, 1003, 1004, 1005)  # races count from 0: none repeats a trial
-FEW = 4  # settings that are confirmed and shortened
-GRID = 2  # steps between horizons that are tried
-FALL = 0.5  # nats by which the loss falls when the horizon is e times as long: guesses start there
+FINALISTS = 4  # settings that are confirmed and shortened
+HORIZON_STEP = 2  # steps between horizons that are tried
+LOSS_PER_E_FOLD = 0.5  # nats that the loss falls by when the horizon is e times as long: a guess
 MARGIN = 0.02  # nats below the target at which all seeds are expected to meet it
-CLOSE = 0.25  # of each range: the width of the box that is refined
+REFINE_WIDTH = 0.25  # of each range: the width of the box that is refined
 EDGE = 0.05  # of a range: a best value nearer to its end draws a warning
-REST = ("embed_lr", "head_lr", "vector_lr")  # of AdamW on the rest
+REST = ("embed_lr", "head_lr", "vector_lr")  # of AdamW on embedding, head and vectors
 SEQUENCE = ("lr", "weight_decay", *REST, "warmup", "cooldown")  # dimensions that recipes share
 
 Settings = dict[str, Any]
@@ -91,19 +96,7 @@ class Plan:
 
 
 class Incomplete(Exception):  # noqa: N818
-    """Other shards have work to do before the next stage."""
-
-
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The tuner's options."""
-    group = parser.add_argument_group("tune")
-    group.add_argument("--trials", type=int, default=32, help="of each recipe (default 32)")
-    group.add_argument("--shard", default="1/1", metavar="I/N", help="part I of N of the trials")
-    group.add_argument(
-        "--stage",
-        default="horizon",
-        help=f"the last of {', '.join(STAGES)} (default); or sweep, of the tuned lr",
-    )
+    """Other shards must finish their trials before the next stage."""
 
 
 def read_shard(text: str) -> Shard:
@@ -119,14 +112,15 @@ def points(
 ) -> list[Settings]:
     """The first `count` points of a Sobol sequence over the options that have a range.
 
-    With `around`, they fill a box of CLOSE times the ranges around that point. Point i is the same
-    for any count. Values have three significant digits. Where no option has a range, all are empty.
+    With `around`, they fill a box of REFINE_WIDTH times the ranges around that point. Point i is the
+    same for any count. Values have three significant digits. Without a range all points are empty.
 
-    A recipe with AdamW on the rest goes along SEQUENCE, whether it has all of these options or not:
-    so point i is the same for the rest in all of them, and none is luckier there than another.
+    All recipes with AdamW on embedding, head and vectors share the dimensions of SEQUENCE, even
+    those that lack one of these options. So point i has the same values there in every recipe, and
+    no recipe is luckier than another.
     """
     ranges = {name: option.range for name, option in options.items() if option.range}
-    if not ranges or not count:  # no sequence has no dimension, or no point
+    if not ranges or not count:  # Sobol needs at least one dimension and one point
         return [{}] * count
     shared = SEQUENCE if ranges.keys() & set(REST) else ()
     own = tuple(name for name in ranges if name not in shared)
@@ -139,49 +133,41 @@ def points(
         point = {}
         for name, bounds in ranges.items():
             u = unit[name][i]
-            place = u if around is None else bounds.where(around[name]) + CLOSE * (u - 0.5)
+            place = u if around is None else bounds.where(around[name]) + REFINE_WIDTH * (u - 0.5)
             point[name] = float(f"{bounds.at(place):.3g}")
         found.append(point)
     return found
 
 
 class Study:
-    """The trials of one recipe on the track of a `speedrun.Trainer`."""
+    """The trials of one recipe on the track of a trainer."""
 
-    def __init__(
-        self,
-        trainer: Any,
-        recipe: str,
-        options: Mapping[str, Option],
-        enter: Callable[[str], Entrant],
-        plan: Plan,
-        fixed: Settings,
-    ) -> None:
-        """options: all of an entrant's. enter: settles the options of a spelled entrant.
+    def __init__(self, trainer: Trainer, base: str, entrant: str, plan: Plan) -> None:
+        """base: the track of TRACKS whose tuned settings fill in what a trial leaves out.
 
-        fixed: options that are not searched, with their values in every trial.
+        entrant: the recipe, and options that are not searched, with their value in every trial.
+        Raises UserError.
         """
-        self.trainer, self.recipe, self.options = trainer, recipe, options
-        self.fixed, self._enter, self.plan = fixed, enter, plan
+        self.trainer, self.base, self.plan = trainer, base, plan
+        self.recipe = spelling.recipe_of(entrant)
+        self.options = entrant_options(self.recipe, Schedule)
+        self.fixed = assigned(entrant, self.options)
         self.points = self._points(plan.trials)
-        self._root, self._source = Path(trainer.options.results), provenance.program()
-        if "steps" in fixed:
-            raise UserError(f"{recipe}:steps={fixed['steps']}: the tuner sets it; leave it out")
-        if plan.stage == "sweep" and fixed:
-            given = ",".join(f"{key}={value}" for key, value in fixed.items())
-            raise UserError(f"{recipe}:{given}: a sweep is around tuned settings; leave it out")
+        self._root, self._source = Path(trainer.options.results), provenance.program_text()
+        if "steps" in self.fixed:
+            raise UserError(f"{entrant}: the tuner sets the steps; leave them out")
+        if plan.stage == "sweep" and self.fixed:
+            raise UserError(f"{entrant}: a sweep is around tuned settings; leave the options out")
 
     @property
     def steps(self) -> int:
         """The common horizon."""
-        steps: int = self.trainer.track.search_steps
-        return steps
+        return self.trainer.track.search_steps
 
     @property
     def target(self) -> float:
         """Of the track, nats."""
-        target: float = self.trainer.track.target
-        return target
+        return self.trainer.track.target
 
     def _points(self, count: int, around: Settings | None = None) -> list[Settings]:
         """As many points of the search; each has the fixed options too."""
@@ -215,20 +201,34 @@ class Study:
         trial = self._find(job)
         if trial is None:
             entrant = self._entrant(job)
-            facts = provenance.provenance(self.trainer, entrant, job.seed, self._source)
+            facts = self.trainer.provenance(entrant, job.seed, self._source)
             out = self.trainer.run(entrant, job.seed, only_last=True)
-            steps = job.settings["steps"]
-            trial = provenance.trial_row(self.trainer, facts, job.stage, job.trial, steps, out)
+            trial = self._row(job, facts, out)
             store.record_trial(self._root, trial, self._source)
             loss = trial.status if trial.final_loss is None else f"{trial.final_loss:.4f}"
             print(
-                f"{self.recipe} {job.stage} {job.trial} seed {job.seed} {steps}: {loss}", flush=True
+                f"{self.recipe} {job.stage} {job.trial} seed {job.seed} {trial.steps}: {loss}",
+                flush=True,
             )
         return trial
 
+    def _row(self, job: Job, facts: dict[str, Any], out: Outcome) -> Trial:
+        """The row of tuning.csv; only the horizon stage has a target."""
+        aims, diverged = job.stage == "horizon", out.status == DIVERGED
+        return Trial(
+            **facts,
+            recipe=self.recipe,
+            stage=job.stage,
+            trial=job.trial,
+            steps=job.settings["steps"],
+            status=out.status if aims or diverged else FINISHED,
+            target=self.target if aims else None,
+            final_loss=out.points[-1].val_loss if out.points and not diverged else None,
+            train_seconds=out.clock.seconds,
+        )
+
     def _entrant(self, job: Job) -> Entrant:
-        values = ",".join(f"{key}={value}" for key, value in job.settings.items())
-        return self._enter(f"{self.recipe}:{values}")
+        return enter(spelling.spell(self.recipe, job.settings), self.base)
 
     def _all(self, jobs: Sequence[Job]) -> list[Trial]:
         """Do this shard's part of the jobs; the rows of all. Raises Incomplete."""
@@ -257,71 +257,75 @@ class Study:
         return sorted(self._first("search", range(self.plan.trials)), key=loss_of)
 
     def refine(self, searched: Sequence[Trial]) -> list[int]:
-        """Points close to the best; the indices of the best few of all, best first."""
+        """Points close to the best one; the indices of the finalists among all, best first."""
         first, more = self.plan.trials, self.plan.trials // 4
         best = self.points[searched[0].trial]
         self.points[first:] = self._points(more, around=best)
         refined = self._first("refine", range(first, first + more))
         ranked = sorted([*searched, *refined], key=loss_of)
-        return [trial.trial for trial in ranked[:FEW] if trial.final_loss is not None]
+        return [trial.trial for trial in ranked[:FINALISTS] if trial.final_loss is not None]
 
-    def confirm(self, few: Sequence[int]) -> list[tuple[float, int]]:
-        """Fresh seeds for the best few: (mean loss, index) of those that stay, best first."""
-        left = list(few)
-        losses: dict[int, list[float]] = {index: [] for index in few}
+    def confirm(self, finalists: Sequence[int]) -> list[tuple[float, int]]:
+        """Fresh seeds for the finalists: (mean loss, index) of those that stay, best first."""
+        left = list(finalists)
+        losses: dict[int, list[float]] = {index: [] for index in finalists}
         for seed in FRESH_SEEDS:
             settings = {index: self.points[index] | {"steps": self.steps} for index in left}
             for row in self._all([Job("confirm", *point, seed) for point in settings.items()]):
                 losses[row.trial].append(loss_of(row))
             leader = min(left, key=lambda index: statistics.fmean(losses[index]))
-            left = [index for index in left if not stats.worse(losses[index], losses[leader])]
+            left = [
+                index for index in left if not stats.paired_worse(losses[index], losses[leader])
+            ]
         return sorted((statistics.fmean(losses[index]), index) for index in left)
 
     @property
     def longest(self) -> int:
         """The longest horizon that is tried: one and a half times the common one."""
-        return self.steps * 3 // 2 // GRID * GRID
+        return self.steps * 3 // 2 // HORIZON_STEP * HORIZON_STEP
 
     def shorten(self, confirmed: Sequence[tuple[float, int]]) -> tuple[int, int] | None:
         """(horizon, index) of the shortest horizon that meets the target.
 
-        confirmed: (mean loss at the common horizon, index) of the candidates. Between multiples of
-        GRID, of which one fails and a longer one meets the target, up to the longest; a later
-        candidate must beat the ones before it. None: nobody meets the target.
+        confirmed: (mean loss at the common horizon, index) of the finalists. Horizons are multiples
+        of HORIZON_STEP up to `longest`; the one that is returned meets the target and the next
+        shorter one fails. A later finalist must beat the ones before it. None: no finalist meets
+        the target.
         """
         best: tuple[int, int] | None = None
         for loss, index in confirmed:
-            fails = 0  # in units of GRID: fails here, and meets, or need not be tried, at `meets`
-            meets = best[0] // GRID if best else self.longest // GRID + 1
+            # In units of HORIZON_STEP: the target is missed at `fails` and met at `meets`, which is
+            # also where no search is needed any more.
+            fails, meets = 0, (best[0] if best else self.longest + HORIZON_STEP) // HORIZON_STEP
             seen = [(self.steps, loss)]
             probe = meets - 1 if best else _guess(seen, self.target)
             while meets - fails > 1:
                 probe = min(max(probe, fails + 1), meets - 1)
-                loss, met = self._meets(index, probe * GRID)
-                seen.append((probe * GRID, loss))
+                loss, met = self._meets(index, probe * HORIZON_STEP)
+                seen.append((probe * HORIZON_STEP, loss))
                 if met:
-                    meets, best = probe, (probe * GRID, index)
+                    meets, best = probe, (probe * HORIZON_STEP, index)
                 elif best and best[1] != index:
-                    break  # no better than an earlier candidate
+                    break  # no better than an earlier finalist
                 else:
                     fails = probe
                 probe = _guess(seen, self.target)
         return best
 
-    def sweep(self, tuned: Settings) -> list[Trial]:
+    def sweep(self, settings: Settings) -> list[Trial]:
         """The settings with SWEEP times their lr. Raises UserError if they have none."""
-        if "lr" not in tuned:
+        if "lr" not in settings:
             raise UserError(
                 f"{self.recipe}: no tuned lr to sweep on this track; "
-                f"run: python speedrun.py tune {self.recipe}"
+                f"run: python -m studies.tune {self.recipe}"
             )
-        lrs = [float(f"{tuned['lr'] * factor:.3g}") for factor in SWEEP]
-        return self.at_horizon("sweep", {i: tuned | {"lr": lr} for i, lr in enumerate(lrs)})
+        lrs = [float(f"{settings['lr'] * factor:.3g}") for factor in SWEEP]
+        return self.at_horizon("sweep", {i: settings | {"lr": lr} for i, lr in enumerate(lrs)})
 
     def _meets(self, index: int, steps: int) -> tuple[float, bool]:
         """Mean loss, and whether all fresh seeds meet the target, by more than chance.
 
-        The first miss decides, and is the last of the mean.
+        Stops at the first seed that misses; the mean includes it.
         """
         settings, losses = self.points[index] | {"steps": steps}, []
         for seed in FRESH_SEEDS:
@@ -329,7 +333,7 @@ class Study:
             losses.append(loss_of(row))
             if row.status != REACHED:
                 return statistics.fmean(losses), False
-        return statistics.fmean(losses), stats.meets(losses, self.target)
+        return statistics.fmean(losses), stats.mean_below_target(losses, self.target)
 
     def at_edge(self, index: int) -> list[str]:
         """Warnings for the values of a point that lie at an end of their range."""
@@ -351,17 +355,19 @@ def loss_of(trial: Trial) -> float:
 
 
 def _guess(seen: Sequence[tuple[int, float]], target: float) -> int:
-    """The horizon, in units of GRID, that should meet the target.
+    """The horizon, in units of HORIZON_STEP, that should meet the target.
 
-    seen: (horizon, loss) so far. From the last two if they tell how fast the loss falls, by FALL
-    from the last one otherwise.
+    seen: (horizon, loss) so far. The last two tell how fast the loss falls with the horizon; if
+    they do not, it falls by LOSS_PER_E_FOLD.
     """
-    (steps, loss), fall = seen[-1], FALL
+    (steps, loss), fall = seen[-1], LOSS_PER_E_FOLD
     if len(seen) > 1 and seen[-2][0] != steps and math.isfinite(seen[-2][1] - loss):
         fall = (seen[-2][1] - loss) / math.log(steps / seen[-2][0])
-        fall = min(max(fall, FALL / 2), FALL * 4)  # two horizons may be within the noise
-    ahead = min((loss - target + MARGIN) / fall, 1.0)  # a run that diverged says nothing of it
-    return round(steps * math.exp(ahead) / GRID)
+        fall = min(
+            max(fall, LOSS_PER_E_FOLD / 2), LOSS_PER_E_FOLD * 4
+        )  # two horizons may differ by noise alone
+    ahead = min((loss - target + MARGIN) / fall, 1.0)  # a loss after divergence says nothing
+    return round(steps * math.exp(ahead) / HORIZON_STEP)
 
 
 def target_from(mean_loss: float) -> float:
@@ -369,51 +375,25 @@ def target_from(mean_loss: float) -> float:
     return math.ceil(mean_loss * 100) / 100
 
 
-HEADER = """\
-# Settings by track and recipe. `trials` are the rows of results/tuning.csv from which the tuner
-# (python speedrun.py tune, which writes this file) took them; `missed`: no horizon met the target,
-# and `steps` is the longest that was tried; `source` is the public log or pull request that they
-# were published in. Track 3 sums gradients over the 524,288 tokens of a batch, which are averaged
-# here, so its eps of 1e-10 is divided by that number: the updates are the same.
-"""
-
-
-def write_settings(
-    path: Path, track: str, recipe: str, settings: Settings, trial: int, missed: bool = False
-) -> None:
-    """Put the chosen settings, their horizon among them, into tuned.toml. Raises UserError."""
-    document = tomllib.loads(path.read_text()) if path.exists() else {}
-    about: Settings = {"trials": [trial]} | ({"missed": True} if missed else {})
-    document.setdefault(track, {})[recipe] = settings | about
-    lines = [HEADER]
-    for track_name, recipes in sorted(document.items()):
-        for recipe_name, section in sorted(recipes.items()):
-            is_bare = recipe_name.replace("-", "").replace("_", "").isalnum()
-            key = recipe_name if is_bare else json.dumps(recipe_name)  # lib:module.Class
-            lines.append(f"[{track_name}.{key}]")
-            lines += [f"{key} = {json.dumps(value)}" for key, value in section.items()]
-            lines.append("")
-    store.write_whole(path, "\n".join(lines))  # all other settings are in there too
-
-
-def conduct(study: Study, tuned: Path) -> None:
-    """Go through the stages of the plan; write the outcome of the last to `tuned`.
+def conduct(study: Study, path: Path = tuned.TUNED) -> None:
+    """Go through the stages of the plan; write the outcome of the last one to `path`.
 
     Raises Incomplete where it must wait for other shards.
     """
-    recipe = study.recipe
+    recipe, track = study.recipe, study.trainer.track.name
     if study.plan.stage == "sweep":
-        study.sweep(tuned_settings(study.trainer.track.name, recipe, tuned))
+        found = tuned.find(track, recipe, path)
+        study.sweep(found.options if found else {})
         return
     searched = study.search()
     if searched[0].final_loss is None:
         raise UserError(f"{recipe}: every trial diverged; narrow its ranges in optim/")
     if study.plan.stage == "search":
         return
-    few = study.refine(searched)
+    finalists = study.refine(searched)
     if study.plan.stage == "refine":
         return
-    confirmed = study.confirm(few)
+    confirmed = study.confirm(finalists)
     for loss, index in confirmed:
         print(f"{recipe}: trial {index}: {loss:.4f} over {len(FRESH_SEEDS)} fresh seeds")
     for warning in study.at_edge(confirmed[0][1]):
@@ -424,14 +404,60 @@ def conduct(study: Study, tuned: Path) -> None:
     if study.plan.shard.count > 1:  # each horizon depends on the one before
         raise Incomplete("the horizon stage is for one process")
     shortest = study.shorten(confirmed)
-    steps, index = shortest or (study.longest, confirmed[0][1])  # who misses races too
+    steps, index = shortest or (study.longest, confirmed[0][1])  # an entrant that misses races too
     if shortest is None:
         print(f"{recipe}: no horizon up to {steps} steps meets the target")
-    settings = study.points[index] | {"steps": steps}
-    track = study.trainer.track.name
+    settings = study.points[index]
     if track == "custom":
-        values = ",".join(f"{key}={value}" for key, value in settings.items())
-        print(f"{recipe}: best on this custom track: {recipe}:{values}")
+        best = spelling.spell(recipe, settings | {"steps": steps})
+        print(f"{recipe}: best on this custom track: {best}")
         return
-    write_settings(tuned, track, recipe, settings, index, missed=shortest is None)
-    print(f"{recipe}: {steps} steps with trial {index}, written to {tuned.name}")
+    missed = shortest is None
+    tuned.write(tuned.Tuned(track, recipe, settings, steps, (index,), missed=missed), path)
+    print(f"{recipe}: {steps} steps with trial {index}, written to {path.name}")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Tune each recipe, as far as --stage and the other shards allow. Raises UserError."""
+    words = arguments.entrants or ["adamw", "muon"]
+    plan = Plan(arguments.trials, read_shard(arguments.shard), arguments.stage)
+    recipes = [spelling.recipe_of(word) for word in words]
+    if len(set(recipes)) < len(recipes):
+        raise UserError(f"{' '.join(words)}: a recipe is named twice; name each once")
+    options = Options(**command_line.given(arguments, Options))
+    track = settle_track(arguments)
+    store.ready(Path(options.results))
+    for word, recipe in zip(words, recipes, strict=True):
+        assigned(word, entrant_options(recipe, Schedule))  # refuse a mistake before any trial
+    trainer = Trainer(track, options)
+    if trainer.engine.world_size > 1:
+        raise UserError("the tuner runs in one process; share the trials with --shard instead")
+    try:
+        for word in words:
+            conduct(Study(trainer, arguments.track, word, plan))
+    except Incomplete as left:
+        print(f"{left}; run the command again without --shard when they are done")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; its exit code: 0, 2 after a user's mistake, 130 after Ctrl-C."""
+    parser = command_line_of(__doc__, "python -m studies.tune")
+    parser.add_argument("entrants", nargs="*", metavar="ENTRANT", help="default: adamw muon")
+    parser.add_argument(
+        "--trials", type=int, default=32, metavar="INT", help="of each recipe (default: 32)"
+    )
+    parser.add_argument(
+        "--shard", default="1/1", metavar="I/N", help="part I of N of the trials (default: 1/1)"
+    )
+    parser.add_argument(
+        "--stage",
+        default="horizon",
+        metavar="STAGE",
+        help=f"the last of {', '.join(STAGES)}; or sweep, of the tuned lr (default: horizon)",
+    )
+    stopped = "finished trials are recorded: the same command goes on"
+    return command_line.run("studies.tune", partial(run, parser.parse_args(argv)), stopped)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -4,14 +4,57 @@ On a terminal the display is drawn in place, with rich; elsewhere, and where ric
 each validation is a line.
 """
 
+import shutil
 import sys
+import textwrap
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 from tracking.schema import Run
+
+
+class Entrant(Protocol):
+    """What the table at the start of a race shows; see `optim.entrants.Entrant`."""
+
+    @property
+    def label(self) -> str: ...
+    @property
+    def origin(self) -> str: ...
+    @property
+    def settings(self) -> dict[str, Any]: ...
+    @property
+    def changed(self) -> Mapping[str, Any]: ...
+    @property
+    def copyable(self) -> str: ...
+
+
+def introduce(entrants: Sequence[Entrant]) -> str:
+    """The table at the start of a race: each entrant's settings, and a line to race it again."""
+    lines = []
+    for entrant in entrants:
+        options = {key: value for key, value in entrant.changed.items() if key != "steps"}
+        words = [f"{key}={value}" for key, value in options.items()]
+        lines += [
+            f"{entrant.label}: {entrant.settings['steps']} steps, {entrant.origin}",
+            *_wrapped("not the recipe's defaults: ", words or ["nothing"]),
+            f"    again: {entrant.copyable}",
+        ]
+    return "\n".join(lines)
+
+
+def _wrapped(title: str, words: Sequence[str]) -> list[str]:
+    width = max(60, min(100, shutil.get_terminal_size().columns))
+    return textwrap.wrap(
+        title + "  ".join(words),
+        width,
+        initial_indent=" " * 4,
+        subsequent_indent=" " * 6,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 class Live:

@@ -9,6 +9,7 @@ The name of a class from a library, `lib:module.Class`, has a colon of its own. 
 here; `optim.entrants` gives them the types that the recipe declares.
 """
 
+import hashlib
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -52,6 +53,12 @@ def spell(recipe: str, settings: Mapping[str, Any]) -> str:
 def assignments(settings: Mapping[str, Any]) -> str:
     """Options as `key=value,...`."""
     return ",".join(f"{key}={value}" for key, value in settings.items())
+
+
+def file_name(entrant: str) -> str:
+    """A name for files: the recipe, and six hex digits of the hash of the options."""
+    recipe, options = split(entrant)
+    return f"{recipe.replace(':', '-')}-{hashlib.sha256(options.encode()).hexdigest()[:6]}"
 
 
 def display_name(entrant: str) -> str:

@@ -1,0 +1,76 @@
+"""The commands of the planner; see the package's docstring."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import planner
+from analysis.table import aligned
+from errors import UserError
+from planner import assignment, dry_run
+from planner.hardware import Machine
+from runtime import command_line
+from speedrun import TRACKS, Options, command_line_of, entrants_of, settle_track
+from tracking import tuned
+
+
+def race_command(arguments: argparse.Namespace) -> None:
+    """Print what a race would take."""
+    machine = Machine(**command_line.given(arguments, Machine))
+    options = Options(**command_line.given(arguments, Options))
+    track, entrants = settle_track(arguments), entrants_of(arguments)
+    table, total = dry_run.plan(track, entrants, options.loss_chunk, machine, arguments.seeds)
+    if arguments.csv:
+        dry_run.write(arguments.csv, table)
+    print(aligned(table), total, sep="\n\n")
+
+
+def assignment_command(arguments: argparse.Namespace) -> None:
+    """Print what each parameter gets: rule, learning rate, weight decay, optimizer state."""
+    track = settle_track(arguments)
+    for entrant in entrants_of(arguments):
+        print(f"{entrant.label}: {entrant.origin}\n\n{assignment.table_of(track, entrant)}\n")
+
+
+def tokens_command(arguments: argparse.Namespace) -> None:
+    """Print the training tokens of the longest run on a track, of all recipes tuned there."""
+    if arguments.track not in TRACKS:
+        raise UserError(f"{arguments.track}: must be a track: one of {', '.join(TRACKS)}")
+    track = TRACKS[arguments.track]
+    steps = [section.steps for section in tuned.read() if section.track == track.name]
+    print(max([track.search_steps, *steps]) * track.batch_tokens)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; its exit code: 0, 2 after a user's mistake, 130 after Ctrl-C."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    outer = argparse.ArgumentParser(
+        prog="python -m planner",
+        description=planner.__doc__,
+        formatter_class=command_line.HelpFormatter,
+    )
+    outer.add_argument("command", choices=("race", "assignment", "tokens"), help="see above")
+    name = outer.parse_args(words[:1]).command
+    if name == "tokens":
+        parser = argparse.ArgumentParser(prog="python -m planner tokens")
+        parser.add_argument("track", help=f"one of {', '.join(TRACKS)}")
+        command = partial(tokens_command, parser.parse_args(words[1:]))
+        return command_line.run("planner tokens", command, "nothing was changed")
+    parser = command_line_of(planner.__doc__, f"python -m planner {name}")
+    parser.add_argument("entrants", nargs="*", metavar="ENTRANT", help="default: adamw muon")
+    parser.add_argument(
+        "--seeds", type=int, default=3, metavar="INT", help="runs of each entrant (default: 3)"
+    )
+    chosen = assignment_command
+    if name == "race":
+        chosen = race_command
+        parser.add_argument("--csv", type=Path, metavar="FILE", help="write the table there too")
+        command_line.add(parser, Machine, "the machine to plan for")
+    arguments = parser.parse_args(words[1:])
+    return command_line.run(f"planner {name}", partial(chosen, arguments), "nothing was changed")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
