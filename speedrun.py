@@ -46,7 +46,7 @@ from runtime.program import Program
 from tracking import resume, spelling, store
 from tracking.crossing import crossing
 from tracking.live import Live, introduce
-from tracking.schema import DIVERGED, MISSED, REACHED, Logit, Point, Run
+from tracking.schema import DIVERGED, MISSED, REACHED, Logit, Run, Validation
 
 # Reading a loss waits for the device, so on a GPU the losses of several steps are read together.
 READ_EVERY = {"cpu": 1, "cuda": 25}  # steps
@@ -221,15 +221,11 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     """The precision of matrix products.
 
     "auto" takes bfloat16 where it is at least 1.5 times as fast as float32: where the processor
-    has units for it. A CPU without them emulates it, a hundred times slower, hence the small
-    product there; on a GPU a small one would time its launch.
+    has units for it.
     """
     names = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     if name == "auto":
-        n = 4096 if device.type == "cuda" else 256
-        speed = {dt: machine.matmul_flops(device, dt, n, repeats=3) for dt in names.values()}
-        fast = speed[torch.bfloat16] > 1.5 * speed[torch.float32]
-        return torch.bfloat16 if fast else torch.float32
+        name = "bfloat16" if machine.bfloat16_speed(device) > 1.5 else "float32"
     if name not in names:
         raise UserError(f"--dtype {name}: must be auto, float32 or bfloat16")
     return names[name]
@@ -247,7 +243,7 @@ class Outcome:
     compile_seconds: float = 0.0  # and the rest of the warm-up
     status: str = MISSED
     steps: int = 0
-    points: list[Point] = field(default_factory=list)  # its validations
+    points: list[Validation] = field(default_factory=list)  # its validations
     val_seconds: float = 0.0
     grad_norm: float = 0.0  # when last measured
     logits: list[Logit] = field(default_factory=list)
@@ -469,11 +465,13 @@ class Trainer:
             **provenance.facts(self.device, self.program.dtype, self.program.eager_reason),
         )
 
-    def validation_row(self, out: Outcome, train_loss: float, val_loss: float, lr: float) -> Point:
+    def validation_row(
+        self, out: Outcome, train_loss: float, val_loss: float, lr: float
+    ) -> Validation:
         """The row of curves/<run>.csv for the validation after step out.steps."""
         since = out.steps - (out.points[-1].step if out.points else 0)
         seconds = out.clock.read_interval()
-        return Point(
+        return Validation(
             step=out.steps,
             tokens=out.steps * self.track.batch_tokens,
             train_seconds=out.clock.seconds,

@@ -1,7 +1,8 @@
 """What this machine is and can do: measured or read, never assumed.
 
-Names, precision, the peak of a matrix product, memory, compiler. Decides nothing: `speedrun.py`
-does.
+    python -m runtime.machine    # the device, and whether it has bfloat16 units
+
+Names, precision, the peak of a matrix product, memory, compiler. The decisions are in speedrun.py.
 """
 
 import contextlib
@@ -60,6 +61,19 @@ def matmul_flops(device: torch.device, dtype: torch.dtype, n: int, repeats: int)
         synchronize(device)
         seconds.append(time.perf_counter() - begun)
     return 2 * n**3 / statistics.median(seconds[1:])
+
+
+def bfloat16_speed(device: torch.device) -> float:
+    """How many times as fast a matrix product is in bfloat16 as in float32.
+
+    A CPU without bfloat16 units emulates them, a hundred times slower, hence the small product
+    there; on a GPU a small product would time its launch.
+    """
+    n = 4096 if device.type == "cuda" else 256
+    low, high = (
+        matmul_flops(device, dtype, n, repeats=3) for dtype in (torch.bfloat16, torch.float32)
+    )
+    return low / high
 
 
 def synchronize(device: torch.device) -> None:
@@ -122,3 +136,10 @@ def git(root: Path, *arguments: str) -> str:
     except (OSError, subprocess.SubprocessError):
         return ""
     return done.stdout.strip()
+
+
+if __name__ == "__main__":
+    here = local_device()
+    times = bfloat16_speed(here)
+    kind = "with" if times > 1 else "without"
+    print(f"{device_name(here)}: {kind} bfloat16 units ({times:.2g}x the speed of float32)")

@@ -11,6 +11,7 @@ from errors import UserError
 from model import GPT
 from optim import Group, Roles
 from planner import assignment
+from planner.__main__ import main
 
 ROW = re.compile(r"\S+ +(embed|head|matrix|vector) .* [\d,]+$")
 
@@ -18,7 +19,8 @@ ROW = re.compile(r"\S+ +(embed|head|matrix|vector) .* [\d,]+$")
 def test_it_needs_neither_data_nor_results_and_shows_every_parameter(
     tmp_path: object, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert speedrun.main(["plan", "muon", "--track=gpt2", f"--results={tmp_path}/results"]) == 0
+    words = ["assignment", "muon", "--track=gpt2", f"--results={tmp_path}/results"]
+    assert main(words) == 0
     shown = capsys.readouterr().out
     lines = [line for line in shown.splitlines() if ROW.match(line)]
     with torch.device("meta"):
@@ -75,8 +77,8 @@ def test_a_rule_that_needs_numbers_is_stepped_with_some(
 
 
 def test_a_mistake_gets_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    for words in (["plan", "moun"], ["plan", "lib:torch.optim.Muon:scope=all"]):
-        assert speedrun.main([*words, "--track=tiny"]) == 2
+    for word in ("moun", "lib:torch.optim.Muon:scope=all"):
+        assert main(["assignment", word, "--track=tiny"]) == 2
         assert capsys.readouterr().err.count("\n") == 1
 
 

@@ -19,15 +19,16 @@ from optim.dion import Dion
 from optim.shampoo import Shampoo
 from optim.soap import SOAP
 from planner import dry_run
+from planner.__main__ import main
 from planner.corpora import CORPORA, corpus
 from planner.memory import Shape, microbatch
 
-ROOT = Path(__file__).parents[1]
+COMMITTED = Path(__file__).parents[1] / "results" / "records" / "gpt2-plan" / "plan.csv"
 
 
 def plan(path: Path, *arguments: str) -> dict[str, list[str]]:
     """The rows of a plan's table, by their name."""
-    assert speedrun.main([*arguments, "--dry-run", f"--csv={path}"]) == 0
+    assert main(["race", *arguments, f"--csv={path}"]) == 0
     with path.open(newline="", encoding="utf-8") as file:
         return {name: cells for name, *cells in csv.reader(file)}
 
@@ -89,7 +90,7 @@ def test_time_and_price_are_flops_over_what_the_gpus_deliver(tmp_path: Path) -> 
 def test_the_plan_in_the_readme_is_the_one_computed(tmp_path: Path) -> None:
     flags = ["adamw", "muon", "--track=gpt2", "--gpu=h100", "--gpus=8", "--mfu=0.5"]
     plan(tmp_path / "gpt2.csv", *flags)
-    assert (tmp_path / "gpt2.csv").read_text() == (ROOT / "planner" / "gpt2.csv").read_text()
+    assert (tmp_path / "gpt2.csv").read_text() == COMMITTED.read_text()
 
 
 # ---- FLOPs of the optimizer --------------------------------------------------------------------
@@ -216,7 +217,7 @@ def test_a_rule_that_fails_on_numbers_too_gets_one_line(
         return [Group(Broken, roles, lr=0.1)]
 
     monkeypatch.setitem(optim.recipes(), "broken", broken)
-    assert speedrun.main(["broken", "--track=tiny", "--steps=1", "--dry-run"]) == 2
+    assert main(["race", "broken", "--track=tiny", "--steps=1"]) == 2
     error = capsys.readouterr().err
     assert "broken: Broken" in error and "(no such kernel)" in error and error.count("\n") == 1
 
@@ -263,7 +264,7 @@ def test_the_microbatch_is_the_largest_divisor_that_fits() -> None:
 def test_a_plan_that_makes_no_sense_is_refused(
     flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert speedrun.main(["adamw", "--track=gpt2", "--dry-run", *flags]) == 2
+    assert main(["race", "adamw", "--track=gpt2", *flags]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
 

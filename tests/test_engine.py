@@ -41,7 +41,7 @@ def build(recipe: str, settings: dict[str, Any] | None = None) -> tuple[Engine, 
     model.init_weights(0)
     engine.wrap(model)
     plan = optim.plan(engine.roles(), recipe, settings or {}, torch.float32)
-    engine.optimizers(plan)
+    engine.build(plan)
     return engine, model
 
 
@@ -151,7 +151,8 @@ def test_muon_takes_the_step_that_it_takes_alone() -> None:
 def test_there_is_one_optimizer_a_rule_and_every_group_knows_its_lr() -> None:
     engine, model = build("muon")
     plan = optim.plan(engine.roles(), "muon", {"lr": 0.5, "embed_lr": 0.25}, torch.float32)
-    optimizers = engine.optimizers(plan)
+    engine.build(plan)
+    optimizers = engine.optimizers  # type: ignore[attr-defined]
     assert [type(o).__name__ for o in optimizers] == ["Muon", "AdamW"]
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     assert all(group["initial_lr"] == group["lr"] for group in groups)
@@ -163,10 +164,7 @@ def test_there_is_one_optimizer_a_rule_and_every_group_knows_its_lr() -> None:
 
 def test_an_lr_set_between_steps_is_the_one_taken() -> None:
     engine, model = build("muon")
-    optimizers = engine.optimizers(optim.plan(engine.roles(), "muon", {}, torch.float32))
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * 0.0
+    engine.set_lr(0.0)
     before = weights(model)
     train(engine, model, [0])
     assert all(torch.equal(p, before[name]) for name, p in weights(model).items())
@@ -258,7 +256,8 @@ def test_roles_are_those_of_the_model_that_was_wrapped() -> None:
 def test_one_process_is_its_own_mean_and_maximum() -> None:
     engine, _ = build("adamw")
     assert (engine.rank, engine.world_size) == (0, 1)
-    assert engine.mean(torch.tensor(2.5)) == engine.max(torch.tensor(2.5)) == 2.5
+    assert engine.all_reduce_mean(torch.tensor(2.5)) == 2.5
+    assert engine.all_reduce_max(torch.tensor(2.5)) == 2.5
 
 
 @pytest.mark.parametrize("name", ["dpp", "", "os", "engines.single"])

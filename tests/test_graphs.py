@@ -21,7 +21,7 @@ def test_gradients_that_are_kept_are_cleared_in_place() -> None:
     engine.keep_grads = True
     model = engine.wrap(gpt)
     gpt.init_weights(0)
-    engine.optimizers(optim.plan(engine.roles(), "adamw", {}, torch.float32))
+    engine.build(optim.plan(engine.roles(), "adamw", {}, torch.float32))
     tokens = torch.arange(34).view(2, 17)
 
     def gradients() -> list[torch.Tensor]:

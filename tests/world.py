@@ -34,14 +34,14 @@ def fail_in_second_run(how: str) -> None:
     """Make rank 1 fail after the first run is over."""
     step_of, runs = speedrun.Trainer.step, [0]
 
-    def step(self: Any, feed: Any, factor: float, out: Any, measure: bool = False) -> Any:
+    def step(self: Any, feed: Any, factor: float, tau: Any, out: Any, **options: Any) -> Any:
         runs[0] += out.steps == 1
         if runs[0] == 2 and out.steps == 3 and os.environ["RANK"] == "1":
             if how == "hang":
                 time.sleep(600)
             if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
                 os._exit(7)
-        return step_of(self, feed, factor, out, measure)
+        return step_of(self, feed, factor, tau, out, **options)
 
     speedrun.Trainer.step = step  # type: ignore[method-assign]
 
@@ -53,7 +53,7 @@ def train(engine: engines.Engine, micro: int) -> dict[str, Any]:
     gpt = GPT(CONFIG)
     model = engine.wrap(gpt)
     gpt.init_weights(0)
-    engine.optimizers(optim.plan(engine.roles(), "muon", {}, torch.float32))
+    engine.build(optim.plan(engine.roles(), "muon", {}, torch.float32))
     seen: dict[str, Any] = {"loss": [], "norm": []}
     for batch in tokens:
         mine = batch.chunk(engine.world_size)[engine.rank]
@@ -63,11 +63,13 @@ def train(engine: engines.Engine, micro: int) -> dict[str, Any]:
             engine.backward(loss, last=number == len(parts))
             total += loss.detach()
         seen["norm"].append(engine.grad_norm())
-        seen["loss"].append(engine.mean(total))
+        seen["loss"].append(engine.all_reduce_mean(total))
         engine.step()
     seen["weights"] = [p.detach().clone() for p in gpt.parameters()]
-    seen["max"] = engine.max(torch.tensor([float(engine.rank), -float(engine.rank)])).tolist()
-    seen["shared"] = engine.share({"from": engine.rank})
+    seen["max"] = engine.all_reduce_max(
+        torch.tensor([float(engine.rank), -float(engine.rank)])
+    ).tolist()
+    seen["shared"] = engine.broadcast({"from": engine.rank})
     return seen
 
 

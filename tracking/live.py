@@ -4,6 +4,7 @@ On a terminal the display is drawn in place, with rich; elsewhere, and where ric
 each validation is a line.
 """
 
+import re
 import shutil
 import sys
 import textwrap
@@ -32,29 +33,35 @@ class Entrant(Protocol):
 
 
 def introduce(entrants: Sequence[Entrant]) -> str:
-    """The table at the start of a race: each entrant's settings, and a line to race it again."""
-    lines = []
+    """The table at the start of a race, and for each entrant a line to race it again."""
+    headings = ("entrant", "steps", "settings", "options that differ from the recipe's defaults")
+    rows = [headings]
     for entrant in entrants:
         options = {key: value for key, value in entrant.changed.items() if key != "steps"}
-        words = [f"{key}={value}" for key, value in options.items()]
-        lines += [
-            f"{entrant.label}: {entrant.settings['steps']} steps, {entrant.origin}",
-            *_wrapped("not the recipe's defaults: ", words or ["nothing"]),
-            f"    again: {entrant.copyable}",
-        ]
-    return "\n".join(lines)
+        words = " ".join(f"{key}={value}" for key, value in options.items())
+        rows.append((entrant.label, str(entrant.settings["steps"]), entrant.origin, words or "-"))
+    widest = (40, 6, 28)  # of the first columns; longer texts break into lines
+    widths = [
+        min(most, max(len(row[column]) for row in rows)) for column, most in enumerate(widest)
+    ]
+    widths.append(max(30, min(110, shutil.get_terminal_size().columns) - sum(widths) - 6))
+    lines = [line for row in rows for line in _broken(row, widths)]
+    again = [f"  {entrant.copyable}" for entrant in entrants]
+    return "\n".join([*lines, "", "to race one of them again, copy its line:", *again, ""])
 
 
-def _wrapped(title: str, words: Sequence[str]) -> list[str]:
-    width = max(60, min(100, shutil.get_terminal_size().columns))
-    return textwrap.wrap(
-        title + "  ".join(words),
-        width,
-        initial_indent=" " * 4,
-        subsequent_indent=" " * 6,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
+def _broken(row: Sequence[str], widths: Sequence[int]) -> list[str]:
+    """A row of a table as lines of text, with its longer cells broken at spaces and commas."""
+    cells = [
+        textwrap.wrap(re.sub(r",(?=\S)", ", ", cell), width, break_on_hyphens=False) or [""]
+        for cell, width in zip(row, widths, strict=True)
+    ]
+    height = max(map(len, cells))
+    padded = [cell + [""] * (height - len(cell)) for cell in cells]
+    return [
+        "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
+        for line in zip(*padded, strict=True)
+    ]
 
 
 class Live:
