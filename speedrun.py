@@ -49,7 +49,7 @@ from studies import tune
 from tracking import spelling, store, tuned
 from tracking.crossing import crossing
 from tracking.live import Live
-from tracking.schema import DIVERGED, MISSED, REACHED, Point, Run
+from tracking.schema import DIVERGED, MISSED, REACHED, Run, Validation
 
 # Reading a loss waits for the device, so on a GPU several steps are read together.
 READ_EVERY = {"cpu": 1, "cuda": 25}  # steps
@@ -250,7 +250,7 @@ class Outcome:
     compile_seconds: float = 0.0  # and the rest of the warm-up
     status: str = MISSED
     steps: int = 0
-    points: list[Point] = field(default_factory=list)
+    points: list[Validation] = field(default_factory=list)
     val_seconds: float = 0.0
     grad_norm: float = 0.0  # when last measured
     logits: list[tuple[int, Tensor]] = field(default_factory=list)  # step, largest (n_layer H)

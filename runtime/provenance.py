@@ -20,7 +20,7 @@ from optim.entrants import Entrant
 from runtime import machine
 from tracking import spelling, store
 from tracking.crossing import crossing
-from tracking.schema import COMMON, DIVERGED, FINISHED, REACHED, Logit, Point, Run, Trial
+from tracking.schema import COMMON, DIVERGED, FINISHED, REACHED, Logit, Run, Trial, Validation
 
 ROOT = Path(__file__).parents[1]
 # The files that decide a number. Their text is stored once per hash, and the hash is in every row.
@@ -112,11 +112,11 @@ def run_row(trainer: Any, facts: dict[str, Any], race: str, steps_planned: int, 
     )
 
 
-def point_row(trainer: Any, out: Any, train_loss: float, val_loss: float, lr: float) -> Point:
+def point_row(trainer: Any, out: Any, train_loss: float, val_loss: float, lr: float) -> Validation:
     """The row of a curve for the validation that a `speedrun.Trainer` has just made."""
     since = out.steps - (out.points[-1].step if out.points else 0)
     lap = out.clock.lap()
-    return Point(
+    return Validation(
         step=out.steps,
         tokens=out.steps * trainer.track.batch_tokens,
         train_seconds=out.clock.seconds,
