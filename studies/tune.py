@@ -274,7 +274,9 @@ class Study:
             for row in self._all([Job("confirm", *point, seed) for point in settings.items()]):
                 losses[row.trial].append(loss_of(row))
             leader = min(left, key=lambda index: statistics.fmean(losses[index]))
-            left = [index for index in left if not stats.worse(losses[index], losses[leader])]
+            left = [
+                index for index in left if not stats.paired_worse(losses[index], losses[leader])
+            ]
         return sorted((statistics.fmean(losses[index]), index) for index in left)
 
     @property
@@ -329,7 +331,7 @@ class Study:
             losses.append(loss_of(row))
             if row.status != REACHED:
                 return statistics.fmean(losses), False
-        return statistics.fmean(losses), stats.meets(losses, self.target)
+        return statistics.fmean(losses), stats.mean_below_target(losses, self.target)
 
     def at_edge(self, index: int) -> list[str]:
         """Warnings for the values of a point that lie at an end of their range."""

@@ -30,7 +30,8 @@ from errors import UserError
 from tracking.schema import STATUSES, Logit, Run, Trial, Validation
 
 T = TypeVar("T")
-ROOM = 16 << 20  # bytes: what a long race writes, several times over
+RECORDS = "records"  # the folder of committed records in results/
+ROOM = 16 << 20  # bytes: several times the size of what a long race writes
 
 # int() and float() alone would also take "nan", "1_000" and " 1".
 INT = re.compile(r"-?\d+", re.ASCII)
@@ -116,8 +117,21 @@ def logits_path(root: Path, run_id: str) -> Path:
 
 
 def source_path(root: Path, digest: str) -> Path:
-    """Where the program text with this hash is."""
-    return root / "sources" / f"{digest}.txt"
+    """Where the program text with this hash is.
+
+    All records share the folder records/sources, so that a text is stored once.
+    """
+    own = root / "sources" / f"{digest}.txt"
+    if root.parent.name == RECORDS and not own.exists():
+        return root.parent / "sources" / own.name
+    return own
+
+
+def records(root: Path) -> list[Path]:
+    """The records in the results folder `root`: its folders records/<name> with runs or trials."""
+    tables = ("runs.csv", "tuning.csv")
+    folders = sorted(path for path in (root / RECORDS).glob("*") if path.is_dir())
+    return [folder for folder in folders if any((folder / name).exists() for name in tables)]
 
 
 def source_text(files: Mapping[str, str]) -> str:
