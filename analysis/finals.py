@@ -1,7 +1,7 @@
-"""Final losses of races at one horizon, on one track or several, and the largest attention logits.
+"""Final losses of races at one horizon, on one track or on several, and their attention logits.
 
-For what losses alone decide: no target is in it and no second, so the runs may share the machine.
-A part of the README that is marked `finals` is made here.
+For questions that losses alone decide: no target and no time is in it, so the runs may share a
+machine. The generated parts named `finals` are made here.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -12,30 +12,24 @@ from pathlib import Path
 from analysis.stats import (
     POWER,
     SIGNIFICANT,
-    Estimate,
-    detectable,
     differ,
     holm,
+    losses,
     mean,
+    min_detectable_difference,
     pooled_deviation,
 )
 from analysis.table import by_label, count, markdown_grid
 from errors import UserError
 from tracking.schema import DIVERGED, Logit, Run
-from tracking.spelling import split
+from tracking.spelling import options_of, recipe_of
 from tracking.store import read_logits
 
 HEADINGS = ["row", "track", "entrant", "runs", "final loss", "largest attention logit"]
 
 
-def losses(runs: Sequence[Run]) -> list[float]:
-    """Of the runs that did not diverge."""
-    ended = (run for run in runs if run.status != DIVERGED)
-    return [run.final_loss for run in ended if run.final_loss is not None]
-
-
 def comparable(runs: Sequence[Run]) -> list[float]:
-    """The losses, or none where a run diverged: those that are left are not what it does."""
+    """The final losses; none if a run diverged, because the others are then a selection."""
     return [] if count(runs, DIVERGED) else losses(runs)
 
 
@@ -45,46 +39,45 @@ def tally(runs: Sequence[Run]) -> str:
     return f"{len(runs)}, {diverged} diverged" if diverged else f"{len(runs)}"
 
 
-def markdown(root: Path, runs: Sequence[Run], races: Sequence[str]) -> str:
-    """A row for each entrant of each race, then who is told apart. Raises UserError.
+def markdown(races: Sequence[tuple[Path, Sequence[Run]]]) -> str:
+    """A row for each entrant of each race, then the pairs that differ.
 
-    The largest logit is that of a run, all layers and heads, at the steps at which all runs were
-    measured that were measured at all; "-" where none was.
+    races: the folder of each race's logits, and its runs. The largest logit of a run is over all
+    layers and heads, and over the steps measured in every run that has measurements; "-" if no run
+    of the entrant has any. Raises UserError if the races have different horizons.
     """
-    rows: list[list[str]] = []
-    groups: dict[str, list[float]] = {}  # by the number of the row
+    compared = [run for _, runs in races for run in runs]
+    horizons = sorted({run.steps_planned for run in compared})
+    if len(horizons) > 1:
+        names = ", ".join(dict.fromkeys(run.race for run in compared))
+        raise UserError(f"races {names}: horizons {horizons} do not compare; name races of one")
     logits = {
-        run.run: largest_by_step(read_logits(root, run.run)) for run in runs if run.race in races
+        run.run: largest_by_step(read_logits(root, run.run)) for root, runs in races for run in runs
     }
     common = common_steps(logits.values())
-    for race in races:
-        mine = [run for run in runs if run.race == race]
-        if not mine:
-            raise UserError(f"no race {race!r} in runs.csv; see its column race")
-        for label, group in by_label(mine).items():
+    rows: list[list[str]] = []
+    groups: dict[str, list[float]] = {}  # by the number of the row
+    for _, runs in races:
+        for label, group in by_label(runs).items():
             number = f"{len(rows) + 1}"
             groups[number] = comparable(group)
             peaks = [max(logits[r.run][step] for step in common) for r in group if logits[r.run]]
             rows.append(
                 [
                     number,
-                    mine[0].track,
+                    group[0].track,
                     label,
                     tally(group),
                     _shown(losses(group), "{:.4f}"),
                     _shown(peaks, "{:.1f}"),
                 ]
             )
-    horizons = sorted({run.steps_planned for run in runs if run.race in races})
-    if len(horizons) > 1:
-        raise UserError(f"races {', '.join(races)}: horizons {horizons} do not compare; race again")
-    compared = [run for run in runs if run.race in races]
     about = [
-        f"Runs of {horizons[0]} steps; brackets: 95% intervals of the means.",
-        f"Logits are those of steps {listed(common)}." if common else "",
+        f"Runs of {horizons[0]} steps. Brackets are 95% confidence intervals of the means.",
+        f"Logits are the largest at steps {listed(common)}." if common else "",
         differences(compared),
         told_apart(groups),
-        resolution(list(groups.values())),
+        detectable_note(list(groups.values())),
     ]
     return f"{markdown_grid(HEADINGS, rows)}\n\n{' '.join(filter(None, about))}"
 
@@ -98,20 +91,20 @@ def largest_by_step(rows: Iterable[Logit]) -> dict[int, float]:
 
 
 def common_steps(measured: Iterable[Collection[int]]) -> list[int]:
-    """The steps that all have which have any, in order; none where that leaves nothing."""
+    """Steps measured in every run that has measurements, in order."""
     steps = [set(each) for each in measured if each]
     return sorted(set.intersection(*steps)) if steps else []
 
 
 def listed(steps: Sequence[int]) -> str:
-    """Steps as a sentence has them: "1 to 70" if none is left out, else each."""
+    """Steps for a sentence: "1 to 70" if they are consecutive, else each."""
     if len(steps) > 2 and list(steps) == list(range(steps[0], steps[-1] + 1)):
         return f"{steps[0]} to {steps[-1]}"
     return ", ".join(map(str, steps))
 
 
 def differences(runs: Sequence[Run]) -> str:
-    """The options in which the entrants differ, whatever was typed and whatever was a default."""
+    """The options in which the entrants differ, typed or default."""
     settings = [option_values(entrant) for entrant in dict.fromkeys(r.entrant for r in runs)]
     keys = dict.fromkeys(key for found in settings for key in found)
     varied = [key for key in keys if len({found.get(key) for found in settings}) > 1]
@@ -119,35 +112,33 @@ def differences(runs: Sequence[Run]) -> str:
 
 
 def option_values(entrant: str) -> dict[str, str]:
-    """All options of an entrant with every option written out, its recipe among them."""
-    name, options = split(entrant)
-    assigned = (assignment.partition("=") for assignment in options.split(",") if assignment)
-    return {"recipe": name} | {key: value for key, _, value in assigned}
+    """The options of an entrant with every option written out, and its recipe."""
+    return {"recipe": recipe_of(entrant)} | options_of(entrant)
 
 
 def _shown(values: Sequence[float], form: str) -> str:
     if not values:
         return "-"
-    found: Estimate = mean(values)
+    found = mean(values)
     text = form.format(found.value)
     if found.low is None or found.high is None:
         return text
     return f"{text} [{form.format(found.low)}, {form.format(found.high)}]"
 
 
-def resolution(groups: Sequence[Sequence[float]]) -> str:
-    """The smallest difference of means that would be told apart, at Holm's strictest level."""
+def detectable_note(groups: Sequence[Sequence[float]]) -> str:
+    """The smallest difference of two means that would be found, at Holm's strictest level."""
     kept = [values for values in groups if len(values) > 1]
     sd = pooled_deviation(kept)
     if len(kept) < 2 or sd is None:
         return ""
     level = SIGNIFICANT / comb(len(kept), 2)
-    least = detectable(min(map(len, kept)), sd, level, POWER)
-    return f"With a probability of {POWER:.0%} that shows a difference of {least:.4f}."
+    least = min_detectable_difference(min(map(len, kept)), sd, level, POWER)
+    return f"This test finds a difference of {least:.4f} with a probability of {POWER:.0%}."
 
 
 def told_apart(groups: Mapping[str, Sequence[float]]) -> str:
-    """Which pairs of entrants, by their names, their `comparable` losses tell apart."""
+    """The pairs of entrants, by their names, whose `comparable` losses differ."""
     tests = {
         pair: p
         for pair in combinations(groups, 2)
@@ -157,9 +148,9 @@ def told_apart(groups: Mapping[str, Sequence[float]]) -> str:
     adjusted = zip(tests, holm(list(tests.values())), strict=True)
     pairs = [" and ".join(pair) for pair, p in adjusted if p < SIGNIFICANT]
     untested = [name for name, values in groups.items() if not values]
-    left_out = f" Not tested, as runs diverged: {', '.join(untested)}." if untested else ""
+    left_out = f" Not tested, because runs diverged: {', '.join(untested)}." if untested else ""
     return (
-        f"Told apart by Welch's t-test, p < {SIGNIFICANT:.2g} by Holm's method over "
-        f"{len(tests)} {'pair' if len(tests) == 1 else 'pairs'}: {'; '.join(pairs) or 'none'}."
+        f"Pairs that differ (Welch's t-test, p < {SIGNIFICANT:.2g} after Holm's correction for "
+        f"{len(tests)} {'pair' if len(tests) == 1 else 'pairs'}): {'; '.join(pairs) or 'none'}."
         f"{left_out}"
     )

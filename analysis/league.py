@@ -1,15 +1,15 @@
-"""The league table of a race of many entrants: who reaches the target for how much, and who is who.
+"""The league table of a race of many entrants: the cost of the target, against the baseline.
 
     python -m analysis.report        # prints it for a race of more than two entrants
 
-Claims: entrants that miss the target stay in the table as missed, those that diverge as diverged.
-A difference that the seeds cannot carry is called not distinguishable (`analysis.pairs`), and
-`resolution` says how large one must be to be seen.
+Claims: entrants that miss the target or diverge stay in the table. A difference that the test of
+all pairs does not find is called not distinguishable (`analysis.pairs`). `detectable_note` says how
+large a difference must be to be found.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 
-from analysis.pairs import Pair, Pairs, Resolution, resolutions
+from analysis.pairs import Detectable, Pair, Pairs, detectable_differences
 from analysis.stats import POWER, SIGNIFICANT, Estimate, Ratio, costs
 from analysis.table import (
     BASELINE,
@@ -21,38 +21,22 @@ from analysis.table import (
     standing,
     summarise,
 )
-from errors import UserError
 from tracking.schema import DIVERGED, MISSED, REACHED, Run
 from tracking.spelling import display_name
 
-NONE_YET = "No race of more than two entrants is recorded yet: `make compare` runs it."
 NOTE = (
-    "Brackets: 95% intervals, of a bound where the ratio is one. Of an entrant whose runs did not "
-    "all reach the target, the cost is all that they spent over the number that reached, without "
-    "an interval, and the ratio to a faster one that never missed is a bound, which counts a miss "
-    "at what it spent, where that is more than the other's cost. If none reached, their mean "
-    "spending bounds the cost. "
-    "Entrants are called distinguishable where Welch's t-test on the logarithm of the cost, "
-    f"corrected by Holm's method over all pairs of the race, has p < {SIGNIFICANT:.2g}; one that "
-    "never reached is given the other's spread. That is about the luck of the seeds, not of the "
-    "search for settings. Final losses belong to different horizons and are not compared."
+    "Brackets are 95% confidence intervals. If runs of an entrant missed the target, its cost is "
+    "the total that all of its runs spent, divided by the number of runs that reached the target; "
+    "such a cost has no interval. If no run reached the target, the cost is over the mean that the "
+    'runs spent. "Over" and "under" mark a ratio that is a bound: runs of the slower entrant '
+    "missed and no run of the faster entrant did, so each miss counts with what it spent. The "
+    "brackets are then the interval of the bound. Two entrants are distinguishable if Welch's "
+    "t-test on the logarithms of their costs has p < "
+    f"{SIGNIFICANT:.2g} after Holm's correction for all pairs of the race. The test of an entrant "
+    "that never reached the target takes the other entrant's spread. The test knows the variation "
+    "between seeds, not the variation between searches for settings. Final losses are not "
+    "compared, because the entrants have different horizons."
 )
-
-
-def newest(runs: Sequence[Run], race: str | None = None) -> list[Run]:
-    """The named race, or the newest one on a frozen track with more than two entrants.
-
-    Empty when there is none, and for the name "none". Raises UserError for an unknown name.
-    """
-    groups: dict[str, list[Run]] = {}
-    for run in runs:
-        groups.setdefault(run.race, []).append(run)
-    if race is not None and race != "none" and race not in groups:
-        raise UserError(f"no race {race}: must be none or one of {', '.join(groups)}")
-    if race is not None:
-        return groups.get(race, [])
-    fields = [g for g in groups.values() if g[0].track != "custom" and len(by_label(g)) > 2]
-    return max(fields, key=lambda group: max(run.started for run in group), default=[])
 
 
 def text(runs: Sequence[Run]) -> str:
@@ -67,7 +51,7 @@ def markdown(runs: Sequence[Run]) -> str:
 
 
 def _grid(runs: Sequence[Run]) -> list[list[str]]:
-    """Headings, then an entrant a row: the cheapest in seconds first, those that missed last."""
+    """Headings, then a row for each entrant. The lowest cost in seconds is first."""
     groups, rows = by_label(runs), {row.label: row for row in summarise(runs)}
     base = find(groups, BASELINE)
     order = sorted(groups, key=lambda label: standing(groups[label], "seconds"))
@@ -140,7 +124,7 @@ def multiple(ratio: Ratio) -> str:
 
 
 def verdict(pair: Pair) -> str:
-    """What follows a ratio that the seeds cannot carry; empty for one that they can."""
+    """The words after a ratio whose entrants are not distinguishable; else empty."""
     return "" if pair.distinct or pair.p is None else ", not distinguishable"
 
 
@@ -151,37 +135,39 @@ def _loss(row: Row) -> str:
     return f"{row.final_loss:.4f}{sd}"
 
 
-# ---- What the seeds can show -------------------------------------------------------------------
+# ---- The differences that the seeds can show ---------------------------------------------------
 
 
-def resolution(runs: Sequence[Run]) -> str:
-    """The smallest differences that a race's number of seeds can show, in a sentence or two."""
+def detectable_note(runs: Sequence[Run]) -> str:
+    """The smallest differences that a race's number of seeds can show, in a few sentences."""
     groups = by_label(runs)
-    found = {r.quantity: r for r in resolutions(groups)}
+    found = {each.quantity: each for each in detectable_differences(groups)}
     if not found:
-        return f"Race {runs[0].race} has single runs: it shows no difference."
+        return f"Race {runs[0].race} has single runs, so it can show no difference."
     seeds, entrants = min(map(len, groups.values())), len(groups)
     sentences = (
-        f"With {seeds} seeds each, two entrants that are compared alone must differ by "
-        f"{_listed(found, lambda r: r.alone)} to be told apart with a probability of {POWER:.0%} "
-        f"(Welch's t-test, p < {SIGNIFICANT:.2g}; deviation between seeds, of steps and seconds "
-        f"between those that reached, pooled over the entrants of race {runs[0].race}: "
-        f"{_listed(found, lambda r: r.deviation)})."
+        f"With {seeds} seeds each, a test of two entrants finds a difference of "
+        f"{_listed(found, lambda each: each.single_pair)} with a probability of {POWER:.0%} "
+        f"(Welch's t-test, p < {SIGNIFICANT:.2g})."
     )
-    if entrants < 3:
-        return sentences
-    pairs = entrants * (entrants - 1) // 2
+    if entrants > 2:
+        pairs = entrants * (entrants - 1) // 2
+        sentences += (
+            f" Among all {pairs} pairs of the {entrants} entrants, the strictest level of Holm's "
+            f"method needs {_listed(found, lambda each: each.among_all)}."
+        )
     return (
-        f"{sentences} Among all {pairs} pairs of its {entrants} entrants, at the strictest level "
-        f"of Holm's method, it takes {_listed(found, lambda r: r.among_all)}."
+        f"{sentences} The standard deviations between seeds, pooled over the entrants of race "
+        f"{runs[0].race}, are {_listed(found, lambda each: each.deviation)}. Steps and seconds are "
+        "those of the runs that reached the target."
     )
 
 
-def _listed(found: Mapping[str, Resolution], value: Callable[[Resolution], float]) -> str:
+def _listed(found: Mapping[str, Detectable], value: Callable[[Detectable], float]) -> str:
     words = [
-        f"{value(r):.1%} in {name}"
+        f"{value(each):.1%} in {name}"
         if name != "loss"
-        else f"{value(r):.4f} in final loss at one horizon"
-        for name, r in found.items()
+        else f"{value(each):.4f} in final loss at one horizon"
+        for name, each in found.items()
     ]
     return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))

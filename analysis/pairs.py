@@ -1,10 +1,10 @@
-"""Who differs from whom in a race: every pair of entrants, corrected for how many there are.
+"""Which entrants of a race differ: all pairs are tested, with a correction for their number.
 
-The quantity is the cost of the target, in steps or in seconds. Final losses are not compared:
-entrants stop at different horizons. A run that misses the target is censored: the target costs at
-least what it spent (`stats.speedup`). Two entrants differ where Welch's t-test of the logarithms,
-corrected by Holm's method over all pairs of the race, has p < 0.05; otherwise they are not
-distinguishable. Steps and seconds are a family of tests each.
+What is compared is the cost of the target, in steps or in seconds. Final losses are not compared,
+because entrants stop at different horizons. A run that misses the target is censored: the target
+costs at least what the run spent (`stats.speedup`). Two entrants differ if Welch's t-test of the
+logarithms, corrected by Holm's method over all pairs of the race, has p < 0.05. Otherwise they are
+not distinguishable. The tests in steps are one family, and the tests in seconds another.
 """
 
 import math
@@ -17,8 +17,9 @@ from analysis.stats import (
     SIGNIFICANT,
     Ratio,
     costs,
-    detectable,
     holm,
+    losses,
+    min_detectable_difference,
     pooled_deviation,
     speedup,
 )
@@ -31,9 +32,9 @@ UNITS = ("steps", "seconds")
 class Pair:
     """The speed-up of one entrant over another, and whether the race can tell them apart."""
 
-    ratio: Ratio | None  # cost of the baseline over the challenger's; None: no runs decide it
-    p: float | None  # adjusted by Holm's method; None where there is no test
-    family: int  # number of pairs that it was adjusted for
+    ratio: Ratio | None  # cost of the baseline over the challenger's; None if the runs give none
+    p: float | None  # adjusted by Holm's method; None without a test
+    family: int  # number of pairs in the adjustment
 
     @property
     def distinct(self) -> bool:
@@ -56,32 +57,35 @@ class Pairs:
         pairs = list(combinations(spent, 2))
         self.family = len(pairs)
         tests = [ratio.p if (ratio := self._ratios[pair]) else None for pair in pairs]
-        # What the runs do not decide might be anything: it stays in the family.
+        # A pair without a test stays in the family, as if its p were 1.
         adjusted = zip(pairs, tests, holm([1.0 if p is None else p for p in tests]), strict=True)
         self._adjusted = {pair: None if p is None else holms for pair, p, holms in adjusted}
 
     def of(self, baseline: str, challenger: str) -> Pair:
-        """One pair, by its labels; the other way round it has the inverse ratio and the same p."""
+        """One pair, by its labels. The reverse pair has the inverse ratio and the same p."""
         pair = (baseline, challenger)
         p = self._adjusted[pair if pair in self._adjusted else pair[::-1]]
         return Pair(self._ratios[pair], p, self.family)
 
 
 @dataclass(frozen=True)
-class Resolution:
-    """The smallest difference in one quantity that a race's number of seeds can show."""
+class Detectable:
+    """The smallest difference in one quantity that a race's number of seeds can show.
+
+    Differences are relative for steps and seconds, and in nats per token for losses.
+    """
 
     quantity: str  # steps, seconds or loss
-    deviation: float  # between seeds, within entrants: of the logarithm; of the loss itself
-    alone: float  # two entrants that are compared alone: relative; of the loss, absolute
-    among_all: float  # any pair, at the strictest level of Holm's method
+    deviation: float  # between seeds, pooled over entrants: of the logarithm, or of the loss
+    single_pair: float  # for two entrants, compared without any other
+    among_all: float  # for any pair of the race, at the strictest level of Holm's method
 
 
-def resolutions(groups: Mapping[str, Sequence[Run]]) -> list[Resolution]:
-    """What the race can show with the fewest seeds of its entrants; nothing from single runs.
+def detectable_differences(groups: Mapping[str, Sequence[Run]]) -> list[Detectable]:
+    """The differences that the race finds with probability `stats.POWER`; none from single runs.
 
-    Steps and seconds are those of the runs that reached the target, losses those of one horizon.
-    Pairs that differ by so much are told apart with a probability of `stats.POWER`.
+    The number of seeds is the smallest of any entrant. Deviations of steps and seconds are between
+    the runs that reached the target, and deviations of losses are between runs of one horizon.
     """
     seeds, tests = min(map(len, groups.values())), math.comb(len(groups), 2)
     if seeds < 2:
@@ -92,14 +96,14 @@ def resolutions(groups: Mapping[str, Sequence[Run]]) -> list[Resolution]:
         if sd is None:
             continue
         levels = (SIGNIFICANT, SIGNIFICANT / max(tests, 1))
-        least = [detectable(seeds, sd, alpha, POWER) for alpha in levels]
-        alone, among_all = least if quantity == "loss" else map(math.expm1, least)
-        found.append(Resolution(quantity, sd, alone, among_all))
+        least = [min_detectable_difference(seeds, sd, alpha, POWER) for alpha in levels]
+        single, among_all = least if quantity == "loss" else map(math.expm1, least)
+        found.append(Detectable(quantity, sd, single, among_all))
     return found
 
 
 def _values(runs: Sequence[Run], quantity: str) -> list[float]:
     if quantity == "loss":
-        return [r.final_loss for r in runs if r.status != DIVERGED and r.final_loss is not None]
+        return losses(runs)
     reached = [run for run in runs if run.status == REACHED]
     return [math.log(spent) for spent in costs(reached, quantity).spent if spent > 0]

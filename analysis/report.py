@@ -1,38 +1,45 @@
-"""Says who won a race and by how much, and keeps the README's figures equal to the CSVs.
+"""Says what a race shows, and writes the generated parts of README.md and of the docs.
 
-    python -m analysis.report                                  # the newest race
+    python -m analysis.report                              # the newest race in results/
     python -m analysis.report --race ID --root results
-    python -m analysis.report --readme README.md               # rewrites what is between markers
-    python -m analysis.report --readme README.md --check       # exits 1 where it would change
+    python -m analysis.report --docs                       # writes README.md and docs/*.md
+    python -m analysis.report --docs --check               # exits 1 if a file would change
 
-A marked part of the README is `<!-- begin:NAME -->` to `<!-- end:NAME -->` with NAME one of
-`headline`, `race`, `machine`, `league`, `resolution`, `scale` and `tuned`. `<!-- begin:NAME RACE
--->` shows that race; without RACE it is --race, or else the newest race that was run on an
-unchanged track, for `league` and `resolution` the newest one of three or more entrants. A README
-that is committed names its races, so that it stays true when others are added; `none` is no race.
-`<!-- begin:finals RACE,RACE -->` shows final losses and attention logits of these races,
-`<!-- begin:scale FOLDER -->` shows what studies.scale left there, `<!-- begin:csv FILE -->` any CSV
-file as a table, its columns of a single value below it, `<!-- begin:file FILE -->` a program as it
-is.
+A generated part of a page is between `<!-- begin:NAME ARGUMENT -->` and `<!-- end:NAME -->`:
+
+    headline RECORD      what the race shows of each entrant against AdamW
+    race RECORD          its table
+    machine RECORD       the machine that it ran on
+    league RECORD        the league table
+    resolution RECORD    the differences that its number of seeds can show
+    finals RECORD,...    final losses and attention logits of one or several races
+    scale RECORD         speed-ups at other batch sizes and widths
+    tuned                the settings in optim/tuned.toml
+    csv FILE             a CSV file as a table; columns with a single value are named below it
+    file FILE            a program
+
+RECORD is a folder of results/records; a record of several races is named RECORD/RACE. FILE is
+relative to the repository. The pages are README.md, docs/*.md and results/records/*/README.md.
 """
 
 import argparse
 import csv
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from analysis import finals, league, scale
 from analysis.pairs import UNITS, Pair, Pairs
 from analysis.stats import (
     TRACK3,
-    TRACK3_PRECISION,
+    TRACK3_MARGIN,
     TRACK3_SIGMA,
     Ratio,
-    counts,
+    counts_in_track3,
+    losses,
     mean,
-    precision,
+    track3_statistic,
 )
 from analysis.table import (
     BASELINE,
@@ -47,26 +54,23 @@ from analysis.table import (
 )
 from errors import UserError
 from tracking import tuned as tuned_settings
-from tracking.schema import DIVERGED, REACHED, Run
+from tracking.schema import REACHED, Run
 from tracking.spelling import display_name
-from tracking.store import read_runs
+from tracking.store import read_runs, records
 from tracking.tuned import Tuned
 
-MARKERS = (
-    "headline", "race", "machine", "league", "resolution", "finals", "scale", "tuned", "csv",
-    "file",
-)  # fmt: skip
-MARKED = re.compile(  # group 1: the first marker, 2: its name, 3: its argument or None, 4: the last
-    r"(<!-- begin:(\w+)(?: (\S+))? -->\n).*?(<!-- end:\2 -->)", re.DOTALL
+REPOSITORY = Path(__file__).parents[1]
+MARKED = re.compile(  # groups: first marker, name, argument or None, content, last marker
+    r"(<!-- begin:(\w+)(?: (\S+))? -->\n)(.*?)(<!-- end:\2 -->)", re.DOTALL
 )
 
-# ---- The sentence ------------------------------------------------------------------------------
+# ---- Sentences ---------------------------------------------------------------------------------
 
 
 def sentences(runs: Sequence[Run], baseline: str = BASELINE) -> list[str]:
     """What one race shows of each entrant against the baseline, if it ran; then the `rulings`.
 
-    A difference counts where it holds among all pairs of the race (`analysis.pairs`).
+    Differences are tested among all pairs of the race (`analysis.pairs`).
     """
     groups = by_label(runs)
     base = find(groups, baseline)
@@ -74,9 +78,9 @@ def sentences(runs: Sequence[Run], baseline: str = BASELINE) -> list[str]:
 
 
 def sentence(runs: Sequence[Run], baseline: str = BASELINE, challenger: str = "muon") -> str:
-    """What one race shows of one entrant against another; empty when either did not run.
+    """What one race shows of one entrant against another; empty if either did not run.
 
-    An entrant is named by its label, or by its recipe: the first label of that recipe.
+    An entrant is named by its label, or by its recipe, which stands for the recipe's first label.
     """
     groups = by_label(runs)
     base, other = find(groups, baseline), find(groups, challenger)
@@ -87,9 +91,9 @@ def sentence(runs: Sequence[Run], baseline: str = BASELINE, challenger: str = "m
 
 
 def rulings(runs: Sequence[Run]) -> list[str]:
-    """Whether each entrant's runs would count in track 3, in a race in its setting; else nothing.
+    """Whether the runs of each entrant would count in track 3; empty for other tracks than TRACK3.
 
-    All of them are judged (`stats.counts`).
+    All runs of an entrant are judged together (`stats.counts_in_track3`).
     """
     groups = by_label(runs) if runs and runs[0].track == TRACK3 else {}
     return [_ruling(label, group) for label, group in groups.items()]
@@ -97,18 +101,18 @@ def rulings(runs: Sequence[Run]) -> list[str]:
 
 def _ruling(label: str, runs: Sequence[Run]) -> str:
     name, target, n = display_name(label), runs[0].target, len(runs)
-    losses = [r.final_loss for r in runs if r.status != DIVERGED and r.final_loss is not None]
-    if len(losses) < n:
-        found, count_there = f"{n - len(losses)} of n = {n} runs diverged", False
+    ends = losses(runs)
+    if len(ends) < n:
+        found, counted = f"{n - len(ends)} of n = {n} runs diverged", False
     else:
-        reached, count_there = precision(losses, target), counts(losses, target)
+        statistic, counted = track3_statistic(ends, target), counts_in_track3(ends, target)
         found = (
-            f"n = {n}, mean final loss {mean(losses).value:.5f}, ({target:g} - mean) √n = "
-            f"{reached:.5f} (z = {reached / TRACK3_SIGMA:.2f}), "
-            f"{'at least' if count_there else 'below'} {TRACK3_PRECISION:g}"
+            f"n = {n}, mean final loss {mean(ends).value:.5f}, ({target:g} - mean) √n = "
+            f"{statistic:.5f} (z = {statistic / TRACK3_SIGMA:.2f}), "
+            f"{'at least' if counted else 'below'} {TRACK3_MARGIN:g}"
         )
-    verb = "count" if count_there else "do not count"
-    return f"{name}: {found}: its runs {verb} under the rule of the speedruns' track 3."
+    verb = "count" if counted else "do not count"
+    return f"{name}: {found}. Its runs {verb} under the rule of modded-nanogpt's track 3."
 
 
 def _comparisons(groups: Mapping[str, Sequence[Run]], base: str) -> list[str]:
@@ -134,9 +138,13 @@ def _sentence(
             for pair, unit in ((steps, "steps"), (time, "time"))
             if pair.ratio
         ]
-        decided = f": what they spent bounds {a}'s cost over {b}'s, {' and '.join(bounds)}."
-        return f"{b} reached {target} in {tally_b} runs and {a} in {tally_a}" + (
-            decided if bounds else ", so there is no ratio between them."
+        decided = (
+            f"{a}'s cost over {b}'s is bounded by what the runs spent: {' and '.join(bounds)}."
+        )
+        undecided = "So there is no ratio between them."
+        return (
+            f"{b} reached {target} in {tally_b} runs and {a} in {tally_a} runs. "
+            f"{decided if bounds else undecided}"
         )
     fewer, less = steps.ratio, time.ratio
     price = fewer.estimate.value / less.estimate.value
@@ -147,17 +155,17 @@ def _sentence(
         f"({a} takes {league.multiple(fewer)} as many; {_interval(steps)}) "
         f"and in {change(less, 'less')} time "
         f"({'slower: ' if less.estimate.value < 1 else ''}{league.multiple(less)} as fast; "
-        f"{_interval(time)})"
-        f"{f', so one {b} step costs {price:.2f}x one {a} step' if alike else ''}; "
+        f"{_interval(time)}). "
+        f"{f'So one {b} step costs {price:.2f}x one {a} step. ' if alike else ''}"
         f"{tally_b} {b} runs and {tally_a} {a} runs reached the target"
-        f"{'' if all_reached else ', and what the others spent is counted'}."
+        f"{'' if all_reached else '; the cost counts what the other runs spent'}."
     )
 
 
 def change(ratio: Ratio, less: str) -> str:
     """A speed-up in per cent of the baseline's cost: "26.1% fewer", or "... more" below 1.
 
-    A bound has "over" before it: it is always nearer to no difference than the truth is.
+    "over" marks a bound. The bound is conservative: the true ratio is farther from 1.
     """
     saved = 1 - 1 / ratio.estimate.value
     over = "over " if ratio.bound else ""
@@ -170,18 +178,18 @@ def _interval(pair: Pair) -> str:
     if ratio.low is None or ratio.high is None or pair.p is None:
         return "no interval from a single run"
     of = " of the bound" if pair.ratio.bound else ""
-    text = f"95% interval{of} {ratio.low:.2f} to {ratio.high:.2f}"
+    words = f"95% interval{of} {ratio.low:.2f} to {ratio.high:.2f}"
     if pair.distinct:
-        return text
+        return words
     among = f" among {pair.family} pairs (p = {pair.p:.2f})" if pair.family > 1 else ""
-    return f"{text}: not distinguishable{among}"
+    return f"{words}: not distinguishable{among}"
 
 
-# ---- The README --------------------------------------------------------------------------------
+# ---- Other parts of a page ---------------------------------------------------------------------
 
 
 def machine(runs: Sequence[Run]) -> str:
-    """On what one race ran, in a line."""
+    """The machine, the precision and the commit of one race, in a line."""
 
     def each(values: Iterable[object]) -> str:
         return " / ".join(dict.fromkeys(map(str, values)))
@@ -222,14 +230,14 @@ def tuned_table(tuned: Sequence[Tuned]) -> str:
 def csv_table(path: Path) -> str:
     """A CSV file as Markdown. Raises UserError if there is none, or if a line has lost a cell.
 
-    A column with one value in all of its rows, such as the machine, stands below it once.
+    A column with one value in all rows, such as the machine, stands below the table once.
     """
     headings, *rows = csv.reader(read_file(path).splitlines() or [""])
     for number, cells in enumerate(rows, start=2):
         if len(cells) != len(headings):
             raise UserError(
-                f"README: {path}, line {number}: {len(cells)} cells, its header has "
-                f"{len(headings)}; write the file again: make bench"
+                f"{path} line {number}: {len(cells)} cells for {len(headings)} columns; "
+                "restore the file"
             )
     alike = {
         i: cells[0]
@@ -246,118 +254,169 @@ def csv_table(path: Path) -> str:
 
 
 def read_file(path: Path) -> str:
-    """A text file that the README shows. Raises UserError if there is none."""
+    """A text file that a page shows. Raises UserError if there is none."""
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:
-        raise UserError(f"README: cannot show {path}: {error.strerror}; run: make bench") from error
+        raise UserError(
+            f"cannot show {path}: {error.strerror}; restore the file or mend the marker"
+        ) from error
 
 
-def rewrite(readme: str, runs: Sequence[Run], tuned: Sequence[Tuned], race: str | None) -> str:
-    """The README with every marked part as the CSVs give it.
+# ---- The pages ---------------------------------------------------------------------------------
 
-    Raises UserError for a marker that is unknown or has no partner, and for a race that is not
-    in `runs`.
+
+def find_record(name: str, repository: Path = REPOSITORY) -> Path:
+    """The folder of a record. Raises UserError for an unknown name."""
+    known = {path.name: path for path in records(repository / "results")}
+    if name not in known:
+        raise UserError(
+            f"no record {name!r} in results/records; known records: {', '.join(known) or 'none'}"
+        )
+    return known[name]
+
+
+def find_race(name: str, repository: Path = REPOSITORY) -> tuple[Path, list[Run]]:
+    """The folder and the runs of RECORD or RECORD/RACE. Raises UserError if there is none."""
+    record, _, race = name.partition("/")
+    folder = find_record(record, repository)
+    runs = read_runs(folder)
+    races = list(dict.fromkeys(run.race for run in runs))
+    if not race and len(races) == 1:
+        (race,) = races
+    if race not in races:
+        named = f"no race {race!r}" if race else f"{len(races)} races"
+        choices = ", ".join(f"{record}/{each}" for each in races) or "none"
+        raise UserError(f"record {record} has {named}; choose one of: {choices}")
+    return folder, [run for run in runs if run.race == race]
+
+
+def _headline(runs: Sequence[Run]) -> str:
+    return "\n\n".join(sentences(runs))
+
+
+def _table(runs: Sequence[Run]) -> str:
+    return f"{markdown(summarise(runs))}\n\n{TABLE_NOTE}"
+
+
+OF_RACE: dict[str, Callable[[Sequence[Run]], str]] = {
+    "headline": _headline,
+    "race": _table,
+    "machine": machine,
+    "league": league.markdown,
+    "resolution": league.detectable_note,
+}
+MARKERS = (*OF_RACE, "finals", "scale", "tuned", "csv", "file")
+
+
+def _part(name: str, argument: str, repository: Path) -> str:
+    """One generated part. Raises UserError."""
+    if name in OF_RACE:
+        return OF_RACE[name](find_race(argument, repository)[1])
+    if name == "finals":
+        return finals.markdown([find_race(each, repository) for each in argument.split(",")])
+    if name == "scale":
+        return scale.markdown(scale.measured(find_record(argument, repository)))
+    if name == "tuned":
+        return tuned_table(tuned_settings.read(repository / "optim" / "tuned.toml"))
+    if name == "csv":
+        return csv_table(repository / argument)
+    return f"```python\n{read_file(repository / argument)}```"
+
+
+def rewrite(page: str, repository: Path = REPOSITORY) -> str:
+    """The text of a page with every generated part as the files of `repository` give it.
+
+    Raises UserError for a marker that is unknown or has no partner, and for an argument that names
+    no record, race or file.
     """
 
     def fill(match: re.Match[str]) -> str:
-        begin, name, argument, end = match.groups()
-        if name == "tuned":
-            return f"{begin}{tuned_table(tuned)}\n{end}"
-        if name == "csv":
-            return f"{begin}{csv_table(Path(argument or ''))}\n{end}"
-        if name == "file":
-            return f"{begin}```python\n{read_file(Path(argument or ''))}```\n{end}"
-        if name == "scale":
-            return f"{begin}{scale.markdown(scale.measured(Path(argument or scale.SCALE)))}\n{end}"
-        if name == "finals":
-            races = (argument or "").split(",")
-            return f"{begin}{finals.markdown(Path('results'), runs, races)}\n{end}"
-        if name == "league":
-            field = league.newest(runs, argument or race)
-            return f"{begin}{league.markdown(field) if field else league.NONE_YET}\n{end}"
-        if name not in ("headline", "race", "machine", "resolution"):
-            raise UserError(f"README marker {name!r} must be {', '.join(MARKERS)}")
-        chosen = select(runs, argument or race, official=True)
-        if name == "headline":
-            content = "\n\n".join(sentences(chosen))
-        elif name == "race":
-            content = f"{markdown(summarise(chosen))}\n\n{TABLE_NOTE}"
-        elif name == "resolution":
-            content = league.resolution(league.newest(runs, argument or race) or chosen)
-        else:
-            content = machine(chosen)
-        return f"{begin}{content}\n{end}"
+        begin, name, argument, _, end = match.groups()
+        if name not in MARKERS:
+            raise UserError(f"marker {name!r} must be one of {', '.join(MARKERS)}")
+        if (argument is None) != (name == "tuned"):
+            wanted = "takes no argument" if argument else "needs a record or a file"
+            raise UserError(f"marker {begin.strip()} {wanted}; see analysis/report.py")
+        return f"{begin}{_part(name, argument or '', repository)}\n{end}"
 
-    result, pairs = MARKED.subn(fill, readme)
-    if not readme.count("<!-- begin:") == readme.count("<!-- end:") == pairs > 0:
+    result, pairs = MARKED.subn(fill, page)
+    if not page.count("<!-- begin:") == page.count("<!-- end:") == pairs:
         raise UserError(
-            "README needs pairs of lines <!-- begin:NAME --> and <!-- end:NAME -->; "
-            f"{pairs} pairs match, others do not"
+            f"{pairs} pairs of lines <!-- begin:NAME ARGUMENT --> and <!-- end:NAME --> match, "
+            "others do not; mend the markers"
         )
     return result
 
 
-def select(runs: Sequence[Run], race: str | None, official: bool = False) -> list[Run]:
-    """The runs of a race; of the newest one (on a frozen track, if `official`) when it is None.
+def pages(repository: Path = REPOSITORY) -> list[Path]:
+    """The pages with generated parts: README.md, docs/*.md and the README of each record."""
+    notes = (repository / "results" / "records").glob("*/README.md")
+    return [repository / "README.md", *sorted((repository / "docs").glob("*.md")), *sorted(notes)]
 
-    Raises UserError when there is none.
+
+def update_pages(repository: Path = REPOSITORY, write: bool = True) -> list[Path]:
+    """The pages whose generated parts are out of date; writes them anew if `write`.
+
+    Raises UserError with the name of the page.
     """
-    if race is None:
-        eligible = [run for run in runs if not (official and run.track == "custom")]
-        if not eligible:
-            raise UserError("runs.csv has no race to report; run: make speedrun")
-        race = max(eligible, key=lambda run: run.started).race
-    chosen = [run for run in runs if run.race == race]
-    if not chosen:
-        known = ", ".join(dict.fromkeys(run.race for run in runs)) or "none"
-        raise UserError(f"no race {race!r} in runs.csv; its races: {known}")
-    return chosen
+    changed = []
+    for path in pages(repository):
+        before = read_file(path)
+        try:
+            after = rewrite(before, repository)
+        except UserError as error:
+            raise UserError(f"{path.relative_to(repository)}: {error}") from error
+        if after != before:
+            changed.append(path)
+            if write:
+                path.write_text(after, encoding="utf-8")
+    return changed
 
 
 # ---- The command -------------------------------------------------------------------------------
 
 
+def select(runs: Sequence[Run], race: str | None) -> list[Run]:
+    """The runs of a race, or of the newest race for None. Raises UserError if there is none."""
+    if not runs:
+        raise UserError("runs.csv has no race to report; run: make speedrun")
+    race = race or max(runs, key=lambda run: run.started).race
+    chosen = [run for run in runs if run.race == race]
+    if not chosen:
+        known = ", ".join(dict.fromkeys(run.race for run in runs))
+        raise UserError(f"no race {race!r} in runs.csv; its races: {known}")
+    return chosen
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command. Returns its exit code: 0, 1 (README differs) or 2 (UserError)."""
+    """Run the command. Its exit code is 0, 1 (pages are out of date) or 2 (a user's mistake)."""
     parser = argparse.ArgumentParser(prog="python -m analysis.report")
-    parser.add_argument("--root", type=Path, default=Path("results"), help="where runs.csv is")
+    parser.add_argument("--root", type=Path, default=Path("results"), help="folder of runs.csv")
     parser.add_argument("--race", help="id of the race; default: the newest")
-    parser.add_argument("--readme", type=Path, help="rewrite what is between its markers")
-    parser.add_argument("--check", action="store_true", help="only say whether --readme is current")
+    parser.add_argument("--docs", action="store_true", help="write README.md and docs/*.md")
+    parser.add_argument("--check", action="store_true", help="with --docs: only check the pages")
     options = parser.parse_args(arguments)
-    if options.check and not options.readme:
-        parser.error("--check needs --readme")
+    if options.check and not options.docs:
+        parser.error("--check needs --docs")
     try:
-        runs = read_runs(options.root)
-        if options.readme:
-            return _readme(options, runs)
-        race = select(runs, options.race)
+        if options.docs:
+            changed = update_pages(write=not options.check)
+            names = ", ".join(str(path.relative_to(REPOSITORY)) for path in changed)
+            if changed and options.check:
+                print(f"out of date: {names}; run: make docs")
+                return 1
+            print(f"written: {names}" if changed else "all pages are up to date")
+            return 0
+        race = select(read_runs(options.root), options.race)
         parts = [text(summarise(race)), TABLE_NOTE, *sentences(race)]
         if len(by_label(race)) > 2:
             parts += [league.text(race), league.NOTE]
-        print(*parts, league.resolution(race), machine(race), sep="\n\n")
+        print(*parts, league.detectable_note(race), machine(race), sep="\n\n")
         return 0
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
-
-
-def _readme(options: argparse.Namespace, runs: Sequence[Run]) -> int:
-    path: Path = options.readme
-    if not path.is_file():
-        raise UserError(f"no file {path}; name the README with --readme")
-    before = path.read_text(encoding="utf-8")
-    after = rewrite(
-        before, runs, tuned_settings.read(path.parent / "optim" / "tuned.toml"), options.race
-    )
-    if after == before:
-        return 0
-    if options.check:
-        print(f"{path} differs from the CSVs; run: python -m analysis.report --readme {path}")
-        return 1
-    path.write_text(after, encoding="utf-8")
-    return 0
 
 
 if __name__ == "__main__":

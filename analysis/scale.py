@@ -1,44 +1,44 @@
-"""AdamW against Muon at other batch sizes and widths: what the races of studies.scale amount to.
+"""AdamW against Muon at other batch sizes and widths: speed-ups from the races of studies.scale.
 
-    make scale        # runs them into results/scale
+    make scale        # runs the races into results/scale
 
-Each point is a race in which every run goes to the end of its own schedule: Muon at one horizon,
-AdamW at several around it. Claims: the speed-up in steps is the horizon at which AdamW would end
-at Muon's mean final loss, interpolated between two that were run, over Muon's horizon. So no curve
-is read before its end, and no target has to suit all sizes. Nothing is extrapolated: where no
-horizon of AdamW is that good or that bad, the point is a bound. Losses alone count, so the runs may
-share the machine.
+Each point is a race in which every run goes to the end of its own schedule. Muon has one horizon,
+AdamW has several around it. Claims: the speed-up in steps is the horizon at which AdamW ends at
+Muon's mean final loss, divided by Muon's horizon. AdamW's horizon is interpolated between two
+horizons that were run. So only ends of curves are compared, and the sizes need no common target.
+Nothing is extrapolated: if Muon's loss is outside of the losses of AdamW's horizons, the point is a
+bound. Only losses count, so the runs may share a machine.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from analysis.stats import Estimate, iso_loss, mean
+from analysis.stats import Estimate, iso_loss, losses, mean
 from analysis.table import BASELINE, markdown_grid
-from tracking.schema import DIVERGED, Published, Run, ScalePoint
+from tracking.schema import Published, Run, ScalePoint
+from tracking.spelling import recipe_of
 from tracking.store import read, read_runs, read_trials
 
-SCALE = "scale"  # folder below the results
-CHALLENGER = "muon"  # of table.BASELINE
-TRIALS = 4  # of each entrant that must have re-checked the settings of a point
+SCALE = "scale"  # the folder of `make scale` in results/
+CHALLENGER = "muon"  # compared with table.BASELINE
+TRIALS = 4  # trials that must have re-checked each entrant's settings at a point, at least
 PUBLISHED = Path(__file__).parents[1] / "results" / "published" / "speedups.csv"
-NONE_YET = "No other batch size or width is recorded yet: `make scale` runs them."
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One point: how many times as many steps AdamW takes there as Muon."""
+    """One point: AdamW's steps over Muon's steps, for equal loss."""
 
     width: int
     batch_tokens: int
     params: int
-    speedup: Estimate  # in steps, for equal loss; its bounds are None where it is a bound itself
-    bound: str  # "over" or "under" where AdamW's horizons do not enclose Muon's loss, else ""
+    speedup: Estimate  # in steps, for equal loss; without an interval if it is a bound
+    bound: str  # "over" or "under" if AdamW's horizons do not enclose Muon's loss, else ""
 
 
 def measured(root: Path) -> list[Measured]:
-    """The points in a folder of studies.scale: of each width and batch size the newest."""
+    """The points in a folder of studies.scale: the newest of each width and batch size."""
     newest = {(point.width, point.batch_tokens): point for point in _points(root)}
     runs = read_runs(root)
     found = [_measure(p, [run for run in runs if run.race == p.race]) for p in newest.values()]
@@ -46,7 +46,7 @@ def measured(root: Path) -> list[Measured]:
 
 
 def published() -> list[Published]:
-    """What others report of Muon over AdamW."""
+    """The speed-ups of Muon over AdamW that others report."""
     return read(PUBLISHED, Published)
 
 
@@ -56,30 +56,23 @@ def _points(root: Path) -> list[ScalePoint]:
 
 def _measure(point: ScalePoint, runs: Sequence[Run]) -> Measured | None:
     """The point from its runs; None if Muon diverged or AdamW did at every horizon."""
-    muon = [run for run in runs if recipe(run) == CHALLENGER]
-    losses: dict[int, list[float]] = {}
+    muon = [run for run in runs if recipe_of(run.entrant) == CHALLENGER]
+    horizons: dict[int, list[Run]] = {}
     for run in runs:
-        if recipe(run) == BASELINE:
-            losses.setdefault(run.steps_planned, [])
-            if run.status != DIVERGED and run.final_loss is not None:
-                losses[run.steps_planned].append(run.final_loss)
-    losses = {horizon: values for horizon, values in losses.items() if values}
-    reference = [r.final_loss for r in muon if r.status != DIVERGED and r.final_loss is not None]
-    if not losses or not reference or len(reference) < len(muon):
+        if recipe_of(run.entrant) == BASELINE:
+            horizons.setdefault(run.steps_planned, []).append(run)
+    ends = {steps: found for steps, group in horizons.items() if (found := losses(group))}
+    reference = losses(muon)
+    if not ends or not reference or len(reference) < len(muon):
         return None
-    steps, bound = iso_loss(losses, reference), ""
+    steps, bound = iso_loss(ends, reference), ""
     if steps is None:
-        better = mean(reference).value < min(mean(values).value for values in losses.values())
+        better = mean(reference).value < min(mean(values).value for values in ends.values())
         bound = "over" if better else "under"
-        edge = max(losses) if better else min(losses)
+        edge = max(ends) if better else min(ends)
         steps = Estimate(float(edge), None, None, len(reference))
     speedup = _times(steps, 1 / point.steps)
     return Measured(point.width, point.batch_tokens, runs[0].param_count, speedup, bound)
-
-
-def recipe(run: Run) -> str:
-    """The recipe of a run's entrant."""
-    return run.entrant.partition(":")[0]
 
 
 def _times(estimate: Estimate, factor: float) -> Estimate:
@@ -89,8 +82,6 @@ def _times(estimate: Estimate, factor: float) -> Estimate:
 
 def markdown(points: Sequence[Measured]) -> str:
     """The points as a table."""
-    if not points:
-        return NONE_YET
     rows = [
         [
             str(m.width),
@@ -112,7 +103,7 @@ def _cell(ratio: Estimate, bound: str) -> str:
 
 
 def problems(root: Path) -> Iterator[str]:
-    """What a folder's points claim that its runs and trials do not show."""
+    """The claims of a folder's points that its runs and trials do not show."""
     runs, trials, sizes = read_runs(root), read_trials(root), dict[int, int]()
     for point in _points(root):
         name, mine = f"point {point.race}", [run for run in runs if run.race == point.race]
@@ -123,10 +114,10 @@ def problems(root: Path) -> Iterator[str]:
             yield f"{name}: its runs do not take {point.batch_tokens} tokens a step"
         if sizes.setdefault(point.width, mine[0].param_count) != mine[0].param_count:
             yield f"{name}: width {point.width} has models of different sizes"
-        horizons = {run.steps_planned for run in mine if recipe(run) == CHALLENGER}
+        horizons = {run.steps_planned for run in mine if recipe_of(run.entrant) == CHALLENGER}
         if horizons != {point.steps}:
             yield f"{name}: {CHALLENGER} ran to {sorted(horizons)}, not to {point.steps} steps"
-        if len({run.steps_planned for run in mine if recipe(run) == BASELINE}) < 2:
+        if len({run.steps_planned for run in mine if recipe_of(run.entrant) == BASELINE}) < 2:
             yield f"{name}: {BASELINE} has fewer than two horizons"
         if len({frozenset(r.seed for r in mine if r.entrant == e) for e in _entrants(mine)}) > 1:
             yield f"{name}: its entrants have different seeds"

@@ -1,32 +1,33 @@
-"""The runs of a race as a table: an entrant a row, in the terminal's, Markdown's and rich's form.
+"""The runs of a race as a table with one row for each entrant, as plain text and as Markdown.
 
-Claims: every figure follows from the rows of runs.csv through `analysis.stats`.
+Claims: every number follows from the rows of runs.csv through `analysis.stats`.
 """
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
-import numpy as np
+import pandas as pd
 
-from analysis.stats import Estimate, costs, deviation, expected_cost, mean
-from tracking.schema import DIVERGED, MISSED, REACHED, Run
+from analysis.stats import Estimate, costs, deviation, expected_cost, losses, mean
+from tracking.schema import DIVERGED, MISSED, REACHED, Run, Trial
 from tracking.spelling import recipe_of
 
 BASELINE = "adamw"
 TABLE_NOTE = (
-    "± is the standard deviation between runs. Steps, tokens and seconds are means; where runs did "
-    "not reach the target, what all runs spent over the number of those that reached."
+    "± is the standard deviation between runs. Steps, tokens and seconds are means. If runs did "
+    "not reach the target, they are the total that all runs spent, divided by the number of runs "
+    "that reached it."
 )
 
-# ---- One line an entrant -----------------------------------------------------------------------
+# ---- One row for each entrant ------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Cost:
     """What the target cost an entrant, in one unit."""
 
-    expected: Estimate  # counting what was spent by runs that missed
-    sd: float | None  # between runs; None for fewer than two, and where some missed
+    expected: Estimate  # includes what the runs spent that missed
+    sd: float | None  # between runs; None for fewer than two runs, and if some missed
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,11 @@ class Row:
     missed: int
     diverged: int
     target: float  # validation loss, nats per token
-    steps: Cost | None  # None when no run reached the target, as for the next two
+    steps: Cost | None  # this and the next two are None if no run reached the target
     tokens: Cost | None
     seconds: Cost | None  # on the training clock
-    step_ms: float | None  # None when no run made a step, as for the next one
-    optimizer_ms: float | None  # of every step
+    step_ms: float | None  # this and the next are None if no run made a step
+    optimizer_ms: float | None  # part of step_ms
     peak_memory_bytes: int  # largest of the runs
     state_bytes: int  # largest of the runs
     mfu: float  # mean of the runs
@@ -51,9 +52,46 @@ class Row:
     final_loss_sd: float | None
 
 
+def frame(rows: Sequence[Run] | Sequence[Trial], cls: type) -> pd.DataFrame:
+    """Rows as a data frame with the columns of their dataclass `cls`; None is NaN in numbers."""
+    return pd.DataFrame([vars(row) for row in rows], columns=[field.name for field in fields(cls)])
+
+
 def summarise(runs: Sequence[Run]) -> list[Row]:
     """The entrants of one race in the order in which they first ran."""
-    return [_summary(label, group) for label, group in by_label(runs).items()]
+    groups, by_entrant = by_label(runs), frame(runs, Run).groupby("label", sort=False)
+    statuses = pd.crosstab([run.label for run in runs], [run.status for run in runs])
+    statuses = statuses.reindex(columns=[REACHED, MISSED, DIVERGED], fill_value=0)
+    sums = by_entrant[["steps", "train_seconds", "optimizer_seconds"]].sum()
+    largest = by_entrant[["peak_memory_bytes", "state_bytes"]].max()
+    mfu = by_entrant["mfu"].mean()
+    rows = []
+    for label, group in groups.items():
+        steps, train_seconds, optimizer_seconds = sums.loc[label]
+        peak_memory_bytes, state_bytes = largest.loc[label]
+        reached, missed, diverged = statuses.loc[label]
+        ends = losses(group)
+        rows.append(
+            Row(
+                label=label,
+                n=len(group),
+                reached=int(reached),
+                missed=int(missed),
+                diverged=int(diverged),
+                target=group[0].target,
+                steps=_cost(group, "steps"),
+                tokens=_cost(group, "tokens"),
+                seconds=_cost(group, "seconds"),
+                step_ms=1000 * train_seconds / steps if steps else None,
+                optimizer_ms=1000 * optimizer_seconds / steps if steps else None,
+                peak_memory_bytes=int(peak_memory_bytes),
+                state_bytes=int(state_bytes),
+                mfu=float(mfu[label]),
+                final_loss=mean(ends).value if ends else None,
+                final_loss_sd=deviation(ends),
+            )
+        )
+    return rows
 
 
 def by_label(runs: Sequence[Run]) -> dict[str, list[Run]]:
@@ -64,30 +102,8 @@ def by_label(runs: Sequence[Run]) -> dict[str, list[Run]]:
     return groups
 
 
-def _summary(label: str, runs: list[Run]) -> Row:
-    steps = sum(run.steps for run in runs)
-    losses = [r.final_loss for r in runs if r.status != DIVERGED and r.final_loss is not None]
-    return Row(
-        label=label,
-        n=len(runs),
-        reached=count(runs, REACHED),
-        missed=count(runs, MISSED),
-        diverged=count(runs, DIVERGED),
-        target=runs[0].target,
-        steps=_cost(runs, "steps"),
-        tokens=_cost(runs, "tokens"),
-        seconds=_cost(runs, "seconds"),
-        step_ms=1000 * sum(run.train_seconds for run in runs) / steps if steps else None,
-        optimizer_ms=1000 * sum(run.optimizer_seconds for run in runs) / steps if steps else None,
-        peak_memory_bytes=max(run.peak_memory_bytes for run in runs),
-        state_bytes=max(run.state_bytes for run in runs),
-        mfu=float(np.mean([run.mfu for run in runs])),
-        final_loss=mean(losses).value if losses else None,
-        final_loss_sd=deviation(losses),
-    )
-
-
 def count(runs: Sequence[Run], status: str) -> int:
+    """The number of runs with this status."""
     return sum(run.status == status for run in runs)
 
 
@@ -100,20 +116,18 @@ def _cost(runs: Sequence[Run], unit: str) -> Cost | None:
 
 
 def standing(runs: Sequence[Run], unit: str) -> tuple[float, float]:
-    """What the entrants of a race are ranked by, the best lowest.
+    """The key that ranks the entrants of a race: the lowest is the best.
 
-    The expected cost of the target in `unit`; for those that never reached it, the final loss.
+    It is the expected cost of the target in `unit`, then the mean final loss, which ranks the
+    entrants that never reached the target.
     """
-    cost, row = expected_cost(costs(runs, unit)), _summary(runs[0].label, list(runs))
+    cost, ends = expected_cost(costs(runs, unit)), losses(runs)
     infinity = float("inf")
-    return (
-        cost.value if cost else infinity,
-        infinity if row.final_loss is None else row.final_loss,
-    )
+    return (cost.value if cost else infinity, mean(ends).value if ends else infinity)
 
 
 def find(labels: Collection[str], name: str) -> str | None:
-    """The label that is `name`, or else the first whose recipe it is; None if there is none."""
+    """The label `name`, or else the first label of the recipe `name`; None if there is none."""
     return name if name in labels else next((x for x in labels if recipe_of(x) == name), None)
 
 
@@ -122,7 +136,7 @@ def find(labels: Collection[str], name: str) -> str | None:
 
 @dataclass(frozen=True)
 class Column:
-    """A heading, which may break into two lines, and what stands below it."""
+    """A heading, which may break into two lines, and the function that gives a cell."""
 
     heading: str
     cell: Callable[[Row], str]
@@ -164,7 +178,7 @@ def text(rows: Sequence[Row]) -> str:
 
 
 def aligned(grid: Sequence[Sequence[str]]) -> str:
-    """Lines of cells as plain text, the first column to the left and the others to the right."""
+    """Lines of cells as plain text: the first column aligned left, the others aligned right."""
     widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
     return "\n".join(
         "  ".join(
@@ -186,5 +200,6 @@ def _cells(rows: Sequence[Row]) -> list[list[str]]:
 
 
 def markdown_grid(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
     rule = [":--"] + ["--:"] * (len(headings) - 1)
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [headings, rule, *rows])

@@ -21,7 +21,17 @@ from analysis import scale
 from errors import UserError
 from tracking import tuned
 from tracking.crossing import crossing
-from tracking.schema import COMMON, DIVERGED, FINISHED, MISSED, REACHED, Logit, Point, Run, Trial
+from tracking.schema import (
+    COMMON,
+    DIVERGED,
+    FINISHED,
+    MISSED,
+    REACHED,
+    Logit,
+    Run,
+    Trial,
+    Validation,
+)
 from tracking.store import (
     read_curve,
     read_logits,
@@ -99,7 +109,7 @@ def _check_run(root: Path, run: Run) -> Iterator[str]:
             yield f"mfu {run.mfu:g}, but its FLOPs, time and peak give {mfu:g}"
 
 
-def _check_curve(run: Run, points: Sequence[Point]) -> Iterator[str]:
+def _check_curve(run: Run, points: Sequence[Validation]) -> Iterator[str]:
     """Whether a curve can be that of its run."""
     for before, after in pairwise(points):
         if after.step <= before.step:
@@ -120,7 +130,7 @@ def _check_curve(run: Run, points: Sequence[Point]) -> Iterator[str]:
         yield f"its curve goes on to step {last.step}, {last.train_seconds:g} s, after its end"
 
 
-def _check_laps(run: Run, points: Sequence[Point]) -> Iterator[str]:
+def _check_laps(run: Run, points: Sequence[Validation]) -> Iterator[str]:
     """Whether the times a step between the validations of a whole curve add up to the run's."""
     for column, claimed in (("step_ms", "train_seconds"), ("optimizer_ms", "optimizer_seconds")):
         before, seconds = 0, 0.0
@@ -147,7 +157,7 @@ def _check_logits(run: Run, logits: Sequence[Logit]) -> Iterator[str]:
         yield f"it clips logits in {run.steps} steps, but has those of {len(heads)}"
 
 
-def _check_outcome(run: Run, points: Sequence[Point]) -> Iterator[str]:
+def _check_outcome(run: Run, points: Sequence[Validation]) -> Iterator[str]:
     """Status, final loss and the way to the target, from the curve and the target alone."""
     met = None
     if run.status == DIVERGED:

@@ -112,8 +112,9 @@ def points(
 ) -> list[Settings]:
     """The first `count` points of a Sobol sequence over the options that have a range.
 
-    With `around`, they fill a box of REFINE_WIDTH times the ranges around that point. Point i is the
-    same for any count. Values have three significant digits. Without a range all points are empty.
+    With `around`, they fill a box of REFINE_WIDTH times the ranges around that point. Point i is
+    the same for any count. Values have three significant digits. Without a range all points are
+    empty.
 
     All recipes with AdamW on embedding, head and vectors share the dimensions of SEQUENCE, even
     those that lack one of these options. So point i has the same values there in every recipe, and

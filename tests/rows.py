@@ -4,7 +4,7 @@ from typing import Any
 
 from tracking import store
 from tracking.crossing import crossing
-from tracking.schema import Logit, Point, Run, Trial
+from tracking.schema import Logit, Run, Trial, Validation
 
 SOURCE = store.source_text({"speedrun.py": "print('fast')\n", "muon.py": "# five steps\n"})
 PROVENANCE: dict[str, Any] = dict(
@@ -30,10 +30,12 @@ PROVENANCE: dict[str, Any] = dict(
 )
 
 
-def make_points(steps: int = 100, step_seconds: float = 0.1, floor: float = 3.0) -> list[Point]:
+def make_points(
+    steps: int = 100, step_seconds: float = 0.1, floor: float = 3.0
+) -> list[Validation]:
     """A validation every 20 steps; the loss falls linearly from 5 to `floor` in 100 steps."""
     return [
-        Point(
+        Validation(
             step=step,
             tokens=4096 * step,
             train_seconds=step_seconds * step,
@@ -49,7 +51,9 @@ def make_points(steps: int = 100, step_seconds: float = 0.1, floor: float = 3.0)
     ]
 
 
-def make_logits(points: list[Point], grows: float = 2.0, tau: float | None = None) -> list[Logit]:
+def make_logits(
+    points: list[Validation], grows: float = 2.0, tau: float | None = None
+) -> list[Logit]:
     """Two layers of two heads at each point; the last head is largest, `grows` times in 10 steps.
 
     Those of a model that is clipped exceed `tau` by a tenth.
@@ -70,7 +74,7 @@ def make_logits(points: list[Point], grows: float = 2.0, tau: float | None = Non
     ]
 
 
-def make_run(points: list[Point] | None = None, **changes: Any) -> Run:
+def make_run(points: list[Validation] | None = None, **changes: Any) -> Run:
     """A run that follows from its points: 100 steps with a target of 3.5."""
     points = make_points() if points is None else points
     met = crossing(points, 3.5)

@@ -27,7 +27,7 @@ from analysis.stats import costs, expected_cost, speedup
 from analysis.table import summarise
 from tests.rows import SOURCE, make_logits, make_points, make_run, make_trial
 from tracking.crossing import crossing
-from tracking.schema import DIVERGED, MISSED, REACHED, Point, Run
+from tracking.schema import DIVERGED, MISSED, REACHED, Run, Validation
 from tracking.store import append, read_curve, read_runs, read_trials, record
 
 TARGET = 3.91
@@ -65,7 +65,7 @@ CROWD = [
 ]
 
 
-def curve(plan: Plan, seed: int, rng: np.random.Generator) -> list[Point]:
+def curve(plan: Plan, seed: int, rng: np.random.Generator) -> list[Validation]:
     """Losses that fall as real ones do, noise of 0.01, validations dense near the end."""
     diverges = seed >= plan.seeds - plan.diverged
     dense = range(int(0.8 * plan.horizon), plan.horizon, 4)
@@ -79,7 +79,7 @@ def curve(plan: Plan, seed: int, rng: np.random.Generator) -> list[Point]:
         if diverges and step == steps[3]:
             loss = 5.5
         points.append(
-            Point(
+            Validation(
                 step=step,
                 tokens=step * TOKENS_PER_STEP,
                 train_seconds=step * step_ms / 1000,
@@ -95,7 +95,7 @@ def curve(plan: Plan, seed: int, rng: np.random.Generator) -> list[Point]:
     return points
 
 
-def run_of(plan: Plan, seed: int, points: Sequence[Point], race: str, started: str) -> Run:
+def run_of(plan: Plan, seed: int, points: Sequence[Validation], race: str, started: str) -> Run:
     met = None if seed >= plan.seeds - plan.diverged else crossing(points, TARGET)
     last = points[-1]
     optimizer = last.step * plan.optimizer_ms / 1000

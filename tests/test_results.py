@@ -16,7 +16,7 @@ import pytest
 from errors import UserError
 from tests.rows import SOURCE, make_points, make_run, make_trial
 from tracking import store, tuned
-from tracking.schema import Point, Run
+from tracking.schema import Run, Validation
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -250,9 +250,11 @@ def test_the_reader_refuses_with_the_line(tmp_path, edit, line, message):
 
 def test_columns_may_be_in_another_order(tmp_path):
     path = tmp_path / "curve.csv"
-    names = [field.name for field in fields(Point)]
+    names = [field.name for field in fields(Validation)]
     path.write_text(",".join(reversed(names)) + "\n5,,,1.5,0.1,3.5,,2.5,40,10\n")
-    assert store.read(path, Point) == [Point(10, 40, 2.5, None, 3.5, 0.1, 1.5, None, None, 5)]
+    assert store.read(path, Validation) == [
+        Validation(10, 40, 2.5, None, 3.5, 0.1, 1.5, None, None, 5)
+    ]
 
 
 # ---- store: the result of a run ----------------------------------------------------------------

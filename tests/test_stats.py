@@ -25,13 +25,13 @@ from analysis.stats import (
 from errors import UserError
 from tests.rows import make_run
 from tracking.crossing import Crossing, crossing
-from tracking.schema import Point
+from tracking.schema import Validation
 
 
-def curve(*losses: float) -> list[Point]:
+def curve(*losses: float) -> list[Validation]:
     """Validations every 10 steps of 4 tokens and a second and a half each."""
     return [
-        Point(10 * i, 40 * i, 15.0 * i, None, loss, 0.1, None, None, None, 0)
+        Validation(10 * i, 40 * i, 15.0 * i, None, loss, 0.1, None, None, None, 0)
         for i, loss in enumerate(losses)
     ]
 
@@ -57,7 +57,7 @@ def test_crossing_at_the_edges(losses, target, expected):
 
 def test_crossing_uses_the_clock_of_its_own_interval():
     points = curve(5.0, 4.0, 3.0)
-    points[2] = Point(20, 80, 115.0, None, 3.0, 0.1, None, None, None, 0)  # a slow stretch
+    points[2] = Validation(20, 80, 115.0, None, 3.0, 0.1, None, None, None, 0)  # a slow stretch
     assert crossing(points, 3.5) == Crossing(15, 60, 65)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tracking.schema import Point
+from tracking.schema import Validation
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class Crossing:
     seconds: float  # on the training clock
 
 
-def crossing(points: Sequence[Point], target: float) -> Crossing | None:
+def crossing(points: Sequence[Validation], target: float) -> Crossing | None:
     """Where a curve first meets a target loss (nats per token); None if it never does.
 
     That is between the first validation at or below the target and the one before, by linear

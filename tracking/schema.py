@@ -76,7 +76,7 @@ class Run(Provenance):
 
 
 @dataclass(frozen=True)
-class Point:
+class Validation:
     """One row of curves/<run>.csv: one validation.
 
     Rates and means cover the steps since the row before; `grad_norm` is that of the last step.

@@ -2,7 +2,7 @@
 
     results/runs.csv            a row a run           (schema.Run)
     results/tuning.csv          a row a tuning trial  (schema.Trial)
-    results/curves/<run>.csv    a row a validation    (schema.Point)
+    results/curves/<run>.csv    a row a validation    (schema.Validation)
     results/logits/<run>.csv    a row a head and step (schema.Logit), where they were measured
     results/sources/<hash>.txt  the program that made them
 
@@ -27,10 +27,11 @@ from types import NoneType
 from typing import Any, TypeVar, get_args, get_type_hints
 
 from errors import UserError
-from tracking.schema import STATUSES, Logit, Point, Run, Trial
+from tracking.schema import STATUSES, Logit, Run, Trial, Validation
 
 T = TypeVar("T")
-ROOM = 16 << 20  # bytes: what a long race writes, several times over
+RECORDS = "records"  # the folder of committed records in results/
+ROOM = 16 << 20  # bytes: several times the size of what a long race writes
 
 # int() and float() alone would also take "nan", "1_000" and " 1".
 INT = re.compile(r"-?\d+", re.ASCII)
@@ -60,7 +61,7 @@ def ready(root: Path) -> None:
 
 
 def record(
-    root: Path, run: Run, points: Sequence[Point], source: str, logits: Sequence[Logit] = ()
+    root: Path, run: Run, points: Sequence[Validation], source: str, logits: Sequence[Logit] = ()
 ) -> None:
     """Writes a finished run: its source, its curve, its logits and, last, its row in runs.csv.
 
@@ -68,7 +69,7 @@ def record(
     dies. `source` is the `source_text` of the program. Raises UserError when the disk is full.
     """
     _write_source(root, run.source_hash, source)
-    write_whole(curve_path(root, run.run), _header(Point) + "".join(map(_line, points)))
+    write_whole(curve_path(root, run.run), _header(Validation) + "".join(map(_line, points)))
     if logits:
         write_whole(logits_path(root, run.run), _header(Logit) + "".join(map(_line, logits)))
     append(root / "runs.csv", run)
@@ -90,12 +91,12 @@ def read_trials(root: Path) -> list[Trial]:
     return read(root / "tuning.csv", Trial)
 
 
-def read_curve(root: Path, run_id: str) -> list[Point]:
+def read_curve(root: Path, run_id: str) -> list[Validation]:
     """The validations of one run, first to last. Raises UserError when the run has no curve."""
     path = curve_path(root, run_id)
     if not path.exists():
         raise UserError(f"{path} is missing; every run has a curve: restore it or remove the run")
-    return read(path, Point)
+    return read(path, Validation)
 
 
 def read_logits(root: Path, run_id: str) -> list[Logit]:
@@ -116,8 +117,21 @@ def logits_path(root: Path, run_id: str) -> Path:
 
 
 def source_path(root: Path, digest: str) -> Path:
-    """Where the program text with this hash is."""
-    return root / "sources" / f"{digest}.txt"
+    """Where the program text with this hash is.
+
+    All records share the folder records/sources, so that a text is stored once.
+    """
+    own = root / "sources" / f"{digest}.txt"
+    if root.parent.name == RECORDS and not own.exists():
+        return root.parent / "sources" / own.name
+    return own
+
+
+def records(root: Path) -> list[Path]:
+    """The records in the results folder `root`: its folders records/<name> with runs or trials."""
+    tables = ("runs.csv", "tuning.csv")
+    folders = sorted(path for path in (root / RECORDS).glob("*") if path.is_dir())
+    return [folder for folder in folders if any((folder / name).exists() for name in tables)]
 
 
 def source_text(files: Mapping[str, str]) -> str:

@@ -17,7 +17,7 @@ from analysis.scale import SCALE, Measured, measured
 from analysis.stats import Costs, Estimate, Ratio, costs, expected_cost, speedup
 from analysis.table import BASELINE, by_label, standing
 from errors import UserError
-from tracking.schema import DIVERGED, SWEEP, Logit, Point, Run, Trial
+from tracking.schema import DIVERGED, SWEEP, Logit, Run, Trial, Validation
 from tracking.spelling import display_name
 from tracking.store import read_curve, read_logits, read_runs, read_trials
 
@@ -35,7 +35,7 @@ class Entrant:
     label: str
     name: str  # the label as prose writes it
     runs: Sequence[Run]
-    curves: Sequence[Sequence[Point]]  # one for each run
+    curves: Sequence[Sequence[Validation]]  # one for each run
     logits: Sequence[Sequence[Logit]]  # one for each run, empty where they were not measured
     look: Look
 
@@ -44,7 +44,7 @@ class Entrant:
         """The track of its race."""
         return self.runs[0].track
 
-    def finished(self) -> list[Sequence[Point]]:
+    def finished(self) -> list[Sequence[Validation]]:
         """The curves of the runs that did not diverge."""
         return [c for r, c in zip(self.runs, self.curves, strict=True) if r.status != DIVERGED]
 

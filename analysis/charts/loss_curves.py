@@ -12,7 +12,7 @@ from analysis.charts._inputs import Entrant, Inputs
 from analysis.charts._wording import doubt, footer
 from analysis.report import change
 from analysis.stats import costs, mean, speedup
-from tracking.schema import DIVERGED, REACHED, Point
+from tracking.schema import DIVERGED, REACHED, Validation
 
 PANEL_IN = 2.7  # height of the part with the curves
 STAIR_IN = 0.17  # height of one line of text below them
@@ -25,7 +25,7 @@ class Quantity:
     """What one panel has on its x axis."""
 
     unit: str  # as in `stats.costs`
-    column: str  # of Point
+    column: str  # of Validation
     label: str  # {} is the unit's name
     units: Sequence[_style.Unit]
 
@@ -57,7 +57,7 @@ class Panel:
     window: Window
     target: float
 
-    def column(self, points: Sequence[Point]) -> np.ndarray:
+    def column(self, points: Sequence[Validation]) -> np.ndarray:
         """Where validations stand on the x axis."""
         return np.array([getattr(p, self.quantity.column) for p in points]) / self.unit.size
 
@@ -127,7 +127,7 @@ def window_of(inputs: Inputs) -> Window:
 
 
 def mean_curve(
-    curves: Sequence[Sequence[Point]], column: str
+    curves: Sequence[Sequence[Validation]], column: str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Mean x, and mean, lowest and highest loss, at the steps where all curves have a validation.
 
