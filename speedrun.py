@@ -395,9 +395,9 @@ class Trainer:
         with clock.part("forward_backward"), self.gpt.measuring(tau is not None):
             loss = torch.zeros((), device=self.device)
             parts = self.program.microbatches(inputs, targets)
-            for number, part in enumerate(parts, start=1):
+            for number, (x, y) in enumerate(parts, start=1):
                 last = number == len(parts)  # then the engine averages gradients over processes
-                loss += self.program.backward(*part, of=targets.numel(), last=last)
+                loss += self.program.backward(x, y, of=targets.numel(), last=last)
         for begin, end in self.engine.exposed_communication:
             clock.add_interval("communication", begin, end, instead_of="forward_backward")
         self.engine.exposed_communication.clear()
@@ -507,7 +507,10 @@ class Trainer:
             tokens_to_target=hit.tokens if hit else None,
             seconds_to_target=hit.seconds if hit else None,
             train_seconds=clock.seconds,
-            **{f"{part}_seconds": seconds for part, seconds in clock.parts.items()},
+            data_seconds=clock.parts["data"],
+            forward_backward_seconds=clock.parts["forward_backward"],
+            optimizer_seconds=clock.parts["optimizer"],
+            communication_seconds=clock.parts["communication"],
             compile_seconds=out.compile_seconds,
             val_seconds=out.val_seconds,
             param_count=sum(p.numel() for p in self.gpt.parameters()),

@@ -58,9 +58,10 @@ class Program:
 
     # ---- Passes ----------------------------------------------------------------------------------
 
-    def microbatches(self, inputs: Tensor, targets: Tensor) -> list[tuple[Tensor, ...]]:
+    def microbatches(self, inputs: Tensor, targets: Tensor) -> list[tuple[Tensor, Tensor]]:
         """A batch (B T) in parts of `microbatch` sequences."""
-        return list(zip(*(x.split(self.microbatch) for x in (inputs, targets)), strict=True))
+        size = self.microbatch
+        return list(zip(inputs.split(size), targets.split(size), strict=True))
 
     def loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """Forward pass: the loss summed over tokens, nats; matrix products in `dtype`."""
