@@ -415,7 +415,7 @@ class Trainer(Passes):
 
     def note_logits(self, out: Outcome) -> Tensor:
         """The largest attention logits since the last call, of all processes: (n_layer H)."""
-        largest = self.engine.max(self.gpt.take_max_logits())
+        largest = self.engine.max(self.gpt.pop_max_logits())
         out.logits.append((out.steps, largest))
         return largest
 

@@ -137,7 +137,7 @@ class Passes:
             work = partial(self.accumulate, of=self.batch_seqs * self.seq_len, last=True)
             self.captured = Captured(work, shape, self.device)
         self.engine.load(saved)
-        self.gpt.take_max_logits()  # of the dummy tokens
+        self.gpt.pop_max_logits()  # of the dummy tokens
         machine.synchronize(self.device)
         return self.now() - begun
 
@@ -153,7 +153,7 @@ class Passes:
                     self.loss(inputs, targets)
                 self.engine.step()
                 if self.tau:
-                    self.gpt.clip_qk(self.gpt.take_max_logits(), self.tau)
+                    self.gpt.clip_qk(self.gpt.pop_max_logits(), self.tau)
         except RuntimeError as error:
             if machine.out_of_memory(error):
                 return NO_MEMORY
