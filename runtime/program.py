@@ -129,7 +129,7 @@ class Passes:
                 self.eager, self.model = self.eager or "compilation failed", self.wrapped
         if self.engine.world_size > 1:
             # Each has measured for itself, but replicas must round alike.
-            muon.CHOSEN.update(self.engine.share(muon.CHOSEN))
+            muon.adopt_backends(self.engine.share(muon.chosen_backends()))
             dummy = torch.zeros(self.microbatch, self.seq_len, dtype=torch.int64)
             self.forward_backward(*self.to_device(dummy, dummy))
         if self.cuda_graphs and not (self.captured or self.tau):
