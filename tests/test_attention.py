@@ -349,6 +349,7 @@ def test_scaled_weights_scale_every_logit_of_a_head(name: str) -> None:
     torch.testing.assert_close(logits(), gamma[:, None, None, None] * before, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_measuring_is_compiled_and_changes_no_loss_or_gradient() -> None:
     model, (inputs, targets) = rough(small("tiny-mla", n_layer=1)), batch()
     call = torch.compile(model, dynamic=False, backend="aot_eager")
