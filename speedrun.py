@@ -439,7 +439,7 @@ class Trainer:
 
     def reduce_max_logits(self, out: Outcome) -> Tensor:
         """The largest attention logits since the last call, of all processes: (n_layer H)."""
-        largest = self.engine.all_reduce_max(self.gpt.take_max_logits())
+        largest = self.engine.all_reduce_max(self.gpt.pop_max_logits())
         out.logits.append((out.steps, largest))
         return largest
 

@@ -13,9 +13,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-import optim.kernels  # noqa: F401  adds its backends
 from bench import Row, medians, setting, write
 from muon import BACKENDS, COEFFICIENTS, Coefficients, candidates, choose
+from optim import kernels
 from runtime import machine
 from speedrun import choose_dtype
 
@@ -31,6 +31,7 @@ def rows_of(
     track: str, shape: tuple[int, int, int], device: torch.device, rounds: int
 ) -> list[Row]:
     """Time each backend on one batch."""
+    kernels.register()
     K, m, n = shape
     dtype = choose_dtype("auto", device)
     X = torch.randn(*shape, generator=torch.Generator().manual_seed(0)).to(device)

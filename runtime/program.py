@@ -136,13 +136,13 @@ class Program:
         tokens = self.batch_seqs * self.seq_len
         if self.engine.world_size > 1:
             # Each rank has measured its fastest Newton-Schulz; replicas must round alike.
-            muon.CHOSEN.update(self.engine.broadcast(muon.CHOSEN))
+            muon.adopt_backends(self.engine.broadcast(muon.chosen_backends()))
             self._launch(*self._dummies(), of=tokens, last=True)  # with its communication
         if self.cuda_graphs and tau is None:
             work = partial(self._launch, of=tokens, last=True)
             self.captured = Captured(work, (self.microbatch, self.seq_len), self.device)
         self.engine.load(saved)
-        self.gpt.take_max_logits()  # of the dummy tokens
+        self.gpt.pop_max_logits()  # of the dummy tokens
         machine.synchronize(self.device)
 
     def _dummies(self) -> tuple[Tensor, Tensor]:
@@ -161,7 +161,7 @@ class Program:
                     self.loss(inputs, targets)
                 self.engine.step()
                 if tau is not None:
-                    self.gpt.clip_qk(self.gpt.take_max_logits(), tau)
+                    self.gpt.clip_qk(self.gpt.pop_max_logits(), tau)
         except RuntimeError as error:
             if machine.out_of_memory(error):
                 return NO_MEMORY

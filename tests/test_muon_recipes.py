@@ -17,7 +17,7 @@ from layers.config import GPTConfig, preset
 from model import GPT
 from muon import Muon
 from optim import Log, options
-from optim.entrants import parse, tuned_settings
+from optim.entrants import parse
 from studies import tune
 from tests.matrices import NAMES, Options, distance, gradient, train
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import optim
-import optim.kernels  # adds its backends
+import optim.kernels
 from bench.gpu_check.config import Setting
 from bench.gpu_check.runner import Notes
 from muon import BACKENDS, COEFFICIENTS, Coefficients, Muon, candidates, newton_schulz
@@ -139,6 +139,7 @@ def batches_and_scales(notes: Notes, device: torch.device, m: int, n: int) -> No
 
 def kernels(notes: Notes, device: torch.device, toy: bool) -> None:
     """Symmetric products are the exact ones rounded once, and the iteration is the plain one."""
+    optim.kernels.register()
     names = [name for name in BACKENDS if name.startswith("triton")]
     if not names:
         notes.skip("Triton against plain", "triton is not installed")
