@@ -47,6 +47,7 @@ from analysis.table import (
 )
 from errors import UserError
 from tracking import tuned as tuned_settings
+from tracking.files import write_atomic
 from tracking.schema import DIVERGED, REACHED, Run
 from tracking.spelling import display_name
 from tracking.store import read_runs
@@ -356,7 +357,7 @@ def _readme(options: argparse.Namespace, runs: Sequence[Run]) -> int:
     if options.check:
         print(f"{path} differs from the CSVs; run: python -m analysis.report --readme {path}")
         return 1
-    path.write_text(after, encoding="utf-8")
+    write_atomic(path, [after.encode()])
     return 0
 
 

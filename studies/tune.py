@@ -38,6 +38,7 @@ from optim import Option
 from optim.entrants import Entrant, assigned, tuned_settings
 from runtime import provenance
 from tracking import store
+from tracking.files import write_atomic
 from tracking.schema import REACHED, SWEEP, Trial
 
 STAGES = ("search", "refine", "confirm", "horizon")
@@ -393,7 +394,7 @@ def write_settings(
             lines.append(f"[{track_name}.{key}]")
             lines += [f"{key} = {json.dumps(value)}" for key, value in section.items()]
             lines.append("")
-    store.write_whole(path, "\n".join(lines))  # all other settings are in there too
+    write_atomic(path, ["\n".join(lines).encode()])  # all other settings are in there too
 
 
 def conduct(study: Study, tuned: Path) -> None:
