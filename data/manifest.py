@@ -20,6 +20,7 @@ import numpy as np
 
 from data import Dataset, bpe, shards
 from errors import UserError
+from tracking.files import write_atomic
 
 MANIFEST = "manifest.json"
 # Folders up to this size are hashed when they are opened, in a second or two; larger ones have
@@ -37,8 +38,8 @@ class File:
 
     @property
     def bytes(self) -> int:
-        """Of a shard of so many tokens."""
-        return shards.HEADER_BYTES + 2 * self.tokens
+        """The size of the file, if it is a shard."""
+        return shards.shard_bytes(self.tokens)
 
 
 @dataclass(frozen=True)
@@ -101,9 +102,9 @@ def read(root: Path, remedy: str) -> Manifest:
 
 
 def write(root: Path, manifest: Manifest) -> None:
-    """Write the manifest, whole or not at all. Raises UserError as shards.write_atomic."""
+    """Write the manifest, whole or not at all. Raises UserError as write_atomic."""
     text = json.dumps(_known(manifest), indent=2) + "\n"
-    shards.write_atomic(root / MANIFEST, [text.encode()])
+    write_atomic(root / MANIFEST, [text.encode()])
 
 
 def sha256(path: Path) -> str:

@@ -37,7 +37,9 @@ import numpy as np
 from data import Dataset, bpe, gpt2, manifest, shards
 from data.external_sort import Buckets, Documents
 from data.manifest import File, Manifest
+from data.progress import bytes_bar
 from errors import UserError
+from tracking.files import write_atomic
 
 if TYPE_CHECKING:
     import tiktoken
@@ -240,7 +242,7 @@ def build(
         raise UserError(f"cannot write to {out.parent}: {error.strerror}") from error
     try:
         vocabulary = beside / f"vocabulary{len(ranked) + 1}.tiktoken"
-        shards.write_atomic(vocabulary, [bpe.dump(ranked)])
+        write_atomic(vocabulary, [bpe.dump(ranked)])
         buckets = Buckets(beside / "buckets", count=-(-size // BUCKET_BYTES))
         with closing(_encoded(files, vocabulary, settings, workers, size)) as encoded:
             for documents in encoded:
@@ -274,13 +276,7 @@ def _encoded(
 
     No more pieces are read than the workers need to stay busy.
     """
-    from rich import console, progress
-
-    columns = (
-        "{task.description}", progress.BarColumn(), progress.DownloadColumn(),
-        progress.TransferSpeedColumn(), progress.TimeRemainingColumn(),
-    )  # fmt: skip
-    bar = progress.Progress(*columns, console=console.Console(stderr=True))
+    bar = bytes_bar()
     # Ctrl-C is for this process to answer.
     ignore = (signal.SIGINT, signal.SIG_IGN)
     pool = ProcessPoolExecutor(workers, get_context("spawn"), signal.signal, ignore)

@@ -6,7 +6,6 @@ Claims: a bad shard is refused with the reason and the command that mends it; `t
 same tokens everywhere.
 """
 
-import errno
 import itertools
 import os
 import random
@@ -17,7 +16,6 @@ import sys
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -91,41 +89,6 @@ def test_a_token_beyond_the_vocabulary_is_refused(
     monkeypatch.setattr(shards, "SCAN_CHUNK", 2)  # the culprit is in the second chunk
     with pytest.raises(UserError, match="a.bin holds token 10, .*0 to 9.*make data"):
         shards.open_shard(path, 10)
-
-
-class FullDisk:
-    """A file that takes some bytes and then has no room, as on a full disk."""
-
-    def __init__(self, file: Any) -> None:
-        self.file = file
-
-    def __enter__(self) -> "FullDisk":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.file.close()
-
-    def write(self, part: bytes) -> None:
-        self.file.write(part[:5])
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def test_a_full_disk_leaves_the_old_file_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = write(tmp_path / "a.bin", [1, 2])
-    monkeypatch.setattr(shards, "open", lambda *a: FullDisk(open(*a)), raising=False)  # noqa: SIM115
-    with pytest.raises(UserError, match="a.bin: No space left.*free some space.*run .*again"):
-        write(path, [3, 4, 5])
-    monkeypatch.undo()
-    assert [file.name for file in tmp_path.iterdir()] == ["a.bin"]
-    assert shards.open_shard(path, 1024).tolist() == [1, 2]
-
-
-def test_a_place_that_cannot_be_written_is_a_users_mistake(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write .*make the place writable"):
-        write(tmp_path / "file" / "a.bin", [1])
 
 
 # --- tokenizer ------------------------------------------------------------------------------------

@@ -27,9 +27,11 @@ from types import NoneType
 from typing import Any, TypeVar, get_args, get_type_hints
 
 from errors import UserError
+from tracking.files import cannot_write, write_atomic
 from tracking.schema import STATUSES, Logit, Run, Trial, Validation
 
 T = TypeVar("T")
+RESUME = "go on with --resume"
 RECORDS = "records"  # the folder of committed records in results/
 ROOM = 16 << 20  # bytes: several times the size of what a long race writes
 
@@ -69,9 +71,9 @@ def record(
     dies. `source` is the `source_text` of the program. Raises UserError when the disk is full.
     """
     _write_source(root, run.source_hash, source)
-    write_whole(curve_path(root, run.run), _header(Validation) + "".join(map(_line, points)))
+    _write_rows(curve_path(root, run.run), Validation, points)
     if logits:
-        write_whole(logits_path(root, run.run), _header(Logit) + "".join(map(_line, logits)))
+        _write_rows(logits_path(root, run.run), Logit, logits)
     append(root / "runs.csv", run)
 
 
@@ -154,26 +156,11 @@ def _write_source(root: Path, digest: str, source: str) -> None:
     assert digest == source_hash(source), "the row's source_hash is not that of its source"
     path = source_path(root, digest)
     if not path.exists():
-        write_whole(path, source)
+        write_atomic(path, [source.encode()], RESUME)
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file that is either there whole or not at all. Raises UserError."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            file.write(text.encode())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise _cannot_write(path, error) from error
-
-
-def _cannot_write(path: Path, error: OSError) -> UserError:
-    return UserError(f"cannot write {path}: {error.strerror}; fix that, then go on with --resume")
+def _write_rows(path: Path, cls: type, rows: Sequence[Any]) -> None:
+    write_atomic(path, [_header(cls).encode(), *(_line(row).encode() for row in rows)], RESUME)
 
 
 # ---- One CSV file ------------------------------------------------------------------------------
@@ -203,7 +190,7 @@ def append(path: Path, row: Any) -> None:
         finally:
             os.close(file)
     except OSError as error:
-        raise _cannot_write(path, error) from error
+        raise cannot_write(path, error, RESUME) from error
 
 
 def _extend(file: int, length: int, text: str) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from errors import UserError
-from tracking import store
+from tracking.files import write_atomic
 
 TUNED = Path(__file__).parents[1] / "optim" / "tuned.toml"
 
@@ -120,7 +120,7 @@ def write(section: Tuned, path: Path = TUNED) -> None:
         lines.append(f"[{each.track}.{name}]")
         lines += [f"{key} = {json.dumps(value)}" for key, value in (each.options | about).items()]
         lines.append("")
-    store.write_whole(path, "\n".join(lines))
+    write_atomic(path, ["\n".join(lines).encode()])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

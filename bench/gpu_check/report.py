@@ -16,6 +16,7 @@ from analysis.report import sentences
 from bench.gpu_check.runner import FAILED, PASSED, SKIPPED, Check, Measure, Result
 from bench.gpu_check.training import GOAL, PARTS
 from errors import UserError
+from tracking.files import write_atomic
 from tracking.store import read_runs
 
 TOY = "Every part at toy size: no number below says anything about speed."
@@ -45,7 +46,7 @@ def write(out: Path, results: Sequence[Result], facts: dict[str, str], done: boo
                 figure = chart(measures, facts)
                 _style.settle(figure)
             save(figure, out / "measures")
-        (out / "report.md").write_text(page(out, results, measures, facts), encoding="utf-8")
+        write_atomic(out / "report.md", [page(out, results, measures, facts).encode()])
 
 
 def _csv(path: Path, names: list[str], rows: Any) -> None:
