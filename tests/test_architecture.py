@@ -4,13 +4,11 @@ import ast
 import subprocess
 import sys
 import tomllib
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from analysis import report
-from tracking import store, tuned
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("data", "engines", "optim", "planner", "plots", "results", "runtime")
@@ -121,24 +119,13 @@ def test_records_can_be_read_and_drawn_without_torch() -> None:
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=120)
 
 
-def test_the_readme_shows_what_the_csvs_hold() -> None:
-    shown = {name for _, name, *_ in report.MARKED.findall((ROOT / "README.md").read_text())}
+def test_the_pages_show_what_the_records_hold() -> None:
+    texts = "".join(path.read_text() for path in report.pages())
+    shown = {name for _, name, *_ in report.MARKED.findall(texts)}
     assert shown == set(report.MARKERS)  # the example, `file`, among them
-    command = [sys.executable, "-m", "analysis.report", "--readme", "README.md", "--check"]
+    command = [sys.executable, "-m", "analysis.report", "--docs", "--check"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
-
-
-def test_the_readme_stays_true_when_a_user_has_raced() -> None:
-    root, readme = ROOT / "results", (ROOT / "README.md").read_text()
-    runs = store.read_runs(root)
-    newer = [
-        replace(run, race="later", run=f"later-{number}", started="2999-01-01T00:00:00+00:00")
-        for number, run in enumerate(runs)
-    ]
-    newer += [replace(run, label="sgd", entrant="sgd:lr=1", run=f"sgd-{run.run}") for run in newer]
-    settings = tuned.read(ROOT / "optim" / "tuned.toml")
-    assert report.rewrite(readme, runs + newer, settings, None) == readme
 
 
 def test_the_committed_results_verify() -> None:
