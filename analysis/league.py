@@ -26,16 +26,17 @@ from tracking.spelling import display_name
 
 NOTE = (
     "Brackets are 95% confidence intervals. If runs of an entrant missed the target, its cost is "
-    "the total that all of its runs spent, divided by the number of runs that reached the target; "
-    "such a cost has no interval. If no run reached the target, the cost is over the mean that the "
-    'runs spent. "Over" and "under" mark a ratio that is a bound: runs of the slower entrant '
-    "missed and no run of the faster entrant did, so each miss counts with what it spent. The "
-    "brackets are then the interval of the bound. Two entrants are distinguishable if Welch's "
-    "t-test on the logarithms of their costs has p < "
-    f"{SIGNIFICANT:.2g} after Holm's correction for all pairs of the race. The test of an entrant "
-    "that never reached the target takes the other entrant's spread. The test knows the variation "
-    "between seeds, not the variation between searches for settings. Final losses are not "
-    "compared, because the entrants have different horizons."
+    "the total that all of its runs spent, divided by the number of runs that reached the target. "
+    "Such a cost has no interval. If no run reached the target, the cost is a bound: it is over "
+    "the mean of what the runs spent. "
+    'A ratio with "over" or "under" is a bound: runs of the slower entrant missed and no run of '
+    "the faster entrant did, so each miss counts with what it spent. Its brackets are the interval "
+    "of the bound. "
+    "Two entrants are distinguishable if Welch's t-test on the logarithms of their costs has p < "
+    f"{SIGNIFICANT:.2g} after Holm's correction for all pairs of the race. For an entrant that "
+    "never reached the target, the test takes the other entrant's spread. The test covers the "
+    "variation between seeds, not the variation between searches for settings. Final losses are "
+    "not compared, because the entrants have different horizons."
 )
 
 

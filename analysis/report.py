@@ -317,7 +317,10 @@ def _part(name: str, argument: str, repository: Path) -> str:
     if name == "finals":
         return finals.markdown([find_race(each, repository) for each in argument.split(",")])
     if name == "scale":
-        return scale.markdown(scale.measured(find_record(argument, repository)))
+        points = scale.measured(find_record(argument, repository))
+        if not points:
+            raise UserError(f"record {argument} has no points.csv; name a record of `make scale`")
+        return scale.markdown(points)
     if name == "tuned":
         return tuned_table(tuned_settings.read(repository / "optim" / "tuned.toml"))
     if name == "csv":
@@ -402,7 +405,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--check needs --docs")
     try:
         if options.docs:
-            changed = update_pages(write=not options.check)
+            changed = update_pages(REPOSITORY, write=not options.check)
             names = ", ".join(str(path.relative_to(REPOSITORY)) for path in changed)
             if changed and options.check:
                 print(f"out of date: {names}; run: make docs")

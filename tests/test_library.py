@@ -340,8 +340,8 @@ def test_a_class_is_tuned_like_a_recipe(micro_track: Track, micro_options: Optio
 
 def test_a_tuned_class_is_found_again(tmp_path: Path) -> None:
     path = tmp_path / "tuned.toml"
-    tune.write_settings(path, "tiny", "lib:torch.optim.NAdam", {"lr": 0.5, "steps": 7}, trial=3)
-    tune.write_settings(path, "tiny", "schedule-free", {"lr": 0.25, "steps": 9}, trial=4)
+    tuned.write(tuned.Tuned("tiny", "lib:torch.optim.NAdam", {"lr": 0.5}, 7, (3,)), path)
+    tuned.write(tuned.Tuned("tiny", "schedule-free", {"lr": 0.25}, 9, (4,)), path)
     for text, lr in (("lib:torch.optim.NAdam", 0.5), ("schedule-free", 0.25)):
         assert parse(text, "tiny", Schedule, {}, {}, path).settings["lr"] == lr
 

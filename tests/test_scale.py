@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import speedrun
-from analysis import report, scale
+from analysis import scale
 from analysis.charts import _make
 from analysis.charts._inputs import load
 from errors import UserError
@@ -85,14 +85,14 @@ def test_points_that_their_runs_do_not_show_are_found(tmp_path: Path) -> None:
     assert list(scale.problems(folder)) == []
     assert not [line for line in verify.problems(tmp_path) if "points" in line]
     wrong = [
-        ScalePoint("nobody", 128, 6144, 60),
+        ScalePoint("unknown", 128, 6144, 60),
         ScalePoint("scale-w128-b3072-abc", 128, 6144, 120),
         ScalePoint("scale-w128-b6144-abc", 64, 6144, 61),
     ]
     for point in wrong:
         store.append(folder / "points.csv", point)
     found = "\n".join(verify.problems(tmp_path))
-    assert "point nobody: no run of this race" in found
+    assert "point unknown: no run of this race" in found
     assert "point scale-w128-b3072-abc: its runs do not take 6144 tokens a step" in found
     assert "muon ran to [60], not to 61 steps" in found
     assert "width 64 has models of different sizes" in found
@@ -129,7 +129,7 @@ def test_a_point_is_rechecked_raced_and_gone_on_with(
     assert store.read_runs(root) == runs and store.read_trials(root) == trials
 
 
-def test_settings_that_nobody_tuned_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_that_are_not_tuned_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(driver, "tuned_settings", lambda *_: {"lr": 0.1})
     with pytest.raises(UserError, match="has no head_lr, weight_decay, steps; run: python"):
         driver.tuned("muon")
@@ -162,7 +162,7 @@ def test_published_figures_have_a_source_and_a_basis() -> None:
     assert track3.speedup_low == round(4950 / 3250, 2)
 
 
-def test_the_chart_and_the_readme_say_what_was_measured(tmp_path: Path) -> None:
+def test_the_chart_and_the_table_say_what_was_measured(tmp_path: Path) -> None:
     write_scale(tmp_path)
     inputs = load(tmp_path)
     figure = _make.draw(chart("scale"), inputs)
@@ -175,7 +175,4 @@ def test_the_chart_and_the_readme_say_what_was_measured(tmp_path: Path) -> None:
     assert title(figure).endswith(f"and over {by_size[256, 6144].speedup.value:.2f}x at width 256")
     drawn = {y for axes in figure.axes for line in axes.lines for y in line.get_ydata()}
     assert {m.speedup.value for m in inputs.scale} <= drawn
-    readme = f"<!-- begin:scale {tmp_path / scale.SCALE} -->\n<!-- end:scale -->"
-    assert "| 256 | 6,144 | 3.70 M | over 2.00x |" in report.rewrite(readme, [], [], None)
-    nothing = "<!-- begin:scale nowhere -->\n<!-- end:scale -->"
-    assert scale.NONE_YET in report.rewrite(nothing, [], [], None)
+    assert "| 256 | 6,144 | 3.70 M | over 2.00x |" in scale.markdown(inputs.scale)
