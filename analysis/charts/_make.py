@@ -25,8 +25,7 @@ from analysis.charts._style import SETTINGS, freeze_layout
 from errors import UserError
 
 FOLDER = Path(__file__).parent
-RECORDS = FOLDER.parents[1] / "results" / "records"
-PLOTS = FOLDER.parents[1] / "plots"
+RECORDS, PLOTS = Path("results", "records"), Path("plots")
 
 
 @dataclass(frozen=True)

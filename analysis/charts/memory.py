@@ -30,8 +30,8 @@ def draw(inputs: Inputs) -> Figure:
     return stacked_bars(
         inputs,
         _title(inputs),
-        "Each bar: the largest of an optimizer's runs. Right: the peak memory of the GPU, or of "
-        "the whole process on a CPU; it includes activations, data and libraries.",
+        "Each bar: the largest of an optimizer's runs. Right: the peak of the GPU, or of the whole "
+        "process on a CPU, with activations and data.",
         Panel(MEMORY, f"by kind ({unit.name})", unit),
         Panel(PEAK, f"peak ({peak.name})", peak),
     )

@@ -32,8 +32,8 @@ def draw(inputs: Inputs) -> Figure:
         "Filled: our races, in steps to an equal final loss, each run to the end of its own "
         f"schedule; whiskers: 95% intervals{bound}. Grey: published speed-ups, each with its own "
         "basis (in brackets), corpus and tuning, so that their levels compare only loosely.",
-        f"Ours: track tiny with other batches and widths, at least {seeds} runs behind each point, "
-        "settings transferred from tiny and checked again · results/published/speedups.csv",
+        f"Ours: track tiny with other batches and widths, at least {seeds} runs a point, settings "
+        "transferred from tiny and checked again · results/published",
         BODY_IN,
     )
     panels = figure.subplots(2, 1, sharey=True)
