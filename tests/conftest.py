@@ -40,24 +40,24 @@ GOLDEN = Path(__file__).parent / "golden"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--rewrite-golden",
-        action="store_true",
-        help="write tests/golden/ anew, for review as a diff",
-    )
+        "--rewrite-golden", action="store_true",
+        help="write the texts of tests/golden anew; review them as a diff",
+    )  # fmt: skip
 
 
 @pytest.fixture
 def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
-    """A function (name, text) that compares a text with tests/golden/<name>.txt, or rewrites it."""
+    """Checks a text against its file in tests/golden, or writes it with --rewrite-golden."""
 
-    def compare(name: str, text: str) -> None:
+    def check(name: str, text: str) -> None:
         path = GOLDEN / f"{name}.txt"
         if request.config.getoption("--rewrite-golden"):
-            path.parent.mkdir(exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
-        assert text == path.read_text(encoding="utf-8")
+        assert path.is_file(), f"no {path}; run this test with --rewrite-golden"
+        assert text == path.read_text(encoding="utf-8"), "run with --rewrite-golden to accept it"
 
-    return compare
+    return check
 
 
 @pytest.fixture(scope="session", autouse=True)

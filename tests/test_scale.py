@@ -12,8 +12,8 @@ from analysis.charts._inputs import load
 from errors import UserError
 from leaderboard import verify
 from studies import scale as driver
+from tests.races import chart, title
 from tests.scales import write_point, write_scale
-from tests.test_plots import chart, title
 from tracking import store
 from tracking.schema import ScalePoint
 
@@ -168,11 +168,9 @@ def test_the_chart_and_the_table_say_what_was_measured(tmp_path: Path) -> None:
     figure = _make.draw(chart("scale"), inputs)
     by_size = {(m.width, m.batch_tokens): m for m in inputs.scale}
     low, high = by_size[128, 3072].speedup.value, by_size[128, 12288].speedup.value
-    assert title(figure).startswith(
-        f"AdamW takes {low:.2f}x as many steps as Muon at 3,072 tokens a step "
-        f"and {high:.2f}x at 12,288"
-    )
-    assert title(figure).endswith(f"and over {by_size[256, 6144].speedup.value:.2f}x at width 256")
+    assert f"{low:.2f}x as many steps as Muon at 3,072" in title(figure)
+    assert f"{high:.2f}x at 12,288" in title(figure)
+    assert f"over {by_size[256, 6144].speedup.value:.2f}x at width 256" in title(figure)
     drawn = {y for axes in figure.axes for line in axes.lines for y in line.get_ydata()}
     assert {m.speedup.value for m in inputs.scale} <= drawn
     assert "| 256 | 6,144 | 3.70 M | over 2.00x |" in scale.markdown(inputs.scale)

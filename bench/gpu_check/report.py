@@ -44,7 +44,7 @@ def write(out: Path, results: Sequence[Result], facts: dict[str, str], done: boo
         if measures:
             with matplotlib.rc_context(_style.SETTINGS):
                 figure = chart(measures, facts)
-                _style.settle(figure)
+                _style.freeze_layout(figure)
             save(figure, out / "measures")
         write_atomic(out / "report.md", [page(out, results, measures, facts).encode()])
 
@@ -220,7 +220,7 @@ def chart(measures: Sequence[Measure], facts: dict[str, str]) -> Figure:
         ({"": _values(measures, "newton_schulz")}, "Newton-Schulz (ms)"),
     )
     rows = max(len(_cases(series)) for series, _ in panels)
-    figure = _style.sheet(title, caption, footer, 2 * (0.8 + 0.36 * rows))
+    figure = _style.new_figure(title, caption, footer, 2 * (0.8 + 0.36 * rows))
     for axes, (series, label) in zip(figure.subplots(2, 2).flatten(), panels, strict=True):
         _bars(axes, series, label)
     return figure
