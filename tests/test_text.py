@@ -287,6 +287,7 @@ class InThisProcess(text.ProcessPoolExecutor):
         return future
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_input(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
