@@ -293,7 +293,7 @@ def test_a_damaged_file_is_refused_and_made_anew(
     if (name, damage) == (corpus.MANIFEST, "missing"):
         assert said == ""  # as on the first run
     else:
-        assert name in said and "making it anew" in said and said.count("\n") == 1
+        assert name in said and "making it again" in said and said.count("\n") == 1
 
 
 @pytest.mark.slow
