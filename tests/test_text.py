@@ -1,9 +1,10 @@
-"""Text into shards: what is read, in which order it stands, and in how much memory.
+"""data.text: which documents are read, in which order they are written, in how much memory.
 
     python -m pytest tests/test_text.py
 
-Claims: the shards are those of an independent few lines that hold everything in memory, for any
-number of workers and any division of the input; a bad input is one message and leaves nothing.
+Claims: the shards are the same as those of a few independent lines that keep everything in memory,
+for any number of workers and any division of the input; a bad input gives one message and leaves no
+file.
 """
 
 import hashlib
