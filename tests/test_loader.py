@@ -204,7 +204,7 @@ def test_no_token_is_lost_however_the_stream_is_cut(tmp_path: Path, seed: int) -
             assert sorted(seen) == sorted(windows) and seen != windows
 
 
-# --- the caller's own arrays, and reading ahead ----------------------------------------------------
+# --- the caller's own arrays, and reading ahead ---------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", [None, 5])

@@ -116,7 +116,9 @@ def test_an_error_of_the_disk_leaves_the_file_as_it_was(tmp_path, monkeypatch, c
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, call, fail)
-    with pytest.raises(UserError, match="No space left on device; free some space, then go on with --resume"):
+    with pytest.raises(
+        UserError, match="No space left on device; free some space, then go on with --resume"
+    ):
         store.append(path, make_run())
     monkeypatch.undo()
     assert path.read_bytes() == before
