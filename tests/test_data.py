@@ -158,10 +158,20 @@ def test_a_damaged_tokenizer_file_is_refused(tmp_path: Path) -> None:
 # --- the corpus -----------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The corpus as two processes prepare it in one place at once, one of them with one thread."""
-    root = tmp_path_factory.mktemp("data") / "tiny"
+@pytest.fixture
+def tiny() -> Path:
+    """The corpus as it is prepared for all tests."""
+    return corpus.ROOT
+
+
+@pytest.fixture
+def copy(tiny: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny, tmp_path / "copy"))
+
+
+@pytest.mark.slow
+def test_two_processes_prepare_it_in_one_folder_at_once(tmp_path: Path) -> None:
+    root = tmp_path / "tiny"
     command = [sys.executable, "-m", "data.corpus", "--root", str(root)]
     settings = [
         {"TOKENIZERS_PARALLELISM": "true", "RAYON_NUM_THREADS": "3"},
@@ -177,20 +187,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for process in processes:
         out, err = process.communicate()
         assert process.returncode == 0, err
-        # The hash is pinned: that both report it is that both made the same tokens.
+        # The hash is pinned: both processes made the same tokens.
         for part in ("3935593", "219648", "2.9334", corpus.DATA_SHA256[:12], str(root)):
             assert part in out
-    return root
-
-
-@pytest.fixture
-def copy(tiny: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(tiny, tmp_path / "copy"))
-
-
-def test_preparing_leaves_the_four_files(tiny: Path) -> None:
     names = {corpus.TOKENIZER, corpus.TRAIN, corpus.VAL, corpus.MANIFEST}
-    assert {path.name for path in tiny.iterdir()} == names
+    assert {path.name for path in root.iterdir()} == names
+    corpus.verify(root)
 
 
 def test_every_document_stands_behind_a_separator_and_in_one_set_only(tiny: Path) -> None:
@@ -291,9 +293,10 @@ def test_a_damaged_file_is_refused_and_made_anew(
     if (name, damage) == (corpus.MANIFEST, "missing"):
         assert said == ""  # as on the first run
     else:
-        assert name in said and "making it anew" in said and said.count("\n") == 1
+        assert name in said and "making it again" in said and said.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_other_tokens_than_the_pinned_ones_are_refused(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
