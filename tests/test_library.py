@@ -29,7 +29,7 @@ from optim.entrants import entrant_options, parse, split
 from optim.library import numbers
 from speedrun import Options, Schedule, Track, Trainer
 from studies import tune
-from tracking import store
+from tracking import store, tuned
 
 CONFIG = GPTConfig(vocab_size=37, block_size=8, n_layer=1, n_head=2, n_embd=16)
 ROLES = GPT(CONFIG).roles()

@@ -14,7 +14,7 @@ from leaderboard import verify
 from studies import scale as driver
 from tests.races import chart, title
 from tests.scales import write_point, write_scale
-from tracking import store
+from tracking import store, tuned
 from tracking.schema import ScalePoint
 
 TUNED = {
@@ -130,9 +130,10 @@ def test_a_point_is_rechecked_raced_and_gone_on_with(
 
 
 def test_settings_that_are_not_tuned_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(driver, "tuned_settings", lambda *_: {"lr": 0.1})
-    with pytest.raises(UserError, match="has no head_lr, weight_decay, steps; run: python"):
-        driver.tuned("muon")
+    section = tuned.Tuned("tiny", "muon", {"lr": 0.1}, steps=9)
+    monkeypatch.setattr(tuned, "find", lambda *_: section)
+    with pytest.raises(UserError, match="has no head_lr, weight_decay; run: python"):
+        driver.base_settings("muon")
 
 
 def test_no_seeds_are_no_race(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
