@@ -196,9 +196,9 @@ def schedule(steps: int = 1) -> None:
 @pytest.mark.parametrize("name", ["polar-express", "muon-split"])
 def test_names_with_hyphens_are_entrants_and_sections(name: str, tmp_path: Path) -> None:
     path = tmp_path / "tuned.toml"
-    section = tuned.Tuned("tiny", name, {"lr": 0.04}, 65, (6,))
-    tuned.write(section, path)
-    assert tuned.find("tiny", name, path) == section
+    tuned.write(tuned.Tuned("tiny", name, {"lr": 0.04}, steps=65, trials=(6,)), path)
+    found = tuned.find("tiny", name, path)
+    assert found is not None and found.options == {"lr": 0.04, "steps": 65}
     entrant = parse(f"{name}:beta2=0.5", "tiny", schedule, {}, {}, None)
     assert (entrant.recipe, entrant.settings["beta2"]) == (name, 0.5)
     again = parse(entrant.canonical, "tiny", schedule, {}, {}, None)
