@@ -70,7 +70,7 @@ def test_peaks_are_compared_where_all_were_measured(tmp_path: Path) -> None:
     figure = draw(tmp_path)
     held = 4 * 1.2**10
     assert title(figure).endswith(f"{held:.1f} with MuonClip at tau 9")
-    assert "measured at validations only" in caption(figure)
+    assert "measured at different steps" in caption(figure)
 
 
 @pytest.mark.parametrize("labels", [["muonclip:tau=20"], list(FIELD)])

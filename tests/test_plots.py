@@ -63,6 +63,7 @@ def figures(duel: Path) -> dict[str, Figure]:
 # ---- Everything is drawn -----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_command_draws_every_chart_and_repeats_its_bytes(
     duel: Path, figures: dict[str, Figure], tmp_path: Path
 ) -> None:
@@ -92,6 +93,7 @@ def test_importing_has_no_effects() -> None:
     subprocess.run([sys.executable, "-c", code], cwd=Path(_make.__file__).parents[2], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["duel", "crowd", "failures"])
 def test_no_text_overlaps_or_leaves_the_page(
     case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -118,8 +120,8 @@ def write_failures(root: Path) -> None:
 
 
 def write_rare(root: Path) -> None:
-    """Of AdamW's runs one diverges and the others miss; of Muon's one misses."""
-    write_race(root, [replace(ADAMW, final=3.905, diverged=1), replace(MUON, final=3.9)])
+    """One of AdamW's runs diverges; all other runs reach the target."""
+    write_race(root, [replace(ADAMW, final=3.91, diverged=1), replace(MUON, final=3.9)])
 
 
 def write_chance(root: Path) -> None:

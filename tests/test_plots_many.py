@@ -53,6 +53,7 @@ def figures(inputs: Inputs) -> dict[str, Figure]:
     return {name: _make.draw(chart(name), inputs) for name in CHARTS}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CHARTS)
 def test_nothing_overlaps_with_seventeen_entrants(
     name: str, figures: dict[str, Figure], monkeypatch: pytest.MonkeyPatch
@@ -60,6 +61,7 @@ def test_nothing_overlaps_with_seventeen_entrants(
     assert_legible(figures[name], monkeypatch)
 
 
+@pytest.mark.slow
 def test_each_entrant_has_a_panel_that_says_what_the_target_cost(
     inputs: Inputs, figures: dict[str, Figure]
 ) -> None:
@@ -88,6 +90,7 @@ def test_few_entrants_keep_their_charts(tmp_path: Path) -> None:
     assert "loss_by_steps" not in " ".join(texts(_make.draw(chart("loss_curves"), few)))
 
 
+@pytest.mark.slow
 def test_the_front_is_that_of_time_and_memory(inputs: Inputs, figures: dict[str, Figure]) -> None:
     points = {
         e.name: (max(r.state_bytes for r in e.runs), cost.value)
@@ -105,6 +108,7 @@ def test_the_front_is_that_of_time_and_memory(inputs: Inputs, figures: dict[str,
     assert "SGD: not reached" in texts(figures["pareto"])
 
 
+@pytest.mark.slow
 def test_an_entrant_that_hardly_ever_reached_squeezes_no_axis(
     inputs: Inputs, figures: dict[str, Figure]
 ) -> None:
@@ -126,6 +130,7 @@ def test_a_race_that_few_runs_finished_is_drawn(tmp_path: Path) -> None:
     assert "not all runs of both reach 3.91" in title(_make.draw(chart("iso_loss"), inputs))
 
 
+@pytest.mark.slow
 def test_the_title_names_who_is_first_and_how_many_are_as_good(
     inputs: Inputs, figures: dict[str, Figure]
 ) -> None:
@@ -141,6 +146,7 @@ def test_the_title_names_who_is_first_and_how_many_are_as_good(
     assert f"{near} others" in found
 
 
+@pytest.mark.slow
 def test_the_matrix_holds_every_pair_in_both_units(
     inputs: Inputs, figures: dict[str, Figure]
 ) -> None:
@@ -181,6 +187,7 @@ def test_p_values_are_short() -> None:
     assert [probability(p) for p in (1e-9, 0.0123, 0.456, 1.0)] == ["<.001", ".012", ".46", "1"]
 
 
+@pytest.mark.slow
 def test_the_speedup_at_the_target_is_that_of_the_race(
     inputs: Inputs, figures: dict[str, Figure]
 ) -> None:
@@ -207,6 +214,7 @@ def test_a_gain_of_which_one_part_is_within_chance_says_which(tmp_path: Path) ->
     assert "time may be chance" in found and "steps may be chance" not in found
 
 
+@pytest.mark.slow
 def test_the_searches_of_many_are_told_as_a_range(
     inputs: Inputs, figures: dict[str, Figure]
 ) -> None:
@@ -220,6 +228,7 @@ def test_the_searches_of_many_are_told_as_a_range(
     assert f"{low:.3f} (" in found and f"{high:.3f} (" in found
 
 
+@pytest.mark.slow
 def test_a_sweep_is_drawn_by_lr_around_the_tuned_one(
     inputs: Inputs, figures: dict[str, Figure]
 ) -> None:

@@ -64,8 +64,8 @@ def draw(inputs: Inputs) -> Figure:
         )
     if len({tuple(growth.steps) for growth in growths}) > 1:
         caption += (
-            " Optimizers without QK-Clip are measured at validations only; the title compares all "
-            "at these steps."
+            " Optimizers were measured at different steps, those without QK-Clip at validations "
+            "only; the title compares them at the steps that all have."
         )
     names = _style.short_names([growth.entrant.label for growth in growths])
     figure = _style.new_figure(_title(growths, names), caption, footer(inputs), BODY_IN)

@@ -43,7 +43,7 @@ def draw(inputs: Inputs) -> Figure:
     shown = {entrant.label for entrant, _ in found}
     left_out = [entrant.name for entrant in others if entrant.label not in shown]
     if left_out:
-        caption += f" Left out, because runs missed the target: {', '.join(left_out)}."
+        caption += f" Left out, because runs did not reach the target: {', '.join(left_out)}."
     if len(found) > MOST:
         caption += f" Shown are the {MOST} fastest of {len(found)}; chart significance has all."
         found = found[:MOST]
