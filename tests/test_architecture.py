@@ -112,7 +112,12 @@ def test_every_file_at_the_top_is_type_checked_and_in_the_tree_of_the_readme() -
 
 def test_records_can_be_read_and_drawn_without_torch() -> None:
     program = (
-        "import sys; sys.modules['torch'] = None\n"
+        "import importlib.abc, sys\n"
+        "class NoTorch(importlib.abc.MetaPathFinder):\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name.partition('.')[0] == 'torch':\n"
+        "            raise ImportError(name)\n"
+        "sys.meta_path.insert(0, NoTorch())  # scipy asks sys.modules for torch, so None is no way\n"
         "import analysis.report, leaderboard.verify, tracking.live, analysis.charts, data.loader\n"
         "import planner.race\n"
     )

@@ -36,7 +36,7 @@ T = TypeVar("T")
 RECORDS = "records"  # the folder of committed records in results/
 ROOM = 16 << 20  # bytes: several times the size of what a long race writes
 
-# int() and float() alone would also take "nan", "1_000" and " 1".
+# int() and float() would also take "nan", "1_000" and " 1".
 INT = re.compile(r"-?\d+", re.ASCII)
 FLOAT = re.compile(r"-?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 
@@ -154,7 +154,7 @@ def source_hash(source: str) -> str:
 
 
 def _write_source(root: Path, digest: str, source: str) -> None:
-    assert digest == source_hash(source), "the row's source_hash is not that of its source"
+    assert digest == source_hash(source), "the row's source_hash is not the hash of its source"
     path = source_path(root, digest)
     if not path.exists():
         write_whole(path, source)
