@@ -117,7 +117,7 @@ def test_records_can_be_read_and_drawn_without_torch() -> None:
         "    def find_spec(self, name, path, target=None):\n"
         "        if name.partition('.')[0] == 'torch':\n"
         "            raise ImportError(name)\n"
-        "sys.meta_path.insert(0, NoTorch())  # scipy asks sys.modules for torch, so None is no way\n"
+        "sys.meta_path.insert(0, NoTorch())  # scipy looks into sys.modules\n"
         "import analysis.report, leaderboard.verify, tracking.live, analysis.charts, data.loader\n"
         "import planner.race\n"
     )
