@@ -148,27 +148,29 @@ def detectable_note(runs: Sequence[Run]) -> str:
     seeds, entrants = min(map(len, groups.values())), len(groups)
     sentences = (
         f"With {seeds} seeds each, a test of two entrants finds a difference of "
-        f"{_listed(found, lambda each: each.single_pair)} with a probability of {POWER:.0%} "
+        f"{_listed(found, lambda each: each.single_pair, 'or')} with a probability of {POWER:.0%} "
         f"(Welch's t-test, p < {SIGNIFICANT:.2g})."
     )
     if entrants > 2:
         pairs = entrants * (entrants - 1) // 2
         sentences += (
             f" Among all {pairs} pairs of the {entrants} entrants, the strictest level of Holm's "
-            f"method needs {_listed(found, lambda each: each.among_all)}."
+            f"method needs {_listed(found, lambda each: each.among_all, 'or')}."
         )
     return (
         f"{sentences} The standard deviations between seeds, pooled over the entrants of race "
         f"{runs[0].race}, are {_listed(found, lambda each: each.deviation)}. Steps and seconds are "
-        "those of the runs that reached the target."
+        "of the runs that reached the target."
     )
 
 
-def _listed(found: Mapping[str, Detectable], value: Callable[[Detectable], float]) -> str:
+def _listed(
+    found: Mapping[str, Detectable], value: Callable[[Detectable], float], last: str = "and"
+) -> str:
     words = [
         f"{value(each):.1%} in {name}"
         if name != "loss"
         else f"{value(each):.4f} in final loss at one horizon"
         for name, each in found.items()
     ]
-    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+    return f" {last} ".join(filter(None, [", ".join(words[:-1]), words[-1]]))

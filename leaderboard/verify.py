@@ -214,7 +214,7 @@ def _check_logits(run: Run, logits: Sequence[Logit]) -> Iterator[str]:
         if found != [(layer, head) for layer in range(layers) for head in range(width)]:
             yield f"its logits at step {step} are not one for each head of each layer"
     if run.entrant.startswith("muonclip:") and run.status != DIVERGED and len(heads) != run.steps:
-        yield f"it clips logits in {run.steps} steps, but has those of {len(heads)}"
+        yield f"it clips logits in {run.steps} steps, but has logits of {len(heads)}"
 
 
 def _check_outcome(run: Run, points: Sequence[Validation]) -> Iterator[str]:
@@ -377,7 +377,7 @@ def _check_tuned(section: tuned.Tuned, trials: Sequence[Trial]) -> Iterator[str]
             continue
         rows = [t for t in rows if _agree(section.settings, options_of(t.entrant))]
         if not rows:
-            yield f"{name}: its settings are not those of trial {index}"
+            yield f"{name}: its settings differ from trial {index}"
             continue
         rows = [t for t in rows if t.stage == "horizon" and t.steps == section.steps]
         # If there were several targets, the last is the one that counts.

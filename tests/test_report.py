@@ -43,7 +43,7 @@ def test_summary_of_an_entrant():
     assert row.step_ms == pytest.approx(1000 * 64 / 320)
     assert row.optimizer_ms == pytest.approx(1000 * 3.2 / 320)
     assert row.state_bytes == 6_000_000
-    assert row.final_loss == pytest.approx(3.0)  # that of the diverged run is left out
+    assert row.final_loss == pytest.approx(3.0)  # without the loss of the diverged run
     assert row.final_loss_sd == pytest.approx(0)
     assert row.target == 3.5
 

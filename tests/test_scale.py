@@ -1,4 +1,4 @@
-"""Other batch sizes and widths: the transfer of settings, the races, what they amount to."""
+"""Other batch sizes and widths: the transfer of settings, the races, the speed-ups."""
 
 import math
 from pathlib import Path
@@ -106,7 +106,8 @@ def test_a_point_needs_its_trials(tmp_path: Path) -> None:
     assert any("3 trials re-checked muon, not 4" in p for p in scale.problems(table.parent))
 
 
-def test_a_point_is_rechecked_raced_and_gone_on_with(
+@pytest.mark.slow
+def test_a_point_is_rechecked_raced_and_resumed(
     micro_track: speedrun.Track, micro_options: speedrun.Options, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = {

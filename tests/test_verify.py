@@ -142,9 +142,9 @@ def search_more(results: Path) -> None:
             "sources/ffff.txt: no row names this source",
         ),
         (search_more, "recipes differ in their number of search trials: muon 3, adamw 2"),
-        (write_tuned("[tiny.muon]\nlr = 0.003\n" + CHOSEN), "settings are not those of trial 1"),
-        (write_tuned("[tiny.muon]\nc = 1\n" + CHOSEN), "settings are not those of trial 1"),
-        (write_tuned("[tiny.muon]\nb = 1\n" + CHOSEN), "settings are not those of trial 1"),
+        (write_tuned("[tiny.muon]\nlr = 0.003\n" + CHOSEN), "settings differ from trial 1"),
+        (write_tuned("[tiny.muon]\nc = 1\n" + CHOSEN), "settings differ from trial 1"),
+        (write_tuned("[tiny.muon]\nb = 1\n" + CHOSEN), "settings differ from trial 1"),
         (
             write_tuned("[tiny.muon]\nsteps = 150\ntrials = []\n"),
             "tiny.muon.: names neither a trial nor a source",
