@@ -423,7 +423,7 @@ def test_only_tiles_on_or_above_the_diagonal_are_computed(monkeypatch: pytest.Mo
 
 
 def test_the_bench_compares_every_backend_that_applies() -> None:
-    rows = rows_of("none", (1, 8, 32), DEVICE, rounds=1)
+    rows = rows_of("none", (1, 8, 32), F32, DEVICE, rounds=1)
     assert [row["backend"] for row in rows if row["backend"] != "gram"] == [
         "plain", "triton-64", "triton-128",
     ]  # fmt: skip
