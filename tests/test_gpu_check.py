@@ -24,7 +24,7 @@ import torch
 from bench.gpu_check import __main__ as command
 from bench.gpu_check import graphs_and_ddp, optimizers, race, report, runner, training
 from bench.gpu_check.config import Config
-from bench.gpu_check.runner import FAILED, PASSED, SKIPPED, Recorder, Part
+from bench.gpu_check.runner import FAILED, PASSED, SKIPPED, Part, Recorder
 from leaderboard import verify
 from runtime import machine
 from runtime.program import Program
