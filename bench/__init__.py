@@ -1,6 +1,9 @@
-"""Measurements of speed: each compares things run in turn in one process, on a quiet machine.
+"""Measurements of speed: each times several alternatives in turn, in one process.
 
-Results are CSVs in this folder, which the README shows. Every row names the machine.
+    make bench    # all of them; nothing else may run on the machine
+
+Each writes its rows to results/bench/<name>.csv, and every row names the machine. The measurements
+that docs/performance.md shows are in results/records/bench-epyc/.
 """
 
 import csv
@@ -14,13 +17,14 @@ import torch
 from analysis.table import aligned
 from runtime import machine
 
+FOLDER = Path("results/bench")  # ignored by git
 Row = dict[str, str | float]
 
 
 def medians(contenders: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Milliseconds of each contender: the median over rounds in which all take turns.
+    """Milliseconds of each contender: the median over rounds in which all of them take turns.
 
-    One untimed round goes first. The order is reversed every other round.
+    An untimed round goes first. The order is reversed every other round.
     """
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(-1, rounds):
@@ -32,8 +36,8 @@ def medians(contenders: Mapping[str, Callable[[], object]], rounds: int) -> dict
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def setting(device: torch.device) -> Row:
-    """On what torch computes here, as columns."""
+def environment(device: torch.device) -> Row:
+    """The device, the CPU threads and the version of torch, as columns."""
     return {
         "device": machine.device_name(device),
         "threads": torch.get_num_threads(),
@@ -41,15 +45,17 @@ def setting(device: torch.device) -> Row:
     }
 
 
-def write(name: str, rows: list[Row], on: Row) -> None:
-    """Print the rows as a table and keep them as bench/<name>.csv.
+def write(name: str, rows: list[Row], measured_on: Row) -> None:
+    """Print the rows as a table, and write them to results/bench/<name>.csv.
 
-    on: what they were measured on, further columns that every row has alike.
+    measured_on: further columns, the same in every row.
     """
-    path = Path(__file__).with_name(f"{name}.csv")
+    path = FOLDER / f"{name}.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=[*rows[0], *on], lineterminator="\n")
+        writer = csv.DictWriter(file, fieldnames=[*rows[0], *measured_on], lineterminator="\n")
         writer.writeheader()
-        writer.writerows(row | on for row in rows)
+        writer.writerows(row | measured_on for row in rows)
     print(aligned([list(rows[0]), *(list(map(str, row.values())) for row in rows)]))
-    print("; ".join(f"{column} {value}" for column, value in on.items()))
+    print("; ".join(f"{column} {value}" for column, value in measured_on.items()))
+    print(path)

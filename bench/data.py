@@ -1,12 +1,12 @@
-"""What the reader gives to a training that takes batches as fast as it can.
+"""How many tokens a second the reader of batches delivers.
 
     python -m bench.data [--folder DIR]
 
-Tokens a second of one process, sequences of 1024, 524,288 tokens a batch, from 256M random tokens
-in three shards: in the order of the stream and shuffled, into new arrays, into arrays used again,
-and by the thread that reads ahead (which leaves the training's thread free). Goal: each far above
-the 4M tokens a second that eight GPUs train on. The shards are made in DIR (default: the system's
-temporary folder), read once so that the page cache holds them, and deleted.
+One process reads batches of 524,288 tokens, in sequences of 1024, as fast as it can, from 256M
+random tokens in three shards. It reads them in the order of the stream and shuffled; into new
+arrays, into reused arrays, and through the thread that reads ahead. Goal: each far above the 4M
+tokens a second that eight GPUs train on. The shards are written to DIR (default: the system's
+temporary folder), so the page cache holds them, and deleted afterwards. Needs no GPU.
 """
 
 import argparse
@@ -25,7 +25,8 @@ from data import shards
 from data.loader import Batches, ReadAhead
 from runtime import machine
 
-SHARD_TOKENS = (100_000_007, 100_000_013, 56_000_000)  # no multiple of a window: windows cross over
+# No multiples of a sequence's length, so that some sequences lie across two shards.
+SHARD_TOKENS = (100_000_007, 100_000_013, 56_000_000)
 VOCAB_SIZE = 50257
 SEQ_LEN = 1024
 BATCH_TOKENS = 524_288
@@ -34,6 +35,7 @@ ROUNDS = 5
 
 
 def make_shards(folder: Path) -> list[Path]:
+    """Write the shards of random tokens; their paths."""
     rng = np.random.default_rng(0)
     paths = [folder / f"bench_train_{n:06d}.bin" for n in range(len(SHARD_TOKENS))]
     for path, count in zip(paths, SHARD_TOKENS, strict=True):
@@ -52,6 +54,7 @@ def rate(read: Callable[[], Iterable[object]]) -> float:
 
 
 def measure(order: str, batches: Batches) -> list[Row]:
+    """Measure each way to read these batches; order: what the rows call their order."""
     steps = range(STEPS)
     buffers = batches.batch(0)
 
@@ -59,14 +62,14 @@ def measure(order: str, batches: Batches) -> list[Row]:
         with ReadAhead(batches, steps) as reader:
             yield from reader
 
-    ways: dict[str, Callable[[], Iterable[object]]] = {
+    readers: dict[str, Callable[[], Iterable[object]]] = {
         "new arrays": lambda: (batches.batch(step) for step in steps),
         "arrays used again": lambda: (batches.batch(step, buffers) for step in steps),
         "read ahead": ahead,
     }
     return [
-        {"order": order, "reader": way, "M tokens/s": round(rate(read) / 1e6, 1)}
-        for way, read in ways.items()
+        {"order": order, "reader": reader, "M tokens/s": round(rate(read) / 1e6, 1)}
+        for reader, read in readers.items()
     ]
 
 
@@ -84,7 +87,8 @@ def main() -> None:
                 shuffle_seed=seed,
             )  # fmt: skip
             rows += measure(order, batches)
-    write("data", rows, {"device": machine.device_name(torch.device("cpu"))})  # without torch
+    # Neither the threads nor the version of torch matter here.
+    write("data", rows, {"device": machine.device_name(torch.device("cpu"))})
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""The Newton-Schulz iteration, by every backend that applies on this machine, per shape.
+"""The Newton-Schulz iteration: the time of every backend that applies on this machine.
 
-    python -m bench.newton_schulz            # three minutes on two CPU cores, seconds on a GPU
+    python -m bench.newton_schulz    # three minutes on two CPU cores, seconds on a GPU
 
-Five steps on the batches that Muon forms of each track's hidden matrices, in the precision that
-the trainer would take here. The backends take turns in one process; a time is the median of whole
-calls, each waited for. All are charged the published form's FLOPs, so TFLOP/s compares seconds and
-passes a GPU's peak where a backend computes less. "auto" marks what Muon takes by itself.
+Five steps on the batches that Muon forms from the hidden matrices of a track, in the precision that
+the trainer takes on this machine (`--dtype auto`; the column "dtype" says which). The backends take
+turns in one process, and a time is the median of whole calls. TFLOP/s counts the FLOPs of the
+published form for all backends, so it may exceed a GPU's peak where a backend computes less. The
+column "auto" marks the backend that Muon takes by itself.
 """
 
 from functools import partial
@@ -13,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from bench import Row, medians, setting, write
+from bench import Row, environment, medians, write
 from muon import BACKENDS, COEFFICIENTS, Coefficients, candidates, choose
 from optim import kernels
 from runtime import machine
@@ -28,12 +29,15 @@ ABC: Coefficients = COEFFICIENTS["jordan"] * 5
 
 
 def rows_of(
-    track: str, shape: tuple[int, int, int], device: torch.device, rounds: int
+    track: str,
+    shape: tuple[int, int, int],
+    dtype: torch.dtype,
+    device: torch.device,
+    rounds: int,
 ) -> list[Row]:
-    """Time each backend on one batch."""
+    """Time each backend on one batch of this shape (K m n), in this precision; a row for each."""
     kernels.register()
     K, m, n = shape
-    dtype = choose_dtype("auto", device)
     X = torch.randn(*shape, generator=torch.Generator().manual_seed(0)).to(device)
     X = (X / torch.linalg.vector_norm(X, dim=(-2, -1), keepdim=True)).to(dtype)
     flops = len(ABC) * K * (4 * n * m**2 + 2 * m**3)
@@ -64,14 +68,15 @@ def rows_of(
 
 
 def main() -> None:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = machine.local_device()
     torch.set_num_threads(machine.cores())
+    dtype = choose_dtype("auto", device)
     rows = []
     for track, batches in BATCHES.items():
         rounds = 15 if track == "tiny" or device.type == "cuda" else 3
         for shape in batches:
-            rows += rows_of(track, shape, device, rounds)
-    write("newton_schulz", rows, setting(device))
+            rows += rows_of(track, shape, dtype, device, rounds)
+    write("newton_schulz", rows, environment(device))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""One optimizer step on the hidden matrices of the tiny track: ours against torch's.
+"""One optimizer step on the hidden matrices of the track `tiny`: our Muon against torch's.
 
     python -m bench.optimizer_step
 
-All contenders get the same matrices and gradients and take turns in one process; the figures are
-medians. Goal: Muon at least twice as fast as torch.optim.Muon. That one always iterates in
-bfloat16, which a processor without units for it emulates, so two fairer rivals stand beside it:
-our own Muon a matrix at a time, and in bfloat16. `bench.gpu_check` measures the same on a GPU.
+All contenders get the same matrices and gradients and take turns in one process; the times are
+medians. "Muon" is ours in float32. Goal: at least twice as fast as torch.optim.Muon. That one
+always iterates in bfloat16, which a processor without bfloat16 units emulates. So there are two
+fairer comparisons: our Muon in bfloat16, and our Muon one matrix at a time. Runs on the CPU;
+`bench.gpu_check` measures the same on a GPU.
 """
 
 import copy
@@ -14,7 +15,7 @@ from functools import partial
 
 import torch
 
-from bench import Row, medians, setting, write
+from bench import Row, environment, medians, write
 from layers.config import preset
 from model import GPT
 from muon import Muon
@@ -25,7 +26,7 @@ OURS = "Muon"
 
 
 def matrices(gpt: GPT) -> list[tuple[torch.nn.Parameter, tuple[int, ...]]]:
-    """A model's hidden matrices with random gradients, and the matrices stacked in each."""
+    """A model's hidden matrices with random gradients, and the rows of the blocks in each."""
     generator = torch.Generator().manual_seed(1)
     rows = [row for row in gpt.roles() if row.role == "matrix"]
     for row in rows:
@@ -33,8 +34,8 @@ def matrices(gpt: GPT) -> list[tuple[torch.nn.Parameter, tuple[int, ...]]]:
     return [(row.param, row.splits) for row in rows]
 
 
-def apart(source: list[tuple[torch.nn.Parameter, tuple[int, ...]]]) -> list[torch.nn.Parameter]:
-    """The same with every stacked matrix a parameter of its own, as torch.optim.Muon needs it."""
+def separated(source: list[tuple[torch.nn.Parameter, tuple[int, ...]]]) -> list[torch.nn.Parameter]:
+    """A copy in which each block of rows is a parameter, as torch.optim.Muon needs it."""
     params = []
     for param, splits in source:
         assert param.grad is not None
@@ -45,7 +46,10 @@ def apart(source: list[tuple[torch.nn.Parameter, tuple[int, ...]]]) -> list[torc
 
 
 def contenders(gpt: GPT, dtype: torch.dtype) -> dict[str, Callable[[], object]]:
-    """A step of each, waited for, on a copy of the matrices of its own; `dtype` is Muon's."""
+    """A step of each optimizer, waited for, on its own copy of a model's hidden matrices.
+
+    dtype: in which our Muon iterates.
+    """
     source, device = matrices(gpt), gpt.embed.weight.device
 
     def ours(ns_dtype: torch.dtype) -> Callable[[], object]:
@@ -55,7 +59,7 @@ def contenders(gpt: GPT, dtype: torch.dtype) -> dict[str, Callable[[], object]]:
         groups = [{"params": [param], "splits": splits} for param, splits in own]
         return Muon(groups, ns_dtype=ns_dtype).step
 
-    one_by_one = [Muon([param], ns_dtype=dtype) for param in apart(source)]
+    one_by_one = [Muon([param], ns_dtype=dtype) for param in separated(source)]
     whole = [param for param, _ in copy.deepcopy(source)]
     for param, (original, _) in zip(whole, source, strict=True):
         param.grad = original.grad
@@ -66,7 +70,7 @@ def contenders(gpt: GPT, dtype: torch.dtype) -> dict[str, Callable[[], object]]:
     if dtype != torch.bfloat16:
         steps["Muon, bfloat16"] = ours(torch.bfloat16)
     steps |= {
-        "torch.optim.Muon (bfloat16)": torch.optim.Muon(apart(source), lr=0.02).step,
+        "torch.optim.Muon (bfloat16)": torch.optim.Muon(separated(source), lr=0.02).step,
         "torch.optim.AdamW(fused=True)": torch.optim.AdamW(whole, fused=True).step,
     }
 
@@ -86,7 +90,7 @@ def main() -> None:
         {"step": name, "ms": round(value, 2), f"times {OURS}": f"{value / ms[OURS]:.2f}x"}
         for name, value in ms.items()
     ]
-    write("optimizer_step", rows, setting(torch.device("cpu")))
+    write("optimizer_step", rows, environment(torch.device("cpu")))
 
 
 if __name__ == "__main__":

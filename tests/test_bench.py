@@ -1,4 +1,7 @@
-"""What the measurements of speed write down."""
+"""The measurements of speed: the CSVs that they write.
+
+python -m pytest tests/test_bench.py
+"""
 
 import csv
 from pathlib import Path
@@ -9,28 +12,28 @@ import torch
 import bench
 from runtime import machine
 
-FOLDER = Path(bench.__file__).parent
+RECORD = Path(__file__).parents[1] / "results" / "records" / "bench-epyc"
 
 
-def test_a_bench_writes_down_on_what_it_measured(
+def test_a_bench_writes_what_it_measured_and_on_which_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(bench, "__file__", str(tmp_path / "__init__.py"))
+    monkeypatch.chdir(tmp_path)
     cpu = torch.device("cpu")
     measured: list[bench.Row] = [{"step": "Muon", "ms": 20.5}, {"step": "AdamW", "ms": 0.8}]
-    bench.write("step", measured, bench.setting(cpu))
-    with (tmp_path / "step.csv").open(newline="") as file:
+    bench.write("step", measured, bench.environment(cpu))
+    with (tmp_path / "results" / "bench" / "step.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["step"], row["ms"]) for row in rows] == [("Muon", "20.5"), ("AdamW", "0.8")]
     for row in rows:
         assert row["device"] == machine.device_name(cpu)
         assert row["threads"] == str(torch.get_num_threads())
         assert row["torch"] == torch.__version__
-    assert capsys.readouterr().out.count(machine.device_name(cpu)) == 1  # once below the table
+    assert capsys.readouterr().out.count(machine.device_name(cpu)) == 1  # below the table
 
 
 def test_every_committed_csv_names_its_machine() -> None:
-    paths = sorted(FOLDER.glob("*.csv"))
+    paths = sorted(RECORD.glob("*.csv"))
     assert len(paths) == 4
     for path in paths:
         with path.open(newline="") as file:

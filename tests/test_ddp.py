@@ -19,7 +19,7 @@ import torch
 
 import engines
 import speedrun
-from bench.gpu_check.graphs_and_ddp import alone
+from bench.gpu_check.graphs_and_ddp import one_process
 from data import manifest
 from leaderboard import verify
 from tests.hub import Hub, shard
@@ -174,7 +174,7 @@ def test_what_reduces_ends_before_its_group() -> None:
     """The other way round a process may stand still at its end; engines/ddp.py says why."""
     for _ in range(2):  # torch itself may keep the first group of a process
         ended: list[str] = []
-        with alone():
+        with one_process():
             engine = engines.make("ddp", torch.device("cpu"), timeout=30)
             wrapped: Any = engine.wrap(torch.nn.Linear(4, 4))
             weakref.finalize(wrapped.reducer, ended.append, "reducer")

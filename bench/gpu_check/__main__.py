@@ -17,28 +17,30 @@ import torch
 
 import bench.gpu_check
 from bench.gpu_check import graphs_and_ddp, models, optimizers, race, report, training
-from bench.gpu_check.config import Setting
+from bench.gpu_check.config import Config
 from bench.gpu_check.runner import FAILED, SKIPPED, Check, Part, Result, run
 from data import corpus, open_dataset
 from data.manifest import MANIFEST
 from errors import UserError
 from runtime import machine, provenance
 
-# Shares are of the whole time, limits that are mostly not reached: the race has what is left.
+# A share is of the whole time: the most that a part may take, which it mostly does not reach. The
+# last part, the race, has all the time that is left, and at least its share: no part before it may
+# take from that.
 PARTS = (
-    Part("machine", "what it is, its matrix products", training.peak, 0.05),
+    Part("machine", "its device and the peak of matrix products", training.peak, 0.05),
     Part("optimizers", "Newton-Schulz, its kernels, Muon, AdamW", optimizers.run, 0.12),
     Part("model", "against float64, causality, chunks", models.run, 0.06),
-    Part("training", "eager against compiled, one seed twice", training.same_training, 0.4),
-    Part("step", "speed, split and memory", training.step, 0.35),
-    Part("optimizer_step", "against torch's", training.optimizers, 0.05),
-    Part("newton_schulz", "each backend", training.backends, 0.05),
-    Part("ways", "CUDA graph and ddp against launched kernels", graphs_and_ddp.run, 0.2),
-    Part("race", "AdamW against Muon on real text", race.run, None),
+    Part("training", "compiled against eager, one seed twice", training.same_training, 0.4),
+    Part("step", "speed, parts and memory", training.step, 0.35),
+    Part("optimizer_step", "Muon and AdamW against torch's", training.optimizers, 0.05),
+    Part("newton_schulz", "the time of each backend", training.backends, 0.05),
+    Part("graphs and ddp", "CUDA graphs and ddp against plain training", graphs_and_ddp.run, 0.2),
+    Part("race", "AdamW against Muon on real text", race.run, 0.2),
 )
 RESERVE = 15.0  # seconds for the chart and the page
-LEAST = 2.0  # seconds that a part is worth
-LOOK = 120.0  # seconds that the device has to say what it is
+LEAST = 2.0  # seconds that a part needs to begin
+LOOK = 120.0  # seconds until a device that does not answer is given up
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -49,14 +51,21 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--cpu", action="store_true", help="each part at toy size, on the CPU")
-    parser.add_argument("--minutes", type=float, default=9.0, help="at most (default: 9)")
-    parser.add_argument("--out", type=Path, default=Path("results/gpu"), help="folder of results")
-    parser.add_argument("--data", help="text of the race, such as text:FOLDER; default: sotu")
+    parser.add_argument(
+        "--minutes", type=float, default=9.0, help="most of the whole command (default: 9)"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("results/gpu"),
+        help="folder of the results (default: results/gpu)",
+    )
+    parser.add_argument("--data", help="data set of the race, such as text:FOLDER (default: sotu)")
     parser.add_argument(
         "--compile",
         action=argparse.BooleanOptionalAction,
         default=None,
-        help="default: with a GPU; on a CPU it takes minutes",
+        help="compile the model (default: with a GPU; on a CPU it takes minutes)",
     )
     arguments = parser.parse_args(argv)
     if not 0.5 <= arguments.minutes < 1000:
@@ -69,7 +78,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def look() -> tuple[str, str]:
-    """The device and its name, asked by a child: a process that has asked cannot fork any more."""
+    """The device and its name, found by a child: after CUDA has begun, a process cannot fork."""
     context = get_context("fork")
     receive, send = context.Pipe(duplex=False)
 
@@ -79,7 +88,7 @@ def look() -> tuple[str, str]:
 
     child = context.Process(target=ask)
     child.start()
-    send.close()  # the child alone has it now: its end is heard
+    send.close()  # only the child holds it now, so `receive` notices when the child ends
     try:
         found: tuple[str, str] | None = receive.recv() if receive.poll(LOOK) else None
     except EOFError:
@@ -90,11 +99,11 @@ def look() -> tuple[str, str]:
     return found
 
 
-def facts_of(name: str, setting: Setting, arguments: argparse.Namespace) -> dict[str, str]:
-    """What the report says of the machine."""
+def facts_of(name: str, config: Config, arguments: argparse.Namespace) -> dict[str, str]:
+    """What the report says about the machine."""
     return {
         "device": name,
-        "size": setting.size,
+        "size": config.size,
         "torch": torch.__version__,
         "CUDA": torch.version.cuda or "none",
         "Python": platform.python_version(),
@@ -104,24 +113,24 @@ def facts_of(name: str, setting: Setting, arguments: argparse.Namespace) -> dict
     }
 
 
-def conduct(setting: Setting, facts: dict[str, str], seconds: float) -> list[Result]:
-    """All parts one after another, in these seconds; what is there is written after each."""
-    begun, results = time.monotonic(), []
+def conduct(config: Config, facts: dict[str, str], seconds: float) -> list[Result]:
+    """Run all parts, one after another, in these seconds; write the CSVs after each."""
+    begun, results, last = time.monotonic(), [], PARTS[-1]
     for part in PARTS:
         left = begun + seconds - RESERVE - time.monotonic()
-        limit = left if part.share is None else min(left, part.share * seconds)
+        limit = left if part is last else min(part.share * seconds, left - last.share * seconds)
         if limit < LEAST:
             result = Result(part)
             result.checks = [Check(part.name, "begins", SKIPPED, note="no time was left")]
         else:
-            print(f"{part.name:15}{part.what} ...", end="", flush=True)
-            result = run(part, setting, limit)
+            print(f"{part.name:16}{part.what} ...", end="", flush=True)
+            result = run(part, config, limit)
             print(f" {result.status}, {len(result.checks)} checks, {result.seconds:.1f} s")
             for check in result.checks:
                 if check.status == FAILED:
                     print(f"    {check.check}: {check.value} {check.note}")
         results.append(result)
-        report.write(setting.out, results, facts, done=False)
+        report.write(config.out, results, facts, done=False)
     return results
 
 
@@ -142,10 +151,10 @@ def check(arguments: argparse.Namespace) -> int:
     results: list[Result] = []
     with tempfile.TemporaryDirectory() as scratch:
         compiles = kind != "cpu" if arguments.compile is None else arguments.compile
-        setting = Setting(out, Path(scratch), torch.device(kind), arguments.data, compiles)
-        facts = facts_of(name, setting, arguments)
+        config = Config(out, Path(scratch), torch.device(kind), arguments.data, compiles)
+        facts = facts_of(name, config, arguments)
         left = 60 * arguments.minutes - (time.monotonic() - begun)
-        results = conduct(setting, facts, left)
+        results = conduct(config, facts, left)
     report.write(out, results, facts, done=True)
     print(report.verdict(results), out / "report.md")
     return 1 if any(result.status == FAILED for result in results) else 0
@@ -164,7 +173,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"gpu_check: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nstopped; what is there is in the CSVs", file=sys.stderr)
+        print("\nstopped; the CSVs hold what was found so far", file=sys.stderr)
         return 130
     finally:
         signal.signal(signal.SIGTERM, before)

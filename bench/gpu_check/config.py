@@ -1,7 +1,7 @@
-"""What the parts share: the device, their sizes there, and random tokens as a data set.
+"""What the parts share: the device, the precision, the sizes, and random tokens as a data set.
 
-The sizes of a GPU are those of the track `gpt2`; those of a CPU are toys that take seconds, so that
-the same program can be tested anywhere.
+On a GPU the sizes are those of the track `gpt2`. On a CPU they are toy sizes that take seconds, so
+that this program can be tested anywhere.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from planner import dry_run
 from planner.memory import microbatch
 
 ENTRANTS = ("adamw", "muon")
-TRACK = "gpt2"  # whose model, settings and step are measured
+TRACK = "gpt2"  # its model, settings and step are measured
 
 
 @dataclass(frozen=True)
@@ -33,23 +33,23 @@ class Sizes:
     seq_len: int  # tokens
     vocab_size: int  # of the random tokens
     step_seqs: int  # sequences of a timed step
-    check_seqs: int  # of a step that is compared with another one
+    check_seqs: int  # of a step of runs that are compared
     microbatch: int  # sequences, at most
     loss_chunk: int  # tokens
-    timed_steps: int
-    eager_steps: int
-    small_seqs: int  # sequences of a step of a model as small as `tiny` ...
-    small_len: int  # ... and their tokens
-    small_steps: int
-    check_steps: int
+    timed_steps: int  # of a compiled run
+    eager_steps: int  # of an eager run
+    small_seqs: int  # sequences of a step of the model `tiny`
+    small_len: int  # tokens of such a sequence
+    small_steps: int  # of a timed run of it
+    check_steps: int  # of runs that are compared
     race_seqs: int  # sequences of a step of the race
     race_val_tokens: int  # at most
-    probe_steps: int  # of the run that times the race beforehand
-    least_steps: int  # of a race that is worth it
-    most_steps: int
+    probe_steps: int  # of the short run that predicts the time of the race
+    least_steps: int  # of the race; with time for less it is skipped
+    most_steps: int  # of the race
     matmul_n: int  # side of the matrices of the peak
-    rounds: int  # of what takes turns
-    matrices: tuple[tuple[int, int, int], ...]  # (K, m, n), batches for Newton-Schulz
+    rounds: int  # of timing alternatives in turn
+    matrices: tuple[tuple[int, int, int], ...]  # (K m n), batches for Newton-Schulz
 
 
 FULL = Sizes(
@@ -62,8 +62,8 @@ FULL = Sizes(
     check_seqs=64,
     microbatch=64,
     loss_chunk=8192,
-    timed_steps=12,
-    eager_steps=3,
+    timed_steps=6,
+    eager_steps=2,
     small_seqs=16,
     small_len=128,
     small_steps=50,
@@ -105,13 +105,13 @@ TOY = Sizes(
 
 
 @dataclass(frozen=True)
-class Setting:
-    """Where a check runs."""
+class Config:
+    """Where and on what the parts run."""
 
-    out: Path  # folder of this check's results
-    scratch: Path  # folder of what is not kept
+    out: Path  # folder of the results
+    scratch: Path  # folder of files that are deleted at the end
     device: torch.device
-    data: str | None  # data set of the race, for data.open_dataset; None: there is none
+    data: str | None  # data set of the race, for data.open_dataset; None: no race
     compile: bool
 
     @property
@@ -122,10 +122,17 @@ class Setting:
     def size(self) -> str:
         return self.sizes.name
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of matrix products in every part: bfloat16 on a GPU that has its units."""
+        gpu = self.device.type == "cuda"
+        units = gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if units else torch.float32
+
     @cached_property
     def random_tokens(self) -> Path:
-        """A data set of random tokens in a folder, made once: some steps of training and one
-        microbatch of validation. The k-th token has a chance of about 1 / k, as words have."""
+        """The folder of a data set of random tokens, made once: eight training steps, and one
+        step of validation. Token k has a probability of about 1 / k, as words have."""
         folder, sizes = self.scratch / "random_tokens", self.sizes
         if (folder / manifest.MANIFEST).exists():
             return folder
@@ -148,7 +155,7 @@ class Setting:
         return folder
 
     def track(self, seqs: int) -> speedrun.Track:
-        """The track with random tokens, `seqs` sequences a step, validated after each step."""
+        """The track with random tokens, `seqs` sequences a step, and a validation after each."""
         sizes = self.sizes
         return replace(
             speedrun.TRACKS[TRACK],
@@ -165,7 +172,8 @@ class Setting:
         )
 
     def small_track(self) -> speedrun.Track:
-        """The same with the model `tiny`, of whose kernels none takes as long as its launch."""
+        """A track with the model `tiny`, which is launch-bound: a kernel runs for less time than
+        its launch takes."""
         sizes = self.sizes
         tokens = sizes.small_seqs * sizes.small_len
         return replace(
@@ -174,11 +182,11 @@ class Setting:
         )  # fmt: skip
 
     def entrant(self, name: str, steps: int) -> Entrant:
-        """An entrant with the settings published for the track, on another horizon."""
+        """An entrant with the settings published for the track, but with this horizon."""
         return speedrun.enter(name, TRACK, steps)
 
     def meta_model(self) -> GPT:
-        """The model without storage."""
+        """The model on the meta device, without storage."""
         config = replace(speedrun.TRACKS[TRACK], model=self.sizes.model, width=self.sizes.width,
                          seq_len=self.sizes.seq_len).config(self.sizes.vocab_size)  # fmt: skip
         with torch.device("meta"):
@@ -186,7 +194,8 @@ class Setting:
 
     @cached_property
     def microbatch(self) -> int:
-        """Sequences that fit the memory together by the dry run's estimate, the sizes' at most."""
+        """Sequences of a pass: as many as fit the memory by the planner's estimate, up to the
+        sizes' own."""
         sizes = self.sizes
         if self.device.type != "cuda":
             return sizes.microbatch
@@ -198,12 +207,13 @@ class Setting:
         return min(sizes.microbatch, microbatch(shape, sizes.microbatch, held, memory))
 
     def options(self, compiled: bool = False, results: str = "results") -> speedrun.Options:
-        """How the trainer runs; eager execution, which keeps twice the activations, by halves."""
+        """How the trainer runs. Eager execution keeps twice the activations, so it gets half the
+        microbatch."""
         return speedrun.Options(
             compile=compiled,
             results=results,
             microbatch=self.microbatch if compiled else max(1, self.microbatch // 2),
             loss_chunk=self.sizes.loss_chunk,
             threads=1 if self.device.type == "cpu" else 0,
-            dtype="float32" if self.device.type == "cpu" else "auto",
+            dtype=str(self.dtype).removeprefix("torch."),
         )

@@ -1,8 +1,8 @@
-"""Checks of the other ways to run a step: replayed as one CUDA graph, and by the engine of several
-processes, though of one here.
+"""Checks of CUDA graphs and of the engine ddp: both must train like the plain program.
 
-On a model as small as `tiny`, of whose kernels none takes as long as its launch, in two
-microbatches a step: each way must train as the single process that launches its kernels does.
+The plain program is the engine `single`, which launches its kernels one by one. CUDA graphs replay
+a pass with one launch; the engine ddp runs here with one process. The model is `tiny`, which is
+launch-bound, in two microbatches a step.
 """
 
 import contextlib
@@ -12,73 +12,77 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from bench.gpu_check.config import Setting
-from bench.gpu_check.runner import Notes
-from bench.gpu_check.training import Curve, apart, curve_of, release
+from bench.gpu_check.config import Config
+from bench.gpu_check.runner import Recorder
+from bench.gpu_check.training import Curve, apart, curve_of
+from runtime import machine
 from speedrun import Trainer
 
-# Of losses in nats, and of gradients relative: it is the same program, but for sums in another
-# order and for what is compiled together.
+# Limit of the difference of losses, in nats, and of the norm of the gradients, relative. The
+# programs differ in the order of sums and in which operations are compiled together.
 NEAR = 0.05
 LAUNCHED = "launched"
-WAYS: dict[str, dict[str, Any]] = {  # changed options of the trainer
+PROGRAMS: dict[str, dict[str, Any]] = {  # name -> changed options of the trainer
     LAUNCHED: {},
     "one CUDA graph": dict(cuda_graphs=True),
     "ddp of one process": dict(engine="ddp"),
 }
 
 
-def run(setting: Setting, notes: Notes, seconds: float) -> None:
-    """The part."""
+def run(config: Config, recorder: Recorder, seconds: float) -> None:
+    """The part `graphs and ddp`.
+
+    The compiler is not reset in between: a program of the same shapes needs no new compilation.
+    """
     found = {}
-    for way, changes in WAYS.items():
-        if changes.get("cuda_graphs") and setting.device.type != "cuda":
-            notes.skip(way, "there are none on a CPU")
+    for name, changes in PROGRAMS.items():
+        if changes.get("cuda_graphs") and config.device.type != "cuda":
+            recorder.skip(name, "there are none on a CPU")
             continue
-        with notes.attempt(way), alone():
-            found[way] = trained(setting, notes, way, changes)
-        release(setting)
+        with recorder.attempt(name), one_process():
+            found[name] = trained(config, recorder, name, changes)
+        machine.free_memory()
     if LAUNCHED in found:
         losses, norm = found.pop(LAUNCHED)
-        for way, (theirs, their_norm) in found.items():
-            off = max(apart(theirs, losses))
-            notes.check(f"{way}: losses off those of {LAUNCHED} kernels", off, most=NEAR)
-            off = abs(their_norm / norm - 1)
-            notes.check(f"{way}: norm of the gradients off theirs", off, most=NEAR)
+        for name, (other_losses, other_norm) in found.items():
+            off = max(apart(other_losses, losses))
+            recorder.check(f"{name}: losses off those of {LAUNCHED} kernels", off, most=NEAR)
+            off = abs(other_norm / norm - 1)
+            recorder.check(f"{name}: norm of the gradients off theirs", off, most=NEAR)
 
 
 def trained(
-    setting: Setting, notes: Notes, way: str, changes: dict[str, Any]
+    config: Config, recorder: Recorder, name: str, changes: dict[str, Any]
 ) -> tuple[Curve, float]:
-    """The losses of a few steps and the norm of the last gradients; notes what more steps take."""
-    sizes, track = setting.sizes, setting.small_track()
+    """The losses of a few steps and the norm of the last gradients; records the time of a step."""
+    sizes, track = config.sizes, config.small_track()
     half = track.batch_tokens // track.seq_len // 2
     options = replace(
-        setting.options(setting.compile), microbatch=half, loss_chunk=half * track.seq_len // 2
+        config.options(config.compile), microbatch=half, loss_chunk=half * track.seq_len // 2
     )
     trainer = Trainer(track, replace(options, **changes))
     try:
-        short = trainer.run(setting.entrant("muon", sizes.check_steps), seed=0)
-        if setting.compile and trainer.eager:
-            notes.fail(way, f"it ran eagerly: {trainer.eager}")
-        long = trainer.run(setting.entrant("muon", sizes.small_steps), seed=0, only_last=True)
+        short = trainer.run(config.entrant("muon", sizes.check_steps), seed=0)
+        if config.compile and trainer.program.eager_reason:
+            recorder.fail(name, f"it ran eagerly: {trainer.program.eager_reason}")
+        long = trainer.run(config.entrant("muon", sizes.small_steps), seed=0, only_last=True)
     finally:
         trainer.engine.close()
-    notes.measure(way, "step", 1e3 * long.clock.seconds / long.steps, "ms")
+    recorder.measure(name, "step", 1e3 * long.clock.seconds / long.steps, "ms")
     for part in ("forward_backward", "optimizer", "communication"):
-        notes.measure(way, part, 1e3 * long.clock.parts[part] / long.steps, "ms")
+        recorder.measure(name, part, 1e3 * long.clock.parts[part] / long.steps, "ms")
     return curve_of(short), short.grad_norm
 
 
 @contextlib.contextmanager
-def alone() -> Iterator[None]:
-    """What torchrun would tell the only process that it started."""
+def one_process() -> Iterator[None]:
+    """Set the environment variables that torchrun sets when it starts one process."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    told = dict(RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
-    before = {name: os.environ.get(name) for name in told}
-    os.environ.update(told)
+    given = dict(RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+    before = {name: os.environ.get(name) for name in given}
+    os.environ.update(given)
     try:
         yield
     finally:

@@ -1,8 +1,11 @@
-"""The race of AdamW against Muon, on real text that was brought along, for the time that is left.
+"""The race of AdamW against Muon, on real text, for the time that is left.
 
-It is the trainer's own race: `speedrun.race` with its rows, curves and charts, in the folder of
-this check. The settings are those published for a longer horizon and a larger batch, and nobody has
-tuned them for this one: it shows that the whole path works, not which optimizer is better.
+It is the trainer's own race, `speedrun.race`, with its rows, curves and charts in the folder of
+this check. The settings were published for a longer horizon and a larger batch, and they are not
+tuned for this race. So it shows that the whole path works, not which optimizer is better.
+
+The model has the vocabulary of the text, so it is compiled anew: on a GPU that takes most of the
+time before the race. The log of the part shows when each of its stages began.
 """
 
 import math
@@ -12,36 +15,39 @@ from pathlib import Path
 
 import speedrun
 from analysis.charts._make import make
-from bench.gpu_check.config import ENTRANTS, TRACK, Setting
-from bench.gpu_check.runner import Notes
+from bench.gpu_check.config import ENTRANTS, TRACK, Config
+from bench.gpu_check.runner import Recorder
 from data import Dataset, open_dataset, shards
 from errors import UserError
 from runtime import provenance
 from speedrun import Outcome, Trainer
+from tracking import resume
 from tracking.schema import DIVERGED
 
-TARGET_BITS = 1.8  # per byte, whatever the vocabulary: the target of `tiny` is 1.81
-EPOCHS = 4  # at most: then a text has been read often enough to be known by heart
+TARGET_BITS = 1.8  # per byte, for any vocabulary; the target of `tiny` is 1.81
+EPOCHS = 4  # at most: with more, a model learns the text by heart
 MOST_SEEDS = 3
-RESERVE = 0.1  # of the time: runs differ
+RESERVE = 0.1  # of the time, because runs differ
 VAL_EVERY, VAL_EVERY_LATE = 25, 5  # steps
-VALIDATIONS = 1 / VAL_EVERY + 0.1 / VAL_EVERY_LATE  # a step, at most
+VALIDATIONS = 1 / VAL_EVERY + 0.1 / VAL_EVERY_LATE  # per step, at most
 
 
 def tokens(dataset: Dataset, paths: tuple[Path, ...]) -> int:
-    """Of all these shards."""
+    """The tokens of all these shards."""
     return sum(len(shards.open_shard(path, dataset.vocab_size, scan=False)) for path in paths)
 
 
-def track_of(setting: Setting, name: str) -> speedrun.Track:
-    """The track's model on this text, in smaller steps. Raises UserError if there is too little."""
+def track_of(config: Config, name: str) -> speedrun.Track:
+    """The track's model on this text, in smaller steps. Raises UserError if it is too short."""
     dataset = open_dataset(name)
-    sizes = setting.sizes
-    microbatch = setting.microbatch * sizes.seq_len  # tokens; validation has no other shape
+    sizes = config.sizes
+    microbatch = (
+        config.microbatch * sizes.seq_len
+    )  # tokens; validation goes through microbatches too
     held = tokens(dataset, dataset.val) - 1
     val_tokens = min(sizes.race_val_tokens, held) // microbatch * microbatch
     if not val_tokens:
-        raise UserError(f"{dataset.name}: {held} validation tokens, {microbatch} are needed")
+        raise UserError(f"{dataset.name}: {held} validation tokens, but {microbatch} are needed")
     size = open_dataset(name, val_tokens=val_tokens).bytes_per_token
     return replace(
         speedrun.TRACKS[TRACK],
@@ -59,62 +65,80 @@ def track_of(setting: Setting, name: str) -> speedrun.Track:
     )
 
 
-def probe(setting: Setting, trainer: Trainer, name: str) -> tuple[float, float]:
-    """Seconds of a step and of what a run takes beside its steps, from a short run."""
-    steps = setting.sizes.probe_steps
-    out: Outcome = trainer.run(setting.entrant(name, steps), seed=0, only_last=True)
+def probe(config: Config, trainer: Trainer, name: str) -> tuple[float, float]:
+    """Seconds of a step, validations included, and of the rest of a run, from a short run."""
+    steps = config.sizes.probe_steps
+    out: Outcome = trainer.run(config.entrant(name, steps), seed=0, only_last=True)
     step = out.clock.seconds / out.steps + VALIDATIONS * out.val_seconds
     begun = time.perf_counter()
-    trainer.warm_up()  # what compiled is there now: this is what a further run pays
-    return step, time.perf_counter() - begun + 3  # initial weights, rows, the last validation
+    trainer.program.warm_up(tau=None)  # compiled by now, as it is for the runs of the race
+    return step, time.perf_counter() - begun + 3  # for weights, rows and the last validation
 
 
 def horizon(
-    setting: Setting, costs: list[tuple[float, float]], seconds: float, epoch_steps: float
+    config: Config, costs: list[tuple[float, float]], seconds: float, epoch_steps: float
 ) -> tuple[int, int]:
-    """Steps of every run, and seeds, that fill the seconds; 0 steps where they do not suffice."""
-    sizes = setting.sizes
-    a_step, a_start = (sum(cost[i] for cost in costs) for i in range(2))
+    """Steps of every run, and seeds, that fill the seconds; (0, 0) if there are too few seconds.
+
+    costs: of each entrant, as `probe` returns them. epoch_steps: steps that read the text once.
+    """
+    sizes = config.sizes
+    of_steps, of_rest = (sum(cost[i] for cost in costs) for i in range(2))
     room = (1 - RESERVE) * seconds
     most = min(sizes.most_steps, max(int(EPOCHS * epoch_steps), sizes.least_steps))
-    steps = min(most, int((room - a_start) / a_step))
+    steps = min(most, int((room - of_rest) / of_steps))
     if steps < sizes.least_steps:
         return 0, 0
-    return steps, max(1, min(MOST_SEEDS, int(room / (a_start + steps * a_step))))
+    return steps, max(1, min(MOST_SEEDS, int(room / (of_rest + steps * of_steps))))
 
 
-def run(setting: Setting, notes: Notes, seconds: float) -> None:
-    """The part."""
+def run(config: Config, recorder: Recorder, seconds: float) -> None:
+    """The part `race`."""
     begun = time.monotonic()
-    if setting.data is None:
-        notes.skip("race", "no text is here: prepare some, and name it with --data")
+
+    def log(stage: str) -> None:
+        print(f"{time.monotonic() - begun:6.1f} s: {stage}", flush=True)
+
+    if config.data is None:
+        recorder.skip("race", "no text is here: prepare some, and name it with --data")
         return
+    log("open the text and build the model")
     try:
-        track = track_of(setting, setting.data)
-        trainer = Trainer(track, setting.options(setting.compile, str(setting.out)))
+        track = track_of(config, config.data)
+        trainer = Trainer(track, config.options(config.compile, str(config.out)))
     except UserError as error:
-        notes.skip("race", str(error))
+        recorder.skip("race", str(error))
         return
-    costs = [probe(setting, trainer, name) for name in ENTRANTS]
+    costs = []
+    for name in ENTRANTS:
+        log(f"compile, and time a short run of {name}")
+        costs.append(probe(config, trainer, name))
+        log("{:.3f} s a step, {:.1f} s for the rest of a run".format(*costs[-1]))
     epoch_steps = tokens(trainer.data, trainer.data.train) / track.batch_tokens
     left = seconds - (time.monotonic() - begun)
-    steps, seeds = horizon(setting, costs, left, epoch_steps)
+    steps, seeds = horizon(config, costs, left, epoch_steps)
     if not steps:
-        what = f"{left:.0f} s are left, too few for {setting.sizes.least_steps} steps each"
-        notes.skip("race", what)
+        spent = f"{seconds - left:.0f} of {seconds:.0f} s went to compiling and short runs"
+        few = f"too few are left for {config.sizes.least_steps} steps each"
+        recorder.skip("race", f"{spent}, {few}; give more --minutes")
         return
-    entrants = [setting.entrant(name, steps) for name in ENTRANTS]
+    entrants = [config.entrant(name, steps) for name in ENTRANTS]
     for entrant in entrants:
         trainer.check(entrant)
-    race_id, done = provenance.open_race(trainer, entrants, None)
+    log(f"race for {steps} steps, {seeds} {'seed' if seeds == 1 else 'seeds'} of each entrant")
+    facts = trainer.provenance(entrants[0], 0, provenance.program_text())
+    spellings = [entrant.canonical for entrant in entrants]
+    race_id, done = resume.open_race(config.out, spellings, resume=None, expected=facts)
     runs = speedrun.race(trainer, entrants, seeds, race_id, done)
-    notes.check("runs that diverged", sum(run.status == DIVERGED for run in runs), most=0)
+    log("draw the charts")
+    recorder.check("runs that diverged", sum(run.status == DIVERGED for run in runs), most=0)
     for run in runs:
         case = f"{run.label}, seed {run.seed}, {steps} steps"
         start = math.log(trainer.data.vocab_size)
         if run.final_loss is not None:
-            notes.measure(case, "final loss", run.final_loss, "nats per token")
-            notes.check(f"{case}: below a uniform guess", run.final_loss, most=start)
-        notes.measure(case, "training", run.train_seconds, "s")
-        notes.measure(case, "MFU", run.mfu, "of the measured peak")
-    print(*make(setting.out, setting.out), sep="\n")
+            recorder.measure(case, "final loss", run.final_loss, "nats per token")
+            recorder.check(f"{case}: below a uniform guess", run.final_loss, most=start)
+        recorder.measure(case, "training", run.train_seconds, "s")
+        recorder.measure(case, "MFU", run.mfu, "of the measured peak")
+    print(*make(config.out, config.out), sep="\n")
+    log("done")

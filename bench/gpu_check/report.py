@@ -1,4 +1,4 @@
-"""What a check leaves behind: three CSVs, a chart, and one page that says what they show."""
+"""Writes the results of a check: three CSVs, a chart, and a page that says what they show."""
 
 import csv
 from collections.abc import Sequence
@@ -21,15 +21,15 @@ from tracking.store import read_runs
 
 TOY = "Every part at toy size: no number below says anything about speed."
 RACE = (
-    "The settings are those published for a longer horizon and a larger batch, and nobody tuned "
-    "them for this one: the race shows that the whole path works, not which optimizer is better."
+    "The settings were published for a longer horizon and a larger batch, and are not tuned for "
+    "this race: it shows that the whole path works, not which optimizer is better."
 )
 COLORS = ("#4B5A6B", "#F2CF1D", "#B9D7EA", "#A9B6C3")  # of stacked bars
-MAIN = "muon, compiled"  # the case that the goal is for
+MAIN = "muon, compiled"  # the case that has a goal
 
 
 def write(out: Path, results: Sequence[Result], facts: dict[str, str], done: bool) -> None:
-    """Write the CSVs; with `done`, the chart and the page too."""
+    """Write the CSVs; if `done`, also the chart and the page."""
     checks = [check for result in results for check in result.checks]
     measures = [measure for result in results for measure in result.measures]
     _csv(out / "checks.csv", [field.name for field in fields(Check)], map(asdict, checks))
@@ -57,7 +57,7 @@ def _csv(path: Path, names: list[str], rows: Any) -> None:
 
 
 def verdict(results: Sequence[Result]) -> str:
-    """In a line: what passed and what did not."""
+    """One line: how many checks passed, failed and were skipped."""
     found = [check.status for result in results for check in result.checks]
     counts = [f"{found.count(PASSED)} checks passed"]
     counts += [f"{found.count(status)} {status}" for status in (FAILED, SKIPPED)]
@@ -91,11 +91,11 @@ def page(
         ("machine", "The machine"),
         ("optimizer_step", "An optimizer's step on the hidden matrices"),
         ("newton_schulz", "Newton-Schulz, five steps on a batch"),
-        ("ways", "The step of a model as small as `tiny`"),
+        ("graphs and ddp", "The step of the model `tiny`"),
     ):
         lines += ["", f"## {title}", "", *table(measures, part)]
     lines += ["", "## The race", "", *_race(out, measures)]
-    lines += ["", "## The parts", "", "| part | what | outcome | seconds | of |"]
+    lines += ["", "## The parts", "", "| part | what | outcome | seconds | limit |"]
     lines += ["| :-- | :-- | :-- | --: | --: |"]
     lines += [
         f"| {r.part.name} | {r.part.what} | {r.status} | {r.seconds:.1f} | {r.limit:.0f} |"
@@ -116,7 +116,7 @@ def _why(check: Check) -> str:
 
 
 def _goal(measures: Sequence[Measure]) -> str:
-    """What the step reached of the goal."""
+    """The MFU of the step, and whether the goal is met."""
     found = {m.quantity: m.value for m in measures if m.case == MAIN}
     mfu, sheet = found.get("MFU"), found.get("MFU, data sheet")
     if mfu is None:
@@ -142,7 +142,7 @@ def _race(out: Path, measures: Sequence[Measure]) -> list[str]:
 
 
 def table(measures: Sequence[Measure], part: str) -> list[str]:
-    """A part's measurements, a line a case, a column a quantity."""
+    """The measurements of a part: a line per case, a column per quantity."""
     rows = [m for m in measures if m.part == part]
     if not rows:
         return ["Nothing was measured."]
@@ -161,7 +161,7 @@ def table(measures: Sequence[Measure], part: str) -> list[str]:
 def memory_rows(
     measures: Sequence[Measure],
 ) -> list[tuple[str, str, float | None, float | None]]:
-    """Case, kind, GB planned and GB measured; of the compiled step where there is one."""
+    """(case, kind, GB planned, GB measured) of the compiled step, or of the eager one."""
     held = [m for m in measures if m.part == "step" and m.unit == "GB" and ", " in m.quantity]
     compiled = [m for m in held if m.case.endswith(", compiled")]
     found: dict[tuple[str, str], dict[str, float]] = {}
@@ -172,7 +172,7 @@ def memory_rows(
 
 
 def memory_table(measures: Sequence[Measure]) -> list[str]:
-    """What the dry run plans against what was measured."""
+    """Bytes planned and measured, as a table."""
     rows = memory_rows(measures)
     if not rows:
         return ["Nothing was measured."]
@@ -184,7 +184,7 @@ def memory_table(measures: Sequence[Measure]) -> list[str]:
 
 
 def _number(value: float) -> str:
-    """Four significant digits, thousands apart."""
+    """Four significant digits, with commas between thousands."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
@@ -205,7 +205,7 @@ def chart(measures: Sequence[Measure], facts: dict[str, str]) -> Figure:
         )
     caption = (
         "Milliseconds of a whole training step, of an optimizer's step on the hidden matrices, and "
-        "of Newton-Schulz on a batch; memory as the dry run plans it and as it was measured."
+        "of Newton-Schulz on a batch; memory as planned and as measured."
     )
     footer = " · ".join(f"{key} {facts[key]}" for key in ("torch", "commit", "began"))
     split = {part.replace("_", " and "): _values(measures, "step", part) for part in PARTS}
@@ -226,19 +226,19 @@ def chart(measures: Sequence[Measure], facts: dict[str, str]) -> Figure:
     return figure
 
 
-Series = dict[str, dict[str, float]]  # name of a segment -> case -> its length
+Series = dict[str, dict[str, float]]  # segment -> case -> length
 
 
 def _values(
     measures: Sequence[Measure], part: str, quantity: str | None = None
 ) -> dict[str, float]:
-    """Case -> value."""
+    """Case -> value of a part's quantity; None: of any."""
     chosen = (m for m in measures if m.part == part and quantity in (None, m.quantity))
     return {m.case: m.value for m in chosen}
 
 
 def _memory_kinds(measures: Sequence[Measure]) -> Series:
-    """Kind -> case -> GB, a case for the plan of an entrant and one for what was measured."""
+    """Kind -> case -> GB; each entrant has two cases, planned and measured."""
     kinds: Series = {}
     for case, kind, planned, measured in memory_rows(measures):
         for how, gb in (("planned", planned), ("measured", measured)):
@@ -252,7 +252,7 @@ def _cases(series: Series) -> list[str]:
 
 
 def _bars(axes: Axes, series: Series, label: str) -> None:
-    """A bar a case, stacked of the series."""
+    """A bar per case, stacked from the series."""
     cases = _cases(series)
     axes.set_xlabel(label)
     if not cases:

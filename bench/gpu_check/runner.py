@@ -1,8 +1,8 @@
-"""A part of the check: a process of its own with a limit of time, and what it notes down.
+"""Runs a part of the check in a process with a time limit, and records what it finds.
 
-A process, because an error on a GPU may spoil the device for everything that the process does
-later, and because one that hangs can then be ended. The parent never touches the GPU: that is what
-lets it fork.
+A process for each part, because after an error on a GPU everything later in the same process may
+fail too, and because a process that hangs can be ended. The parent never uses the GPU, so that it
+can fork.
 """
 
 import json
@@ -33,7 +33,7 @@ class Check:
     value: float | None = None
     least: float | None = None
     most: float | None = None
-    note: str = ""  # of a failure or what was skipped, the reason
+    note: str = ""  # why it failed or was skipped
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,11 @@ class Measure:
     quantity: str
     value: float
     unit: str
-    size: str  # full, or toy: then it says nothing about speed
+    size: str  # full or toy; toy sizes say nothing about speed
 
 
-class Notes:
-    """What a part finds, written down line by line, so that it survives the part."""
+class Recorder:
+    """Writes down what a part finds, line by line, so that it is kept if the part is ended."""
 
     def __init__(self, part: str, size: str, path: Path) -> None:
         self._part, self._size, self._path = part, size, path
@@ -62,25 +62,27 @@ class Notes:
         least: float | None = None,
         note: str = "",
     ) -> None:
-        """Passed if `value` is at most and at least that; not a number fails."""
+        """Record a check: passed if least <= value <= most; not a number fails."""
         value = float(value)
         fine = (most is None or value <= most) and (least is None or value >= least)
         status = PASSED if fine and not math.isnan(value) else FAILED
         self._write(Check(self._part, name, status, value, least, most, note))
 
     def skip(self, name: str, reason: str) -> None:
-        """It cannot be done here, which is no failure."""
+        """Record a check that cannot be done here, which is no failure."""
         self._write(Check(self._part, name, SKIPPED, note=reason))
 
     def fail(self, name: str, reason: str) -> None:
+        """Record a failed check that has no value."""
         self._write(Check(self._part, name, FAILED, note=reason))
 
     def measure(self, case: str, quantity: str, value: float, unit: str) -> None:
+        """Record a measurement."""
         self._write(Measure(self._part, case, quantity, float(value), unit, self._size))
 
     @contextmanager
     def attempt(self, name: str) -> Iterator[None]:
-        """What goes wrong inside is a failed check of this name; what follows goes on."""
+        """Turn an exception inside into a failed check of this name, and go on after it."""
         try:
             yield
         except Exception as error:
@@ -101,22 +103,22 @@ def reason(error: BaseException) -> str:
 
 @dataclass(frozen=True)
 class Part:
-    """Something to do: `run` takes the setting, where to note, and the seconds that it has."""
+    """A part: `run` takes the configuration, the recorder and the seconds that it has."""
 
     name: str
     what: str
-    run: Callable[[Any, Notes, float], None]
-    share: float | None  # of all seconds; None: what is left of them
+    run: Callable[[Any, Recorder, float], None]
+    share: float  # of all seconds: its limit; what the last part has at least
 
 
 @dataclass
 class Result:
-    """What became of a part."""
+    """The outcome of a part."""
 
     part: Part
     seconds: float = 0.0
     limit: float = 0.0
-    reason: str = ""  # why it did not come to its end; empty if it did
+    reason: str = ""  # why it did not finish; empty if it did
     checks: list[Check] = field(default_factory=list)
     measures: list[Measure] = field(default_factory=list)
 
@@ -128,58 +130,59 @@ class Result:
         return PASSED if done else SKIPPED
 
 
-def run(part: Part, setting: Any, seconds: float) -> Result:
-    """Do a part in a process of its own, and end it after `seconds`.
+def run(part: Part, config: Any, seconds: float) -> Result:
+    """Run a part in a process of its own, and end it after `seconds`.
 
-    What it prints, tracebacks too, goes to <out>/logs/<part>.txt.
+    Its output and tracebacks go to <out>/logs/<part>.txt.
     """
-    logs: Path = setting.out / "logs"
+    logs: Path = config.out / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    log, rows = logs / f"{part.name}.txt", logs / f"{part.name}.jsonl"
+    stem = part.name.replace(" ", "_")
+    log, rows = logs / f"{stem}.txt", logs / f"{stem}.jsonl"
     rows.write_text("")
     result = Result(part, limit=seconds)
-    notes = Notes(part.name, setting.size, rows)
+    recorder = Recorder(part.name, config.size, rows)
     begun = time.monotonic()
     for stream in (sys.stdout, sys.stderr):
-        stream.flush()  # or the child would write it once more
-    child = get_context("fork").Process(target=_child, args=(part, setting, notes, seconds, log))
+        stream.flush()  # or the child would write the same text again
+    child = get_context("fork").Process(target=_child, args=(part, config, recorder, seconds, log))
     child.start()
     try:
         child.join(seconds)
         if child.exitcode is None:
-            result.reason = f"ended after {seconds:.0f} s, which is all the time it has"
+            result.reason = f"ended after {seconds:.0f} s, the limit of this part"
     finally:
         _end(child)
     if not result.reason and child.exitcode:
         how = f"signal {-child.exitcode}" if child.exitcode < 0 else f"exit code {child.exitcode}"
         result.reason = f"its process ended with {how}; see {log}"
     if result.reason:
-        notes.fail("comes to its end", result.reason)
+        recorder.fail("finishes", result.reason)
     result.seconds = time.monotonic() - begun
     result.checks, result.measures = read(rows)
     return result
 
 
-def _child(part: Part, setting: Any, notes: Notes, seconds: float, log: Path) -> None:
-    os.setsid()  # a group of its own: it is ended with its compilers, and not by Ctrl-C
+def _child(part: Part, config: Any, recorder: Recorder, seconds: float, log: Path) -> None:
+    os.setsid()  # a process group of its own: ended as a whole, and not by Ctrl-C
     sys.stdout = sys.stderr = log.open("w", buffering=1)
-    for stream in (1, 2):  # for what does not print through Python
+    for stream in (1, 2):  # for libraries that do not print through Python
         os.dup2(sys.stdout.fileno(), stream)
-    with notes.attempt("comes to its end"):
-        part.run(setting, notes, seconds)
+    with recorder.attempt("finishes"):
+        part.run(config, recorder, seconds)
 
 
 def _end(child: Any) -> None:
-    """End a child and whatever it started."""
+    """End a child and the processes that it started, such as compilers."""
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(child.pid, signal.SIGKILL)
-    if child.is_alive():  # before it had a group
+    if child.is_alive():  # it had no process group yet
         child.kill()
-    child.join(5)  # one that the driver holds is left behind
+    child.join(5)  # a process that hangs in the driver is left behind
 
 
 def read(rows: Path) -> tuple[list[Check], list[Measure]]:
-    """What a part has noted; a last line that a kill cut off is left out."""
+    """The checks and measurements of a part, without a last line that was cut off."""
     checks: list[Check] = []
     measures: list[Measure] = []
     for line in rows.read_text().split("\n")[:-1]:

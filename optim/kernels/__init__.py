@@ -7,26 +7,12 @@ backend is first used, so without triton these backends are missing and all else
 
 from functools import partial
 from importlib.util import find_spec
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from muon import Backend, Coefficients, register_backend
-
-
-class Tile(NamedTuple):
-    """How the kernel divides its work: square tiles of the product, one program each."""
-
-    side: int  # rows and columns of a tile
-    depth_bytes: int  # bytes of a row of X that one stage of the pipeline loads
-    num_warps: int
-    num_stages: int
-
-    def shared_bytes(self) -> int:
-        """The most shared memory that the pipeline takes: two operands a stage."""
-        return 2 * self.num_stages * self.side * self.depth_bytes
-
+from optim.kernels.tile import Tile
 
 # Compiled for sm_80 and sm_90 in bfloat16, neither spills registers; both fit the 99 KiB of
 # consumer GPUs.

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from optim.kernels import Tile
+from optim.kernels.tile import Tile
 
 
 @triton.jit
