@@ -4,18 +4,68 @@ On a terminal the display is drawn in place, with rich. Without a terminal or wi
 validation is printed as a line.
 """
 
+import re
+import shutil
 import sys
+import textwrap
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tracking.schema import Run
 
 if TYPE_CHECKING:  # rich is optional
     from rich.console import RenderableType
     from rich.live import Live as Drawn
+
+
+class Entrant(Protocol):
+    """What the table at the start of a race shows; see `optim.entrants.Entrant`."""
+
+    @property
+    def label(self) -> str: ...
+    @property
+    def origin(self) -> str: ...
+    @property
+    def settings(self) -> dict[str, Any]: ...
+    @property
+    def changed(self) -> Mapping[str, Any]: ...
+    @property
+    def copyable(self) -> str: ...
+
+
+def introduce(entrants: Sequence[Entrant]) -> str:
+    """The table at the start of a race, and for each entrant a line to race it again."""
+    headings = ("entrant", "steps", "settings", "options that differ from the recipe's defaults")
+    rows = [headings]
+    for entrant in entrants:
+        options = {key: value for key, value in entrant.changed.items() if key != "steps"}
+        words = " ".join(f"{key}={value}" for key, value in options.items())
+        rows.append((entrant.label, str(entrant.settings["steps"]), entrant.origin, words or "-"))
+    widest = (40, 6, 28)  # of the first columns; longer texts break into lines
+    widths = [
+        min(most, max(len(row[column]) for row in rows)) for column, most in enumerate(widest)
+    ]
+    widths.append(max(30, min(110, shutil.get_terminal_size().columns) - sum(widths) - 6))
+    lines = [line for row in rows for line in _broken(row, widths)]
+    again = [f"  {entrant.copyable}" for entrant in entrants]
+    return "\n".join([*lines, "", "to race one of them again, copy its line:", *again, ""])
+
+
+def _broken(row: Sequence[str], widths: Sequence[int]) -> list[str]:
+    """A row of a table as lines of text, with its longer cells broken at spaces and commas."""
+    cells = [
+        textwrap.wrap(re.sub(r",(?=\S)", ", ", cell), width, break_on_hyphens=False) or [""]
+        for cell, width in zip(row, widths, strict=True)
+    ]
+    height = max(map(len, cells))
+    padded = [cell + [""] * (height - len(cell)) for cell in cells]
+    return [
+        "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
+        for line in zip(*padded, strict=True)
+    ]
 
 
 class Live:
