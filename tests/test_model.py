@@ -284,7 +284,12 @@ def test_a_loss_by_chunks_is_the_plain_one(name: str, loss_chunk: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "compiled"), [("tiny", False), ("gpt2", True), ("gpt2-2024", False)]
+    ("name", "compiled"),
+    [
+        ("tiny", False),
+        pytest.param("gpt2", True, marks=pytest.mark.slow),
+        ("gpt2-2024", False),
+    ],
 )
 def test_chunks_in_bfloat16_and_compiled_differ_by_rounding_only(name: str, compiled: bool) -> None:
     plain, _, grads = one_step(KINDS[name], 0, autocast=True)

@@ -52,7 +52,7 @@ class Quadratic:
             plan = optim.plan(self.engine.roles(), recipe, {}, torch.float32)
         except UserError as error:
             pytest.skip(str(error))
-        self.optimizers = self.engine.optimizers(plan)
+        self.engine.build(plan)
         torch.manual_seed(seed)
 
     def matrices(self) -> list[tuple[Tensor, Tensor]]:
@@ -63,9 +63,7 @@ class Quadratic:
         return sum((p - target).square().sum().item() for p, target in self.matrices())
 
     def step(self, factor: float = 1.0) -> None:
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * factor
+        self.engine.set_lr(factor)
         for name, p in self.model.named_parameters():
             p.grad = (p - self.targets[name]).detach()
         self.engine.step()
@@ -105,11 +103,13 @@ def test_its_state_survives_a_file(name: str) -> None:
     for _ in range(3):
         problem.step()
     file = io.BytesIO()
-    torch.save([problem.model.state_dict(), *(o.state_dict() for o in problem.optimizers)], file)
+    torch.save(
+        [problem.model.state_dict(), *(o.state_dict() for o in problem.engine.optimizers)], file
+    )
     file.seek(0)
     model, *states = torch.load(file, weights_only=False)
     other.model.load_state_dict(model)
-    for optimizer, state in zip(other.optimizers, states, strict=True):
+    for optimizer, state in zip(other.engine.optimizers, states, strict=True):
         optimizer.load_state_dict(state)
     for each in (problem, other):
         torch.manual_seed(5)
@@ -145,7 +145,9 @@ def test_a_parameter_without_a_gradient_is_left_alone(name: str) -> None:
         p.grad = torch.ones_like(p)
     problem.engine.step()
     assert torch.equal(matrices[0], before[0])
-    assert not any(list(tensors_in(o.state.get(matrices[0], {}))) for o in problem.optimizers)
+    assert not any(
+        list(tensors_in(o.state.get(matrices[0], {}))) for o in problem.engine.optimizers
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -476,4 +476,4 @@ def test_no_file_of_the_optimizers_changes_muon_when_it_is_imported() -> None:
 
 
 def test_the_kernels_are_part_of_the_program_that_a_row_names() -> None:
-    assert "def _product(" in provenance.program()
+    assert "def _product(" in provenance.program_text()
