@@ -19,6 +19,7 @@ from bench import Row, environment, medians, write
 from layers.config import preset
 from model import GPT
 from muon import Muon
+from optim import kernels
 from runtime import machine
 
 ROUNDS = 15
@@ -50,6 +51,7 @@ def contenders(gpt: GPT, dtype: torch.dtype) -> dict[str, Callable[[], object]]:
 
     dtype: in which our Muon iterates.
     """
+    kernels.register()  # as the plan of a run does
     source, device = matrices(gpt), gpt.embed.weight.device
 
     def ours(ns_dtype: torch.dtype) -> Callable[[], object]:

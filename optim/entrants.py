@@ -32,7 +32,7 @@ class Entrant:
     recipe_settings: dict[str, Any]  # the recipe's options alone
     origin: str  # where the settings come from, for the user
     defaults: Mapping[str, Any]  # of the recipe and of the schedule
-    tuned: Mapping[str, Any]  # what tuned.toml says of it on this track; empty if nothing
+    tuned: Mapping[str, Any]  # its options in tuned.toml for this track; empty if there are none
 
     @property
     def canonical(self) -> str:
