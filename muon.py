@@ -406,11 +406,7 @@ def _equalise(X: Tensor, batch: Sequence[Block], beta2: float, eps: float) -> Te
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon for 2-D parameters.
-
-        M <- momentum M + (1 - momentum) G                  (an average, as in torch.optim.Muon)
-        U <- (1 - momentum) G + momentum M if nesterov else M
-        W <- (1 - lr weight_decay) W - lr scale newton_schulz(U)
+    """Muon for 2-D parameters, as at the top of this file; without `nesterov`, U is M.
 
     State: one `momentum_buffer` a parameter; `second_moment` and `step` if an option needs them.
     Gradients are not modified, and a parameter without a gradient is left as it is. All options

@@ -472,7 +472,7 @@ def test_a_race_writes_its_logits_and_the_verifier_reads_them(
     whole = path.read_text()
     lines = whole.splitlines(keepends=True)
     for damaged, complaint in (
-        ("".join(lines[:-4]), "clips logits in 6 steps, but has those of 5"),
+        ("".join(lines[:-4]), "clips logits in 6 steps, but has logits of 5"),
         ("".join(lines[:-1]), "logits at step 6 are not one for each head"),
         ("".join([lines[0], *lines[5:], *lines[1:5]]), "not of steps 1 to 6 in order"),
         (whole.replace("\n6,", "\n7,"), "not of steps 1 to 6 in order"),
@@ -484,7 +484,7 @@ def test_a_race_writes_its_logits_and_the_verifier_reads_them(
     path.rename(path.with_stem("stranger"))
     found = "\n".join(verify.problems(root))
     assert "stranger.csv: no row in runs.csv" in found
-    assert "clips logits in 6 steps, but has those of 0" in found
+    assert "clips logits in 6 steps, but has logits of 0" in found
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from optim.library import numbers
 from speedrun import Options, Schedule, Track, Trainer
 from studies import tune
 from tracking import store, tuned
-from tracking.spelling import split
+from tracking.spelling import options_of, split
 
 CONFIG = GPTConfig(vocab_size=37, block_size=8, n_layer=1, n_head=2, n_embd=16)
 ROLES = GPT(CONFIG).roles()
@@ -152,7 +152,7 @@ def test_a_row_s_spelling_reads_back_as_itself(text: str) -> None:
     again = parse(entrant.canonical, "elsewhere", Schedule, {"steps": 3}, {}, None)
     assert (again.recipe, again.settings) == (entrant.recipe, entrant.settings)
     assert again.canonical == entrant.canonical
-    assert verify._options(entrant.canonical)["lr"] == str(entrant.settings["lr"])
+    assert options_of(entrant.canonical)["lr"] == str(entrant.settings["lr"])
 
 
 def test_the_name_of_an_entrant_may_have_a_colon() -> None:
