@@ -1,11 +1,12 @@
-"""GPT-2 in the forms the speedruns race, from a million parameters to 1.5 billion.
+"""GPT-2 in the forms that speedruns race, from a million parameters to 1.5 billion.
 
-What can be chosen is in `presets.py`, the attentions in `attention.py`.
+`layers/config.py` holds what can be chosen and the models of the tracks; the other files of
+`layers/` are the parts, one file per attention.
 
-The model is plain single-process PyTorch: parallelism, precision and compilation are applied from
+The model is plain PyTorch of one process: parallelism, precision and compilation are applied from
 outside. `GPT.roles()` is the contract with the optimizers: one row per parameter that says what
-the parameter is for. `GPT.clip_qk` is QK-Clip, which knows heads and so belongs here; a recipe
-only asks for it. Read by `speedrun.py`; nothing here decides how it is trained.
+the parameter is for. `GPT.clip_qk` is QK-Clip, which needs to know the heads; a recipe only asks
+for it. Nothing here decides how the model is trained: `speedrun.py` does.
 
 Shapes: B sequences, T tokens, C channels (n_embd), H heads, D head size, V vocabulary.
 """
@@ -19,8 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from layers.attention import ATTENTIONS, Attention, Linear, make_norm, widened
+from layers.attention import Attention, make_attention
 from layers.config import GPTConfig
+from layers.linear import Linear
+from layers.norms import make_norm, upcast
 
 Role = Literal["embed", "head", "matrix", "vector"]
 
@@ -28,9 +31,8 @@ Role = Literal["embed", "head", "matrix", "vector"]
 class RoleRow(NamedTuple):
     """What one parameter is for.
 
-    `splits` are the row counts of the matrices stacked in it, top to bottom (q, k, v in a fused
-    projection); each of them is divided into heads of `head_rows` rows, or into none where that
-    is 0.
+    splits: row counts of the matrices stacked in it, top to bottom (q, k, v in a fused projection).
+    head_rows: rows of a head in each of these matrices; 0: they have no heads.
     """
 
     name: str
@@ -64,7 +66,7 @@ class Block(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.norm1 = make_norm(config, config.n_embd)
-        self.attn = ATTENTIONS[config.attention](config)
+        self.attn = make_attention(config)
         self.norm2 = make_norm(config, config.n_embd)
         self.mlp = MLP(config)
 
@@ -74,15 +76,15 @@ class Block(nn.Module):
 
 
 def soft_cap(z: Tensor, cap: float) -> Tensor:
-    """z bounded smoothly by +-cap; z itself where cap is 0."""
+    """z bounded smoothly to (-cap, cap): cap z / sqrt(z^2 + cap^2). A cap of 0: z itself."""
     return cap * z * torch.rsqrt(z.square() + cap * cap) if cap else z
 
 
 class ChunkedLoss(torch.autograd.Function):
     """Summed cross-entropy of soft-capped logits, a chunk of tokens at a time.
 
-    The forward pass computes the gradients too, so that the logits of no more than a chunk are
-    ever in memory and none is computed twice. Gradients add up in the parameters' type.
+    The forward pass also computes the gradients. So only one chunk of logits is in memory at a
+    time, and no logit is computed twice. Gradients are summed in the type of the parameters.
     """
 
     @staticmethod
@@ -102,7 +104,7 @@ class ChunkedLoss(torch.autograd.Function):
         losses, dxs = [], []
         for xs, ts in zip(x.split(chunk), targets.split(chunk), strict=True):
             low = F.linear(xs, w, b)
-            z = widened(low)
+            z = upcast(low)
             y = soft_cap(z, cap)
             log_total = y.logsumexp(-1, keepdim=True)
             losses.append((log_total - y.gather(-1, ts[:, None])).sum())
@@ -125,9 +127,9 @@ class ChunkedLoss(torch.autograd.Function):
 
 
 class GPT(nn.Module):
-    """Decoder-only transformer; call `init_weights` before use.
+    """Decoder-only transformer (Radford et al. 2019); call `init_weights` before use.
 
-    loss_chunk: tokens whose logits may be in memory at once; 0: all. It changes the loss and the
+    loss_chunk: tokens whose logits are in memory at once; 0: all. It changes the loss and the
     gradients by rounding only.
     """
 
@@ -152,9 +154,10 @@ class GPT(nn.Module):
     def init_weights(self, seed: int) -> None:
         """Draw every parameter anew: the same seed gives the same weights on any device.
 
-        Biases start at 0, gains at 1. "zero_proj": projections back into the residual stream at
-        zero, embeddings at N(0, 1), other matrices at variance .33 / fan_in. "gpt2": N(0, .02),
-        the projections divided by the square root of their number (Radford et al. 2019).
+        Biases start at 0, gains at 1. With `init` "zero_proj", projections back into the residual
+        stream start at 0, embeddings at N(0, 1), other matrices at a variance of .33 / fan_in. With
+        "gpt2" (Radford et al. 2019), all have a standard deviation of .02, the projections back
+        into the residual stream that over the square root of their number.
         """
         generator = torch.Generator().manual_seed(seed)
         for name, param in self.named_parameters():
@@ -165,7 +168,7 @@ class GPT(nn.Module):
                 param.fill_(std)
 
     def _init_std(self, name: str, param: Tensor) -> float:
-        """Standard deviation of a matrix, or the value of a vector."""
+        """Standard deviation of the entries of a matrix, or the value of those of a vector."""
         proj = name.endswith("proj.weight")
         if param.ndim == 1:
             return 0.0 if name.endswith("bias") else 1.0
@@ -177,13 +180,13 @@ class GPT(nn.Module):
         return 1.0 if table else (0.33 / param.size(1)) ** 0.5
 
     def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Cross-entropy in nats, summed over all tokens, float32.
+        """Cross-entropy in nats, summed over all tokens: a float32 scalar.
 
-        inputs, targets: (B T) int64.
+        inputs, targets: (B T), int64.
         """
         x = self.embed(inputs)  # B T C
         if not torch.is_autocast_enabled(x.device.type):
-            x = widened(x)  # float32 activations of a bfloat16 table
+            x = upcast(x)  # float32 activations of a bfloat16 table
         if self.positions is not None:
             x = x + self.positions.weight[: x.size(1)].type_as(x)
         x = self.norm_embed(x)
@@ -206,14 +209,14 @@ class GPT(nn.Module):
 
     def logits(self, x: Tensor) -> Tensor:
         """Soft-capped float32 logits (... V) of normalised activations x (... C)."""
-        return soft_cap(widened(self.head(x)), self.config.softcap)
+        return soft_cap(upcast(self.head(x)), self.config.softcap)
 
     def roles(self) -> list[RoleRow]:
         """One row per parameter, in the order of `named_parameters`.
 
         A table that is both embedding and head has one row, as the head. The table of learned
-        positions is a vector: no lookup, but a bias for each position, with a gradient in every
-        step, and on the scale of the gains and biases.
+        positions has the role of a vector: it is a bias for each position, has a gradient in every
+        step, and is as small as gains and biases.
         """
         linear = {name: layer for name, layer in self.named_modules() if isinstance(layer, Linear)}
         rows = []
@@ -230,10 +233,10 @@ class GPT(nn.Module):
         return rows
 
     def flops_per_token(self, seq_len: int) -> float:
-        """Model FLOPs of forward and backward for one token of a sequence of `seq_len`.
+        """Model FLOPs of forward and backward for one token of a sequence of `seq_len` tokens.
 
-        6 per weight of a matrix product (Kaplan et al. 2001.08361), and the attention products,
-        of which causality leaves half: 12 * n_layer * C * T / 2.
+        6 per weight of a matrix product (Kaplan et al. 2001.08361), and 12 * n_layer * C * T / 2
+        for the products of attention, half of which the causal mask removes.
         """
         weights = sum(r.param.numel() for r in self.roles() if r.role in ("matrix", "head"))
         return 6.0 * weights + 6.0 * self.config.n_layer * self.config.n_embd * seq_len
@@ -245,7 +248,7 @@ class GPT(nn.Module):
 
     @contextmanager
     def measuring(self, on: bool = True) -> Iterator[None]:
-        """Within, note the largest logit of every head in each forward pass, if `on`."""
+        """Within it, each forward pass keeps the largest logit of every head, if `on`."""
         for attention in self.attentions:
             attention.measuring = on
         try:
@@ -254,16 +257,16 @@ class GPT(nn.Module):
             for attention in self.attentions:
                 attention.measuring = False
 
-    def take_max_logits(self) -> Tensor:
-        """The largest logits noted since the last call, (n_layer H); -inf where there was none."""
-        noted = [attention.max_logits for attention in self.attentions]
-        taken = torch.stack(noted)
-        for logits in noted:
-            logits.fill_(-math.inf)
-        return taken
+    def pop_max_logits(self) -> Tensor:
+        """The largest logits measured since the last call, (n_layer H); -inf if none were."""
+        buffers = [attention.max_logits for attention in self.attentions]
+        largest = torch.stack(buffers)
+        for buffer in buffers:
+            buffer.fill_(-math.inf)
+        return largest
 
     def check_clip(self, tau: float | None) -> None:
-        """Raise ValueError where `clip_qk` makes no sense; None asks for no clip."""
+        """Raise ValueError if this model cannot be clipped at `tau`; None asks for no clip."""
         if tau is None:
             return
         if not tau > 0:
@@ -277,10 +280,11 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def clip_qk(self, max_logits: Tensor, tau: float) -> None:
-        """QK-Clip (Kimi K2 2507.20534, algorithm 1): no head exceeds tau on what was measured.
+        """QK-Clip (Kimi K2 2507.20534, algorithm 1): scale down heads with logits above tau.
 
-        max_logits: (n_layer H). A head whose largest logit S exceeds tau has its logits scaled by
-        tau / S from now on; the others stay as they are, but see `HeadAttention.scale_logits`.
+        max_logits: (n_layer H), as `pop_max_logits` returns them. A head whose largest logit S
+        exceeds tau has its logits multiplied by tau / S from now on, through its weights. The
+        other heads stay as they are, unless they share keys with it (layers/mha.py).
         """
         gamma = torch.where(max_logits > tau, tau / max_logits, 1.0)
         for attention, factors in zip(self.attentions, gamma, strict=True):

@@ -1,22 +1,30 @@
-"""Muon: momentum, orthogonalised by a Newton-Schulz iteration. Needs torch alone: copy it anywhere.
+"""Muon: momentum whose update is orthogonalised by Newton-Schulz. Needs torch alone: copy it.
 
     from muon import Muon
     optimizer = Muon(hidden_matrices, lr=0.02)
 
-Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) is for the hidden 2-D weights of a
-network; embeddings, the output head, gains and biases belong to another optimizer such as AdamW.
-NorMuon, AdaMuon, Muon^2, MuonH and Muon Split are options of the class, off by default.
-Matrices of one shape are orthogonalised as one batch, over all parameters and parameter groups,
-and wide ones through their Gram matrix, which makes a step on a CPU several times cheaper than
-one matrix after another (`bench/optimizer_step.py`). On a GPU each shape gets the fastest way to
-iterate, measured at its first step; `optim/kernels` adds one that uses the symmetry of X X^T.
+For the hidden 2-D weights of a network; embeddings, the output head, gains and biases belong to
+another optimizer, such as AdamW. One step on a matrix W (out, in) with the gradient G:
 
-A step waits for the device only where it measures. After an eager first step nothing in
-`newton_schulz` waits or changes from step to step, as a CUDA graph and torch.compile require. In
-`Muon.step` the learning rate, weight decay and momentum are Python numbers: a captured graph would
-keep those of its capture, so it has to be captured anew when they change.
+    M <- momentum M + (1 - momentum) G             U <- (1 - momentum) G + momentum M   (Nesterov)
+    X <- U / |U|, then five times                  X <- a X + b (X X^T) X + c (X X^T)^2 X
+    W <- (1 - lr weight_decay) W - lr scale X      X has nearly the singular vectors of U and
+                                                   singular values near 1
 
-Shapes: W is (out, in); K matrices in a batch, m <= n their smaller and larger side.
+Source: Jordan et al. 2024, kellerjordan.github.io/posts/muon. NorMuon, AdaMuon, Muon^2, MuonH and
+Muon Split are options of the class, off by default; each names its paper there.
+
+Claim: on two cores of an AMD EPYC, a step on the hidden matrices of the track `tiny` takes 20.5 ms,
+1.6 times as fast as one matrix after another (`python -m bench.optimizer_step`). Matrices of one
+shape are one batch, over all parameters and groups; wide ones are iterated through their Gram
+matrix. On a GPU the fastest way to iterate is measured for each shape at its first step, and
+`register_backend` adds one.
+
+CUDA graphs and torch.compile: after an eager first step, `newton_schulz` neither waits for the
+device nor changes from step to step. `Muon.step` reads lr, weight decay and momentum as Python
+numbers, so a captured graph keeps the values of its capture.
+
+Shapes: K matrices in a batch, m <= n their smaller and larger side.
 """
 
 import warnings
@@ -33,12 +41,12 @@ Iteration = Callable[[Tensor, Coefficients], Tensor]  # of X (K m n), m <= n, no
 
 
 def _of(s: float, table: Coefficients) -> Coefficients:
-    """The coefficients that do to X what `table` does to X / s."""
+    """The coefficients whose step on X equals a step of `table` on X / s."""
     return tuple((a / s, b / s**3, c / s**5) for a, b, c in table)
 
 
-# Amsel et al. 2505.16932: the best polynomial at each step for the singular values left by the one
-# before, from 1e-3 up.
+# Amsel et al. 2505.16932: each step is the best polynomial for the singular values that the step
+# before leaves, for inputs with singular values from 1e-3 up.
 _POLAR_EXPRESS = (
     (8.28721201814563, -23.595886519098837, 17.300387312530933),
     (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
@@ -48,7 +56,7 @@ _POLAR_EXPRESS = (
     (1.891301407787398, -1.2679958271945868, 0.37680408948524835),
     (1.8750014808534479, -1.2500016453999487, 0.3750001645474248),
 )
-# The same with a cushion of 2 and a safety of 2%, for five steps: modded-nanogpt's and nanochat's.
+# The same method with a cushion of 2 and a safety of 2%, for five steps: modded-nanogpt, nanochat.
 _CUSHIONED = (
     (8.156554524902461, -22.48329292557795, 15.878769915207462),
     (4.042929935166739, -2.808917465908714, 0.5000178451051316),
@@ -56,21 +64,21 @@ _CUSHIONED = (
     (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
     (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
 )
-# (a, b, c) of each step X <- a X + b (X X^T) X + c (X X^T)^2 X; the last one repeats. Polar Express
-# divides X by more than its norm, for which the first step accounts here.
+# (a, b, c) of each step X <- a X + b (X X^T) X + c (X X^T)^2 X; the last step repeats. Polar
+# Express divides X by more than its norm; here its first step does that.
 COEFFICIENTS: dict[str, Coefficients] = {
-    # Jordan et al. 2024: the steepest slope at 0 that lands in about [0.7, 1.2] after five steps.
+    # Jordan et al. 2024: the steepest slope at 0 whose five steps end in about [0.7, 1.2].
     "jordan": ((3.4445, -4.7750, 2.0315),),
     # Converges to 1 exactly, slowly: 12 steps in the fixed setting of the optimization track.
     "stable": ((2.0, -1.5, 0.5),),
     "polar-express": (*_of(1.02, _CUSHIONED[:1]), *_CUSHIONED[1:]),
-    # As in the paper, with its safety of 1% in all steps but the last: for five steps or eight.
+    # As in the paper, with a safety of 1% in all steps but the last; for five steps or eight.
     "polar-express-1.01": (
         *_of(1.01, _of(1.01, _POLAR_EXPRESS[:1])),
         *_of(1.01, _POLAR_EXPRESS[1:]),
         (1.875, -1.25, 0.375),
     ),
-    # The others are for as many steps as they have. Found by You Jiacheng for modded-nanogpt.
+    # The tables below are for as many steps as they have. You Jiacheng's, from modded-nanogpt.
     "you": (
         (4.0848, -6.8946, 2.9270),
         (3.9505, -6.3029, 2.6377),
@@ -78,7 +86,7 @@ COEFFICIENTS: dict[str, Coefficients] = {
         (2.8769, -3.1427, 1.2046),
         (2.8366, -3.0525, 1.2012),
     ),
-    # Grishina et al. 2506.10935: by Chebyshev's alternation.
+    # Grishina et al. 2506.10935 (CANS): by Chebyshev's alternation theorem.
     "cans": (
         (8.4703, -25.1081, 18.6293),
         (4.1828, -3.1087, 0.5806),
@@ -86,7 +94,7 @@ COEFFICIENTS: dict[str, Coefficients] = {
         (3.2866, -2.4647, 0.5074),
         (2.2737, -1.6447, 0.4162),
     ),
-    # Emerging-Optimizers': without the fifth power.
+    # NVIDIA Emerging-Optimizers: a polynomial without the fifth power.
     "cubic5": (
         (3.3656576, -3.3420992, 0.0),
         (2.5744352, -1.4957376, 0.0),
@@ -94,7 +102,7 @@ COEFFICIENTS: dict[str, Coefficients] = {
         (2.4418906, -1.2764040, 0.0),
         (2.2230472, -0.9630650, 0.0),
     ),
-    # Eight steps that are steep and two that converge.
+    # DeepSeek-V4: eight steep steps and two that converge.
     "deepseek-v4": ((3.4445, -4.7750, 2.0315),) * 8 + ((2.0, -1.5, 0.5),) * 2,
 }
 
@@ -108,11 +116,11 @@ def newton_schulz(
 ) -> Tensor:
     """Approximate polar factor of each matrix: U V^T of its singular value decomposition.
 
-    X: (K, m, n), any m and n, in the dtype to compute in. Returns a new tensor like X. Its
-    singular values are near 1, not 1: with five steps of "jordan", within [0.68, 1.13] where the
-    input's were at least 0.01 of its Frobenius norm (Jordan et al. 2024). Zero gives zero. `eps`
-    bounds the norm from below; a small one keeps the result independent of the input's scale.
-    `backend`: see `choose`.
+    X: (K, m, n), any m and n, in the dtype to compute in. Returns a new tensor like X. Its singular
+    values are near 1, not equal to 1: with five steps of "jordan" they are within [0.68, 1.13] if
+    those of the input were at least 0.01 of its Frobenius norm (Jordan et al. 2024). Zero gives
+    zero. `eps` bounds the norm from below; it is small, so that the scale of the input does not
+    matter. `backend`: see `choose`; raises ValueError if none of that name applies.
     """
     abc = _each(coefficients, steps)
     transposed = X.size(-2) > X.size(-1)
@@ -142,8 +150,8 @@ def _iteration(X: Tensor, abc: Coefficients) -> Tensor:
 def _gram_iteration(X: Tensor, abc: Coefficients) -> Tensor:
     """The same polynomial, iterated on the Gram matrix R = X X^T: only two products see n.
 
-    With P = aI + bR + cR^2, a step is Z <- P Z, R <- P R P, and the result is Z X. All of them
-    are polynomials in R and commute.
+    With P = aI + bR + cR^2, a step is Z <- P Z, R <- P R P, and the result is Z X. All of these
+    are polynomials in the first R, so they commute.
     """
     R = X @ X.mT  # (K, m, m)
     Z = torch.eye(R.size(-1), dtype=R.dtype, device=R.device).expand_as(R)
@@ -157,9 +165,11 @@ def _gram_iteration(X: Tensor, abc: Coefficients) -> Tensor:
 
 
 def _gram_is_accurate(device: torch.device, dtype: torch.dtype, abc: Coefficients) -> bool:
-    """A rounding error in R, relative to its largest eigenvalue, grows by the square of the slope
-    at 0, so half precision and steep coefficients must take the published form. At the bound, the
-    result is off by less than 1e-3."""
+    """Whether the Gram iteration is off by less than 1e-3.
+
+    A rounding error in R, relative to its largest eigenvalue, grows by the square of the slope at
+    0, so half precision and steep coefficients must take the published form.
+    """
     return prod([a for a, _, _ in abc]) ** 2 * torch.finfo(dtype).eps < 0.15
 
 
@@ -169,23 +179,37 @@ def _gram_is_cheaper(m: int, n: int, steps: int) -> bool:
 
 
 class Backend(NamedTuple):
-    """A way to iterate, and where it is available and accurate."""
+    """A way to iterate, and whether it is available and accurate on a device."""
 
     iterate: Iteration
     applies: Callable[[torch.device, torch.dtype, Coefficients], bool]
 
 
-# All equal but for rounding. A file that adds "name-variant" offers it as a variant of "name".
+# All have equal results but for rounding.
 BACKENDS = {
     "plain": Backend(_iteration, lambda *_: True),
     "gram": Backend(_gram_iteration, _gram_is_accurate),
 }
-
-# What was found fastest, by (backend, shape, dtype, coefficients), for the GPU of this process.
-# Processes that hold the same weights must also round alike: give all of them the first one's.
-CHOSEN: dict[tuple[Any, ...], str] = {}
+# The fastest name by (backend, shape, dtype, coefficients), as measured on this process's GPU.
+Choices = dict[tuple[Any, ...], str]
+_chosen: Choices = {}
 ROUNDS = 5  # of the measurement
-MARGIN = 0.97  # of the first candidate's time, which another one must stay below
+MARGIN = 0.97  # another candidate must take less than this part of the first one's time
+
+
+def register_backend(name: str, backend: Backend) -> None:
+    """Add a way to iterate. One called "name-variant" is a variant of "name"."""
+    BACKENDS[name] = backend
+
+
+def chosen_backends() -> Choices:
+    """A copy of what this process has measured to be fastest, for `adopt_backends` in another."""
+    return dict(_chosen)
+
+
+def adopt_backends(choices: Choices) -> None:
+    """Use another process's choices. Processes that hold the same weights must round alike."""
+    _chosen.update(choices)
 
 
 def choose(
@@ -195,13 +219,13 @@ def choose(
     abc: Coefficients,
     backend: str = "auto",
 ) -> str:
-    """The name in BACKENDS to iterate with on X (K, m, n).
+    """The name in BACKENDS to iterate with on X of `shape` (K, m, n).
 
-    "auto" takes the fastest: by its FLOPs on a CPU, by measurement, once a process for each shape
-    (`CHOSEN`), on a GPU, unless the step is being compiled or captured, when the published form is
-    taken. "plain" is the published form; any other name is taken as it is, its fastest variant if
-    it has several. The choice moves results by rounding alone. Raises ValueError where nothing of
-    that name applies.
+    "auto" takes the fastest. On a CPU, that is the one with fewer FLOPs. On a GPU, each process
+    measures once for each shape; while a step is being compiled or captured it cannot, and takes
+    the published form. "plain" is the published form. Any other name is taken as it is, or its
+    fastest variant if it has several. The choice changes results by rounding alone. Raises
+    ValueError if no backend of that name applies.
     """
     if backend == "auto" and device.type != "cuda":
         cheaper = _gram_is_cheaper(shape[-2], shape[-1], len(abc))
@@ -210,17 +234,20 @@ def choose(
     if len(names) == 1 or device.type != "cuda":
         return names[0]
     key = (backend, *shape, dtype, abc)
-    if key not in CHOSEN:
+    if key not in _chosen:
         if torch.compiler.is_compiling() or torch.cuda.is_current_stream_capturing():
             return names[0]
-        CHOSEN[key] = _fastest(names, shape, dtype, device, abc)
-    return CHOSEN[key]
+        _chosen[key] = _fastest(names, shape, dtype, device, abc)
+    return _chosen[key]
 
 
 def candidates(
     dtype: torch.dtype, device: torch.device, abc: Coefficients, backend: str
 ) -> list[str]:
-    """The names in BACKENDS that `backend` stands for and that apply. Raises ValueError."""
+    """The names in BACKENDS that `backend` stands for and that apply here.
+
+    Raises ValueError for an unknown name, and if none applies.
+    """
     names = [name for name in BACKENDS if backend in ("auto", name, name.partition("-")[0])]
     if not names:
         known = dict.fromkeys(["auto", *(name.partition("-")[0] for name in BACKENDS)])
@@ -241,10 +268,10 @@ def _fastest(
     device: torch.device,
     abc: Coefficients,
 ) -> str:
-    """The name whose iteration is fastest on a random X, by the best of ROUNDS taken in turns.
+    """The name whose iteration is fastest on a random X: the best of ROUNDS, taken in turns.
 
-    The first round compiles and so is nobody's best. What fails is out, with a warning: Triton is
-    also installed where it finds no C compiler. The first name may not fail.
+    The first round includes compilation, so it is never the best. A backend that fails is left out
+    with a warning, because Triton may be installed without a C compiler. The first may not fail.
     """
     generator = torch.Generator(device).manual_seed(0)  # leaves the global one as it is
     X = torch.randn(*shape, generator=generator, dtype=torch.float32, device=device)
@@ -264,7 +291,7 @@ def _fastest(
 
 
 def _milliseconds(iterate: Iteration, X: Tensor, abc: Coefficients) -> float:
-    """One iteration on a GPU, launches included."""
+    """The time of one iteration on a GPU, launches included."""
     begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     begun.record()
     iterate(X, abc)
@@ -274,12 +301,15 @@ def _milliseconds(iterate: Iteration, X: Tensor, abc: Coefficients) -> float:
 
 
 def lr_scale(rows: int, cols: int, adjust_lr_fn: str) -> float:
-    """Factor on the learning rate of a matrix; the first two names are torch.optim.Muon's.
+    """The factor on the learning rate of a matrix (rows, cols). Raises ValueError.
 
-    "original": sqrt(max(1, rows / cols)), Jordan's. "match_rms_adamw": 0.2 sqrt(max(rows, cols)),
-    which gives the update AdamW's root mean square (Liu et al. 2502.16982, section 2.2). Those in
-    UNIT are of an update divided by its Frobenius norm. "exact_rms": 0.2 sqrt(rows cols), whose
-    root mean square is 0.2 also where it is not orthogonal. "hyperball": 1; see Muon.
+    "original": sqrt(max(1, rows / cols)), Jordan's.
+    "match_rms_adamw": 0.2 sqrt(max(rows, cols)), with which the update's root mean square is about
+        AdamW's (Liu et al. 2502.16982, section 2.2).
+    "exact_rms": 0.2 sqrt(rows cols) on an update that is divided by its Frobenius norm; its root
+        mean square is 0.2 even if it is not orthogonal (Si et al. 2507.11005).
+    "hyperball": 1, on an update that is divided by its Frobenius norm; see Muon.
+    The first two names are torch.optim.Muon's.
     """
     if adjust_lr_fn == "original":
         return max(1.0, rows / cols) ** 0.5
@@ -291,7 +321,7 @@ def lr_scale(rows: int, cols: int, adjust_lr_fn: str) -> float:
     raise ValueError(f"adjust_lr_fn={adjust_lr_fn!r}: must be {known}")
 
 
-UNIT = ("exact_rms", "hyperball")
+UNIT = ("exact_rms", "hyperball")  # values of adjust_lr_fn that divide the update by its norm
 SECOND_MOMENTS = ("none", "gradient", "row", "entry")
 
 
@@ -337,14 +367,14 @@ def _check(group: dict[str, Any]) -> None:
 
 
 class Block(NamedTuple):
-    """A matrix on its way through a step. It and its views are turned so that rows <= columns."""
+    """One matrix during a step, transposed if needed so that m <= n."""
 
-    U: Tensor  # to be orthogonalised
-    W: Tensor  # the weights, a view of the parameter
-    moment: Tensor | None  # of its row or entries, a view of the state, where there is one
-    step_size: float
-    decay: float  # cautious, relative
-    radius: float  # that weights of zero get, where norms are kept, else 0
+    U: Tensor  # (m n), to be orthogonalised
+    W: Tensor  # (m n), the weights, a view of the parameter
+    moment: Tensor | None  # (m n), (m 1) or (1 n): second moment, a view of the state, if there is
+    step_size: float  # lr times scale
+    decay: float  # lr times weight decay if that is cautious, else 0
+    radius: float  # hyperball: the norm that a matrix of zeros gets; else 0
 
     def move(self, X: Tensor, eps: float) -> None:
         """Apply X, the orthogonalised U, to the weights."""
@@ -366,7 +396,7 @@ def _norm(X: Tensor, eps: float) -> Tensor:
 
 
 def _equalise(X: Tensor, batch: Sequence[Block], beta2: float, eps: float) -> Tensor:
-    """X (K m n) over the root of its blocks' moments, which advance; its norms stay the same."""
+    """Update the second moments of X (K m n), divide X by their root, and restore its norms."""
     moments = [block.moment for block in batch if block.moment is not None]
     V = torch.stack(moments)  # (K m n), or m or n is 1
     V.lerp_(X.square().sum_to_size(V.shape) * (V.numel() / X.numel()), 1 - beta2)
@@ -382,29 +412,30 @@ class Muon(torch.optim.Optimizer):
         U <- (1 - momentum) G + momentum M if nesterov else M
         W <- (1 - lr weight_decay) W - lr scale newton_schulz(U)
 
-    State: one `momentum_buffer` a parameter, and what options add. Gradients are not modified; a
-    parameter without one is left alone. All hyperparameters live in the parameter groups, so
-    schedulers see them:
+    State: one `momentum_buffer` a parameter; `second_moment` and `step` if an option needs them.
+    Gradients are not modified, and a parameter without a gradient is left as it is. All options
+    are in the parameter groups, where schedulers find them:
 
-    lr: of the update, before `lr_scale`.
-    weight_decay: decoupled, multiplied by the unscaled lr.
+    lr: learning rate, which `lr_scale` multiplies.
+    weight_decay: decoupled, multiplied by lr without the scale.
     splits: row counts of the matrices stacked in each parameter, such as (C, C, C) for a fused
-        query-key-value projection, or the rows of each head (Muon Split, GLM-5, 2602.15763); each
-        is orthogonalised and scaled on its own. None: one matrix.
+        query-key-value projection, or the rows of each head (Muon Split, GLM-5, 2602.15763). Each
+        matrix is orthogonalised and scaled on its own. None: the parameter is one matrix.
     ns_coefficients: a name in COEFFICIENTS or the (a, b, c) of each step.
-    ns_dtype: of the iteration; None: of the gradient.
-    ns_backend: how it is computed, "auto" or the name of a backend; see `choose`.
-    momentum_warmup: steps in which momentum rises from `momentum_start`, linearly.
-    momentum_cooldown: steps at the end of the first `momentum_horizon` in which it falls back.
+    ns_dtype: dtype of the iteration. None: the gradient's.
+    ns_backend: how the iteration is computed, "auto" or the name of a backend; see `choose`.
+    momentum_warmup: steps in which momentum rises linearly from `momentum_start`.
+    momentum_cooldown: last steps of the first `momentum_horizon` in which momentum falls back.
     sign: orthogonalise the sign of U (Si et al. 2507.11005).
-    second_moment: what has an average of squares, with `beta2`, and is divided by its root.
-        "gradient": U, by that of G (Muon^2, Liu et al. 2604.09967). With O = newton_schulz(U),
-        whose norm is then restored, "row": O, by that of its rows (NorMuon, Li et al. 2510.05491);
-        "entry": O, entry by entry (AdaMuon, with sign and exact_rms, Si et al. 2507.11005).
-    cautious: decay only weights that the update shrinks too (Chen et al. 2510.12402).
+    second_moment: which tensor is divided by the root of its averaged squares, with `beta2`.
+        "gradient": U, by the average of G^2 (Muon^2, Liu et al. 2604.09967).
+        "row": O = newton_schulz(U), by one average for each row (NorMuon, Li et al. 2510.05491).
+        "entry": O, by one average for each entry (AdaMuon, with sign and exact_rms, Si et al.
+        2507.11005). With "row" and "entry", O keeps its norm.
+    cautious: decay only weights that the update makes smaller, too (Chen et al. 2510.12402).
     adjust_lr_fn: see `lr_scale`. "hyperball" keeps the norm R of each matrix (MuonH, Wen et al.
-        2606.16899): W <- W - lr R O / |O|, then W <- R W / |W|. A matrix of zeros has none to
-        keep: its first update gives it that of entries of variance 1 / (3 columns), torch's own.
+        2606.16899): W <- W - lr R O / |O|, then W <- R W / |W|. The first update of a matrix of
+        zeros gives it the norm of entries of variance 1 / (3 columns), as torch initialises it.
     """
 
     def __init__(
@@ -440,12 +471,12 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One update of every parameter that has a gradient. Returns what `closure` does."""
+        """One update of every parameter that has a gradient. Returns the result of `closure`."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        # Matrices that share a shape and an iteration, wherever they live, form one batch.
+        # Matrices with one shape, device and iteration form one batch, from all parameter groups.
         batches: defaultdict[tuple[Any, ...], list[Block]] = defaultdict(list)
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
@@ -476,14 +507,14 @@ class Muon(torch.optim.Optimizer):
         return loss
 
     def _buffers(self, params: list[Tensor], name: str, cols: int | None = None) -> list[Tensor]:
-        """A tensor of state for each parameter, zeros at first; `cols`: only as many columns."""
+        """State called `name`, one tensor a parameter, zeros at first; `cols`: its columns."""
         for p in params:
             if name not in self.state[p]:
                 self.state[p][name] = torch.zeros_like(p[:, :cols])
         return [self.state[p][name] for p in params]
 
     def _directions(self, params: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
-        """Advance the momentum; what is to be orthogonalised, one a parameter."""
+        """Update the momentum, and return U, which is to be orthogonalised, for each parameter."""
         grads = [p.grad for p in params if p.grad is not None]
         momenta = [self._momentum(p, group) for p in params]
         U = buffers = self._buffers(params, "momentum_buffer")
@@ -501,7 +532,7 @@ class Muon(torch.optim.Optimizer):
         return U
 
     def _momentum(self, p: Tensor, group: dict[str, Any]) -> float:
-        """The momentum of a parameter's next step; counts the step where it depends on it."""
+        """The momentum of a parameter's next step. Counts steps if the momentum changes."""
         warmup, cooldown = group["momentum_warmup"], group["momentum_cooldown"]
         full: float = group["momentum"]
         if not (warmup or cooldown):

@@ -246,7 +246,7 @@ class Outcome:
     points: list[Validation] = field(default_factory=list)  # its validations
     val_seconds: float = 0.0
     grad_norm: float = 0.0  # when last measured
-    logits: list[Logit] = field(default_factory=list)
+    logits: list[tuple[int, Tensor]] = field(default_factory=list)  # step, largest (n_layer H)
     memory: dict[str, int] = field(default_factory=dict)  # bytes of params, grads and state
 
 
@@ -397,7 +397,7 @@ class Trainer:
             parts = self.program.microbatches(inputs, targets)
             for number, (x, y) in enumerate(parts, start=1):
                 last = number == len(parts)  # then the engine averages gradients over processes
-                loss += self.program.backward(x, y, of=targets.numel(), last=last)
+                loss += self.program.forward_backward(x, y, of=targets.numel(), last=last)
         for begin, end in self.engine.exposed_communication:
             clock.add_interval("communication", begin, end, instead_of="forward_backward")
         self.engine.exposed_communication.clear()
@@ -439,13 +439,8 @@ class Trainer:
 
     def reduce_max_logits(self, out: Outcome) -> Tensor:
         """The largest attention logits since the last call, of all processes: (n_layer H)."""
-        largest = self.engine.all_reduce_max(self.gpt.take_max_logits())
-        if largest.isfinite().all():  # a step that diverged has no rows
-            out.logits += [
-                Logit(out.steps, layer, head, float(f"{value:.6g}"))
-                for layer, heads in enumerate(largest.tolist())
-                for head, value in enumerate(heads)
-            ]
+        largest = self.engine.all_reduce_max(self.gpt.pop_max_logits())
+        out.logits.append((out.steps, largest))
         return largest
 
     # ---- What a run writes down ------------------------------------------------------------------
@@ -483,6 +478,16 @@ class Trainer:
             optimizer_ms=1e3 * seconds["optimizer"] / since,
             peak_memory_bytes=machine.peak_memory(self.device),
         )
+
+    def logit_rows(self, out: Outcome) -> list[Logit]:
+        """The rows of logits/<run>.csv, to six digits; none for a step that diverged."""
+        return [
+            Logit(step, layer, head, float(f"{value:.6g}"))
+            for step, largest in out.logits
+            if largest.isfinite().all()
+            for layer, heads in enumerate(largest.tolist())
+            for head, value in enumerate(heads)
+        ]
 
     def run_row(self, facts: dict[str, Any], race_id: str, steps: int, out: Outcome) -> Run:
         """The row of runs.csv. facts: its `provenance`. steps: the schedule's."""
@@ -550,7 +555,7 @@ def race(
                 out = trainer.run(entrant, seed, live.watch)
                 run = trainer.run_row(facts, race_id, steps, out)
                 if first:
-                    store.record(root, run, out.points, source, out.logits)
+                    store.record(root, run, out.points, source, trainer.logit_rows(out))
                 runs.append(run)
                 live.finish(run)
     return runs

@@ -1,7 +1,7 @@
 """Final losses of races at one horizon, on one track or on several, and their attention logits.
 
-For questions that losses alone decide: no target and no time is in it, so the runs may share a
-machine. The generated parts named `finals` are made here.
+For questions about losses only: no target and no time is compared, and runs may share a machine.
+The generated parts named `finals` are made here.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence

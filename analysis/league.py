@@ -26,16 +26,17 @@ from tracking.spelling import display_name
 
 NOTE = (
     "Brackets are 95% confidence intervals. If runs of an entrant missed the target, its cost is "
-    "the total that all of its runs spent, divided by the number of runs that reached the target; "
-    "such a cost has no interval. If no run reached the target, the cost is over the mean that the "
-    'runs spent. "Over" and "under" mark a ratio that is a bound: runs of the slower entrant '
-    "missed and no run of the faster entrant did, so each miss counts with what it spent. The "
-    "brackets are then the interval of the bound. Two entrants are distinguishable if Welch's "
-    "t-test on the logarithms of their costs has p < "
-    f"{SIGNIFICANT:.2g} after Holm's correction for all pairs of the race. The test of an entrant "
-    "that never reached the target takes the other entrant's spread. The test knows the variation "
-    "between seeds, not the variation between searches for settings. Final losses are not "
-    "compared, because the entrants have different horizons."
+    "the total that all of its runs spent, divided by the number of runs that reached the target. "
+    "Such a cost has no interval. If no run reached the target, the cost is a bound: it is over "
+    "the mean of what the runs spent. "
+    'A ratio with "over" or "under" is a bound: runs of the slower entrant missed and no run of '
+    "the faster entrant did, so each miss counts with what it spent. Its brackets are the interval "
+    "of the bound. "
+    "Two entrants are distinguishable if Welch's t-test on the logarithms of their costs has p < "
+    f"{SIGNIFICANT:.2g} after Holm's correction for all pairs of the race. For an entrant that "
+    "never reached the target, the test takes the other entrant's spread. The test covers the "
+    "variation between seeds, not the variation between searches for settings. Final losses are "
+    "not compared, because the entrants have different horizons."
 )
 
 
@@ -147,27 +148,29 @@ def detectable_note(runs: Sequence[Run]) -> str:
     seeds, entrants = min(map(len, groups.values())), len(groups)
     sentences = (
         f"With {seeds} seeds each, a test of two entrants finds a difference of "
-        f"{_listed(found, lambda each: each.single_pair)} with a probability of {POWER:.0%} "
+        f"{_listed(found, lambda each: each.single_pair, 'or')} with a probability of {POWER:.0%} "
         f"(Welch's t-test, p < {SIGNIFICANT:.2g})."
     )
     if entrants > 2:
         pairs = entrants * (entrants - 1) // 2
         sentences += (
             f" Among all {pairs} pairs of the {entrants} entrants, the strictest level of Holm's "
-            f"method needs {_listed(found, lambda each: each.among_all)}."
+            f"method needs {_listed(found, lambda each: each.among_all, 'or')}."
         )
     return (
         f"{sentences} The standard deviations between seeds, pooled over the entrants of race "
         f"{runs[0].race}, are {_listed(found, lambda each: each.deviation)}. Steps and seconds are "
-        "those of the runs that reached the target."
+        "of the runs that reached the target."
     )
 
 
-def _listed(found: Mapping[str, Detectable], value: Callable[[Detectable], float]) -> str:
+def _listed(
+    found: Mapping[str, Detectable], value: Callable[[Detectable], float], last: str = "and"
+) -> str:
     words = [
         f"{value(each):.1%} in {name}"
         if name != "loss"
         else f"{value(each):.4f} in final loss at one horizon"
         for name, each in found.items()
     ]
-    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+    return f" {last} ".join(filter(None, [", ".join(words[:-1]), words[-1]]))

@@ -54,6 +54,7 @@ from analysis.table import (
 )
 from errors import UserError
 from tracking import tuned as tuned_settings
+from tracking.files import write_atomic
 from tracking.schema import REACHED, Run
 from tracking.spelling import display_name
 from tracking.store import read_runs, records
@@ -316,7 +317,10 @@ def _part(name: str, argument: str, repository: Path) -> str:
     if name == "finals":
         return finals.markdown([find_race(each, repository) for each in argument.split(",")])
     if name == "scale":
-        return scale.markdown(scale.measured(find_record(argument, repository)))
+        points = scale.measured(find_record(argument, repository))
+        if not points:
+            raise UserError(f"record {argument} has no points.csv; name a record of `make scale`")
+        return scale.markdown(points)
     if name == "tuned":
         return tuned_table(tuned_settings.read(repository / "optim" / "tuned.toml"))
     if name == "csv":
@@ -370,7 +374,7 @@ def update_pages(repository: Path = REPOSITORY, write: bool = True) -> list[Path
         if after != before:
             changed.append(path)
             if write:
-                path.write_text(after, encoding="utf-8")
+                write_atomic(path, [after.encode()])
     return changed
 
 
@@ -401,7 +405,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--check needs --docs")
     try:
         if options.docs:
-            changed = update_pages(write=not options.check)
+            changed = update_pages(REPOSITORY, write=not options.check)
             names = ", ".join(str(path.relative_to(REPOSITORY)) for path in changed)
             if changed and options.check:
                 print(f"out of date: {names}; run: make docs")

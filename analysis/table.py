@@ -59,39 +59,31 @@ def frame(rows: Sequence[Run] | Sequence[Trial], cls: type) -> pd.DataFrame:
 
 def summarise(runs: Sequence[Run]) -> list[Row]:
     """The entrants of one race in the order in which they first ran."""
-    groups, by_entrant = by_label(runs), frame(runs, Run).groupby("label", sort=False)
-    statuses = pd.crosstab([run.label for run in runs], [run.status for run in runs])
-    statuses = statuses.reindex(columns=[REACHED, MISSED, DIVERGED], fill_value=0)
-    sums = by_entrant[["steps", "train_seconds", "optimizer_seconds"]].sum()
-    largest = by_entrant[["peak_memory_bytes", "state_bytes"]].max()
-    mfu = by_entrant["mfu"].mean()
-    rows = []
-    for label, group in groups.items():
-        steps, train_seconds, optimizer_seconds = sums.loc[label]
-        peak_memory_bytes, state_bytes = largest.loc[label]
-        reached, missed, diverged = statuses.loc[label]
-        ends = losses(group)
-        rows.append(
-            Row(
-                label=label,
-                n=len(group),
-                reached=int(reached),
-                missed=int(missed),
-                diverged=int(diverged),
-                target=group[0].target,
-                steps=_cost(group, "steps"),
-                tokens=_cost(group, "tokens"),
-                seconds=_cost(group, "seconds"),
-                step_ms=1000 * train_seconds / steps if steps else None,
-                optimizer_ms=1000 * optimizer_seconds / steps if steps else None,
-                peak_memory_bytes=int(peak_memory_bytes),
-                state_bytes=int(state_bytes),
-                mfu=float(mfu[label]),
-                final_loss=mean(ends).value if ends else None,
-                final_loss_sd=deviation(ends),
-            )
-        )
-    return rows
+    by_entrant = frame(runs, Run).groupby("label", sort=False)
+    return [_summary(group, by_entrant.get_group(label)) for label, group in by_label(runs).items()]
+
+
+def _summary(runs: list[Run], rows: pd.DataFrame) -> Row:
+    """One entrant from its runs, which `rows` holds too."""
+    ends, steps = losses(runs), int(rows["steps"].sum())
+    return Row(
+        label=runs[0].label,
+        n=len(runs),
+        reached=count(runs, REACHED),
+        missed=count(runs, MISSED),
+        diverged=count(runs, DIVERGED),
+        target=runs[0].target,
+        steps=_cost(runs, "steps"),
+        tokens=_cost(runs, "tokens"),
+        seconds=_cost(runs, "seconds"),
+        step_ms=1000 * float(rows["train_seconds"].sum()) / steps if steps else None,
+        optimizer_ms=1000 * float(rows["optimizer_seconds"].sum()) / steps if steps else None,
+        peak_memory_bytes=int(rows["peak_memory_bytes"].max()),
+        state_bytes=int(rows["state_bytes"].max()),
+        mfu=float(rows["mfu"].mean()),
+        final_loss=mean(ends).value if ends else None,
+        final_loss_sd=deviation(ends),
+    )
 
 
 def by_label(runs: Sequence[Run]) -> dict[str, list[Run]]:

@@ -14,9 +14,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-import optim.kernels  # noqa: F401  adds backends
 from bench import Row, environment, medians, write
 from muon import BACKENDS, COEFFICIENTS, Coefficients, candidates, choose
+from optim import kernels
 from runtime import machine
 from speedrun import choose_dtype
 
@@ -36,6 +36,7 @@ def rows_of(
     rounds: int,
 ) -> list[Row]:
     """Time each backend on one batch of this shape (K m n), in this precision; a row for each."""
+    kernels.register()
     K, m, n = shape
     X = torch.randn(*shape, generator=torch.Generator().manual_seed(0)).to(device)
     X = (X / torch.linalg.vector_norm(X, dim=(-2, -1), keepdim=True)).to(dtype)

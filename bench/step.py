@@ -45,7 +45,7 @@ def row_of(dtype: str, compiled: bool) -> Row:
 
     def forward_backward() -> None:
         trainer.gpt.zero_grad(set_to_none=True)
-        program.backward(inputs, targets, of=targets.numel(), last=True)
+        program.forward_backward(inputs, targets, of=targets.numel(), last=True)
         machine.synchronize(trainer.device)
 
     forward_backward()

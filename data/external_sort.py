@@ -1,12 +1,12 @@
-"""Tokenized documents sorted by key, on disk.
+"""Sorts tokenized documents by key on disk, when they do not fit in memory.
 
-    buckets = Buckets(folder, count=16)
-    buckets.add(Documents.of(keys, arrays_of_tokens))      # as often as needed
-    for key, tokens in buckets.in_order(): ...
+    sort = ExternalSort(folder, buckets=16)
+    sort.add(Documents.of(keys, arrays_of_tokens))      # as often as needed
+    for key, tokens in sort.in_order(): ...
 
-The range of the keys is divided into buckets, each two files: an index, which is sorted in memory
-when its turn comes, and the tokens, which are read document by document. So memory holds the index
-of one bucket, 28 bytes a document, and one document.
+The range of the keys is divided into buckets. A bucket is two files: an index, and the tokens. The
+index of one bucket is sorted in memory at a time, and the tokens are read document by document. So
+memory holds one index, 28 bytes per document, and one document.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,7 +25,7 @@ _INDEX = np.dtype([("high", "<u8"), ("low", "<u8"), ("start", "<u8"), ("length",
 
 @dataclass(frozen=True)
 class Documents:
-    """Some documents one behind the other: keys (n 2), lengths in tokens (n), all tokens."""
+    """n documents: keys (n, 2), lengths in tokens (n,), and the tokens of all, concatenated."""
 
     keys: NDArray[np.uint64]
     lengths: NDArray[np.int64]
@@ -33,7 +33,7 @@ class Documents:
 
     @staticmethod
     def of(keys: Sequence[bytes], documents: Sequence[Tokens]) -> "Documents":
-        """From a key of 16 bytes and an array for each document."""
+        """Make it from a key of 16 bytes and an array of tokens for each document."""
         return Documents(
             np.frombuffer(b"".join(keys), ">u8").reshape(-1, 2).astype(np.uint64),
             np.array([len(document) for document in documents], np.int64),
@@ -41,26 +41,26 @@ class Documents:
         )
 
 
-class Buckets:
-    """Documents on their way from the order they are found in to that of their keys."""
+class ExternalSort:
+    """Takes documents in any order and gives them back in the order of their keys."""
 
-    def __init__(self, folder: Path, count: int) -> None:
-        """Make the folder; `count` buckets share the keys evenly."""
-        assert 1 <= count <= 1 << 16
+    def __init__(self, folder: Path, buckets: int) -> None:
+        """Make the folder; the range of the keys is divided evenly into `buckets`."""
+        assert 1 <= buckets <= 1 << 16
         folder.mkdir()
-        self._folder, self._count = folder, count
-        self._lengths = [0] * count  # in tokens
+        self._folder, self._buckets = folder, buckets
+        self._lengths = [0] * buckets  # in tokens
         self.documents = 0
 
     @property
     def tokens(self) -> int:
-        """Of all documents added."""
+        """How many tokens the documents added so far have."""
         return sum(self._lengths)
 
     def add(self, found: Documents) -> None:
         """Put each document into its bucket. Raises OSError if the disk is full."""
         high = found.keys[:, 0]
-        owner = ((high >> np.uint64(48)) * np.uint64(self._count)) >> np.uint64(16)
+        owner = ((high >> np.uint64(48)) * np.uint64(self._buckets)) >> np.uint64(16)
         starts = np.cumsum(found.lengths) - found.lengths
         for bucket in np.unique(owner).tolist():
             mine = np.flatnonzero(owner == bucket)
@@ -73,7 +73,7 @@ class Buckets:
                 found.tokens[start : start + length]
                 for start, length in zip(starts[mine], found.lengths[mine], strict=True)
             ]
-            # Opened each time: there may be more buckets than a process may have files open.
+            # Opened each time, because buckets can be more than the files a process can have open.
             with open(self._path(bucket, "tokens"), "ab") as file:
                 file.write(np.concatenate(parts).tobytes())
             with open(self._path(bucket, "index"), "ab") as file:
@@ -82,8 +82,8 @@ class Buckets:
         self.documents += len(high)
 
     def in_order(self) -> Iterator[tuple[Key, Tokens]]:
-        """All documents in the order of their keys; a bucket is deleted when it has been read."""
-        for bucket in range(self._count):
+        """Yield all documents in the order of their keys; delete each bucket after reading it."""
+        for bucket in range(self._buckets):
             path = self._path(bucket, "index")
             if not path.exists():
                 continue

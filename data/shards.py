@@ -1,18 +1,15 @@
-"""The `.bin` shard: the one file format that every data set here is stored in.
+"""Reads and writes a shard, the `.bin` file that every data set here is stored in.
 
     tokens = open_shard(Path("data/tiny/tiny_train_000000.bin"), vocab_size=1024)
 
-A shard is a header of 256 little-endian int32 (magic 20240520, version 1, number of tokens, zeros)
-and then that many little-endian uint16 tokens. It is the format of llm.c and modded-nanogpt, so
-their FineWeb shards open unchanged. A file that is anything else is refused before a token is read;
-a file written here is complete or absent, never half.
+A shard has a header of 256 little-endian int32 (magic 20240520, version 1, number of tokens, zeros)
+and then that many little-endian uint16 tokens. This is the format of llm.c and modded-nanogpt:
+their FineWeb shards open unchanged. A file of another format, or of another length than its header
+says, is refused before a token is read.
 """
 
-import contextlib
-import errno
 import os
-import secrets
-from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -20,38 +17,40 @@ import numpy as np
 from numpy.typing import NDArray
 
 from errors import UserError
+from tracking.files import write_atomic
 
 MAGIC = 20240520
 VERSION = 1
 HEADER_BYTES = 256 * 4
-SCAN_CHUNK = 1 << 24  # tokens looked at together: 32 MiB of memory however long the shard is
+TOKEN_BYTES = 2
+SCAN_CHUNK = 1 << 24  # tokens checked at once: 32 MiB of memory, however long the shard is
 
 Tokens = NDArray[np.uint16]
 
 
-def write_atomic(path: Path, parts: Iterable[bytes]) -> None:
-    """Write `parts` to `path` so that every reader sees the old file or the whole new one.
+@dataclass(frozen=True)
+class Sizes:
+    """How many tokens a data set has, known before it is prepared."""
 
-    Raises UserError, leaving nothing behind, if the disk is full or the place not writable.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "xb") as file:
-            for part in parts:
-                file.write(part)
-            file.flush()
-            os.fsync(file.fileno())  # some file systems report a full disk only here
-        os.replace(temporary, path)
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        remedy = "free some space" if full else "make the place writable"
-        raise UserError(
-            f"cannot write {path}: {error.strerror or error}; {remedy} and run the command again"
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+    vocab_size: int
+    shard_tokens: int  # of each training shard but the last
+    train_tokens: int
+    val_tokens: int  # of the one validation shard
+
+    def shards(self, tokens: int) -> int:
+        """Training shards that hold the first `tokens`."""
+        return -(-min(tokens, self.train_tokens) // self.shard_tokens)
+
+    def disk_bytes(self, tokens: int) -> int:
+        """Bytes of the training shards that hold the first `tokens`, and of validation."""
+        count = self.shards(tokens)
+        held = min(count * self.shard_tokens, self.train_tokens)
+        return count * HEADER_BYTES + TOKEN_BYTES * held + shard_bytes(self.val_tokens)
+
+
+def shard_bytes(tokens: int) -> int:
+    """The size of the shard that holds so many tokens."""
+    return HEADER_BYTES + TOKEN_BYTES * tokens
 
 
 def shard_parts(tokens: Tokens) -> list[bytes]:
@@ -74,9 +73,10 @@ def write_shard(path: Path, tokens: Tokens) -> None:
 def open_shard(path: Path, vocab_size: int, *, scan: bool = True) -> Tokens:
     """Map a shard read-only and return its uint16 tokens, shape (number of tokens,).
 
-    `scan` reads every token once to check it against the vocabulary (about 1 ms a million); without
-    it the caller checks what it takes with check_tokens. Raises UserError if the file is missing,
-    foreign, of another version, shorter or longer than its header says, or beyond the vocabulary.
+    `scan` reads every token once to check it against the vocabulary (about 1 ms a million tokens).
+    Without it, the caller must check the tokens that it takes with check_tokens. Raises UserError
+    if the file is missing, is no shard, has another version, is shorter or longer than its header
+    says, or holds a token that is not below `vocab_size`.
     """
     try:
         with open(path, "rb") as file:
@@ -102,7 +102,7 @@ def open_shard(path: Path, vocab_size: int, *, scan: bool = True) -> Tokens:
             f"{path} is of version {version}, only version {VERSION} can be read; "
             f"delete it and run: make data TRACK=<track>"
         )
-    expected = HEADER_BYTES + 2 * count
+    expected = shard_bytes(count)
     if count < 1 or size != expected:
         fault = "empty" if count < 1 else "truncated" if size < expected else "too long"
         raise UserError(
@@ -129,20 +129,21 @@ def check_tokens(path: Path, tokens: NDArray[np.integer], vocab_size: int) -> No
 
 
 class ShardWriter:
-    """Writes a stream of tokens as shards <name>_000000.bin, ... of `shard_tokens`, the last less.
+    """Writes a stream of tokens as shards <name>_000000.bin, ... of `shard_tokens` tokens each.
 
-    For a folder that no one reads before it is whole: a shard is not written atomically.
+    The last shard can be shorter. A shard is not written atomically: use it in a folder that has
+    its final name only when it is whole.
     """
 
     def __init__(self, folder: Path, name: str, shard_tokens: int) -> None:
         self._folder, self._name, self._shard_tokens = folder, name, shard_tokens
         self._file: BinaryIO | None = None
-        self._held = 0  # tokens of the shard that is open
-        self.tokens = 0  # of all shards
+        self._held = 0  # tokens in the shard that is open
+        self.tokens = 0  # in all shards
         self.written: list[tuple[Path, int]] = []  # finished shards and their tokens
 
     def append(self, tokens: Tokens) -> None:
-        """Raises OSError if the disk is full."""
+        """Write these tokens behind the others. Raises OSError if the disk is full."""
         while len(tokens):
             if self._file is None:
                 path = self._folder / f"{self._name}_{len(self.written):06d}.bin"

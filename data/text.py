@@ -1,17 +1,19 @@
-"""Your own text as shards.
+"""Prepares your own text: tokenizes, shuffles and splits it into shards.
 
     python -m data.text OUT FILES...         # then: python speedrun.py --dataset text:OUT
     python -m data.text OUT *.jsonl --field content --vocab data/tiny/bpe1024.tiktoken
 
-A file is JSON-lines (.jsonl, .ndjson, .json; a document a line, in the field named), Parquet
-(.parquet; a document a row; needs pyarrow) or else plain UTF-8 text, whose documents end at
-`<|endoftext|>`, at another --separator, or with the file. Documents are shuffled by a hash of the
-seed and their text, and validation takes the first of them: the result is the same for any number
-of workers and any order or division of the files, and equal documents are never in both sets.
+Three kinds of files are read: JSON-lines (.jsonl, .ndjson, .json; one document per line, in the
+field --field), Parquet (.parquet; one document per row; needs pyarrow), and plain UTF-8 text (any
+other name; a document ends at `<|endoftext|>` or another --separator, and at the end of the file).
 
-Text is encoded by several processes and sorted on disk, so memory is bounded however large the
-input is; the disk needs about two bytes a token twice. OUT appears whole at the end, or not at
-all: shards, the vocabulary, and manifest.json with the hash that goes into every run's row.
+Documents are sorted by a hash of the seed and their text, which shuffles them. The first of them
+are the validation set. So the result is the same for any number of workers and for any order or
+division of the files, and equal documents are never in both sets.
+
+Several processes encode the text, and it is sorted on disk, so memory is bounded for any size of
+input. The disk needs about four bytes per token while this runs, and two afterwards. The folder OUT
+is there only when it is complete: shards, vocabulary, and manifest.json with the data's hash.
 """
 
 import argparse
@@ -35,9 +37,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from data import Dataset, bpe, gpt2, manifest, shards
-from data.external_sort import Buckets, Documents
+from data.external_sort import Documents, ExternalSort
 from data.manifest import File, Manifest
+from data.progress import bytes_bar
 from errors import UserError
+from tracking.files import write_atomic
 
 if TYPE_CHECKING:
     import tiktoken
@@ -46,16 +50,16 @@ SEPARATOR = bpe.SEPARATOR
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 SHARD_TOKENS = 100_000_000
 VAL_FRACTION = 0.01
-CHUNK_BYTES = 1 << 20  # of a file, read at once
-PIECE_BYTES = 4 << 20  # of documents, encoded by one worker at once
-BUCKET_BYTES = 64 << 20  # of input, sorted at once
+CHUNK_BYTES = 1 << 20  # bytes of a file that are read at once
+PIECE_BYTES = 4 << 20  # bytes of documents that one worker encodes at once
+BUCKET_BYTES = 64 << 20  # bytes of input that are sorted at once
 DOCUMENT_BYTES = 16 << 20  # the largest document
-PARQUET_EXPANSION = 8  # bytes of text in one of a Parquet file, as a rule: only sizes buckets
+PARQUET_EXPANSION = 8  # bytes of text per byte of a Parquet file, roughly: decides buckets only
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides the tokens, beside the text."""
+    """The options that change the tokens."""
 
     field: str = "text"
     separator: str = SEPARATOR
@@ -66,20 +70,20 @@ class Settings:
     def __post_init__(self) -> None:
         if not 0 < self.val_fraction < 1:
             raise UserError(
-                f"--val-fraction {self.val_fraction}: must be above 0 and below 1; "
+                f"--val-fraction {self.val_fraction}: must be more than 0 and less than 1; "
                 f"run with --val-fraction {VAL_FRACTION}"
             )
         if not self.separator:
-            raise UserError("--separator is empty; leave it out for a document a file")
+            raise UserError("--separator is empty; leave it out: then each file is a document")
         if not 0 <= self.seed < 1 << 64:
-            raise UserError(f"--seed {self.seed}: must be from 0 to {(1 << 64) - 1}")
+            raise UserError(f"--seed {self.seed}: must be from 0 to {(1 << 64) - 1}; leave it out")
         if self.shard_tokens < 1:
-            raise UserError(f"--shard-tokens {self.shard_tokens}: must be at least 1")
+            raise UserError(f"--shard-tokens {self.shard_tokens}: must be at least 1; leave it out")
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Some documents of one file, as they stand in it."""
+    """Consecutive documents of one file, not yet decoded."""
 
     path: Path
     first: int  # number of the first document, from 1: the line of JSON-lines, the row of Parquet
@@ -91,7 +95,7 @@ class Piece:
 
 
 def pieces(path: Path, settings: Settings) -> Iterator[Piece]:
-    """The documents of a file, PIECE_BYTES at a time.
+    """Yield the documents of a file, about PIECE_BYTES at a time.
 
     Raises UserError if the file cannot be read or a document is too large.
     """
@@ -101,8 +105,8 @@ def pieces(path: Path, settings: Settings) -> Iterator[Piece]:
         length = len(document or b"")
         if length > DOCUMENT_BYTES:
             raise UserError(
-                f"{path}: document {number} has more than {DOCUMENT_BYTES >> 20} MiB, the most "
-                "that is held in memory at once; divide it, for plain text with --separator"
+                f"{path}: document {number} has more than {DOCUMENT_BYTES >> 20} MiB, the limit "
+                "for memory; divide it (plain text: choose a --separator inside it)"
             )
         batch.append(document)
         size += length
@@ -122,7 +126,7 @@ def _documents(path: Path, settings: Settings) -> Iterator[bytes | str | None]:
 
 
 def _parts(path: Path, separator: bytes) -> Iterator[bytes]:
-    """What stands between the separators; of a part that is too large, its beginning."""
+    """Yield the bytes between separators; only the beginning of a part that is too large."""
     rest = b""
     with open(path, "rb") as file:
         while chunk := file.read(CHUNK_BYTES):
@@ -146,7 +150,7 @@ def _rows(path: Path, field: str) -> Iterator[str | None]:
         names = file.schema_arrow.names
         if field not in names:
             raise UserError(
-                f"{path} has no column {field!r}; choose by --field: {', '.join(names)}"
+                f"{path} has no column {field!r}; choose one by --field: {', '.join(names)}"
             )
         kind = file.schema_arrow.field(field).type
         if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
@@ -167,10 +171,10 @@ def _encoding(vocabulary: Path) -> "tiktoken.Encoding":
 
 
 def encode(piece: Piece, vocabulary: Path, settings: Settings) -> Documents:
-    """The documents of a piece as tokens, each behind a separator, and their keys.
+    """The documents of a piece as tokens, each after a separator token, and their keys.
 
-    A key is a hash of the seed and the text: the order of the keys is a shuffle. Documents of
-    white space alone are left out. Raises UserError if a document is not text.
+    A key is a hash of the seed and the text, so sorting by key shuffles. Documents that are only
+    white space are left out. Raises UserError if a document is not text.
     """
     encoding = _encoding(vocabulary)
     before = np.array([encoding.eot_token], np.uint16)
@@ -188,7 +192,7 @@ def encode(piece: Piece, vocabulary: Path, settings: Settings) -> Documents:
 
 
 def _text(path: Path, number: int, document: bytes | str | None, settings: Settings) -> str:
-    """A document's text. Plain text is stripped: what stands around a separator is layout."""
+    """A document's text. Plain text is stripped: white space around a separator is layout."""
     if document is None or isinstance(document, str):
         return document or ""
     try:
@@ -207,31 +211,34 @@ def _text(path: Path, number: int, document: bytes | str | None, settings: Setti
     if not isinstance(row, dict) or not isinstance(row.get(settings.field), str):
         names = ", ".join(row) if isinstance(row, dict) else "none"
         raise UserError(
-            f"{path} line {number}: no text in the field {settings.field!r}; choose by --field: "
-            f"{names}"
+            f"{path} line {number}: no text in the field {settings.field!r}; choose one by "
+            f"--field: {names}"
         )
-    # A lone surrogate, which JSON can spell, is no character: it is replaced.
+    # JSON can spell a lone surrogate, which is no character: it is replaced by U+FFFD.
     return row[settings.field].encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 # ---------------------------------------------------------------------------------------------
-# Putting together.
+# Building the folder.
 
 
 def build(
     out: Path, files: Sequence[Path], ranked: list[bytes], settings: Settings, workers: int
 ) -> Manifest:
-    """Make the data set `out` of the files; `ranked` are the tokens as of data.bpe.
+    """Make the data set `out` from the files; `ranked` are the vocabulary's tokens by rank.
 
-    Raises UserError if `out` is there, an input is not what it should be, the disk is full, or
-    there are too few documents. `out` is made in a folder beside it and then renamed.
+    It is made in a folder beside `out`, which is then renamed. Raises UserError if `out` exists, an
+    input cannot be used, the disk is full, or there are too few documents.
     """
     if workers < 1:
-        raise UserError(f"--workers {workers}: must be at least 1")
+        raise UserError(f"--workers {workers}: must be at least 1; leave it out")
     if out.exists():
-        raise UserError(f"{out} is there already; choose another place, or delete it")
+        raise UserError(f"{out} exists already; choose another folder, or delete it")
     if len(ranked) >= 1 << 16:
-        raise UserError(f"--vocab: {len(ranked) + 1} tokens; a shard's uint16 holds {1 << 16}")
+        raise UserError(
+            f"--vocab: {len(ranked) + 1} tokens, but a shard's uint16 holds {1 << 16}; choose "
+            "a smaller vocabulary"
+        )
     size = _input_bytes(files)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -240,12 +247,12 @@ def build(
         raise UserError(f"cannot write to {out.parent}: {error.strerror}") from error
     try:
         vocabulary = beside / f"vocabulary{len(ranked) + 1}.tiktoken"
-        shards.write_atomic(vocabulary, [bpe.dump(ranked)])
-        buckets = Buckets(beside / "buckets", count=-(-size // BUCKET_BYTES))
+        write_atomic(vocabulary, [bpe.dump(ranked)])
+        sort = ExternalSort(beside / "buckets", buckets=-(-size // BUCKET_BYTES))
         with closing(_encoded(files, vocabulary, settings, workers, size)) as encoded:
             for documents in encoded:
-                buckets.add(documents)
-        made = _write_shards(beside, buckets, vocabulary, settings)
+                sort.add(documents)
+        made = _write_shards(beside, sort, vocabulary, settings)
         manifest.write(beside, made)
         beside.chmod(0o755)
         os.rename(beside, out)
@@ -257,11 +264,11 @@ def build(
 
 
 def _input_bytes(files: Sequence[Path]) -> int:
-    """About how many bytes of text the files hold. Raises UserError if one is no file."""
+    """Roughly how many bytes of text the files hold. Raises UserError if one is no file."""
     size = 1
     for path in files:
         if not path.is_file():
-            what = "is a folder: name its files" if path.is_dir() else "is not there"
+            what = "is a folder: name its files" if path.is_dir() else "does not exist"
             raise UserError(f"{path} {what}; run: python -m data.text OUT FILES...")
         size += path.stat().st_size * (PARQUET_EXPANSION if path.suffix == ".parquet" else 1)
     return size
@@ -270,18 +277,12 @@ def _input_bytes(files: Sequence[Path]) -> int:
 def _encoded(
     files: Sequence[Path], vocabulary: Path, settings: Settings, workers: int, size: int
 ) -> Generator[Documents, None, None]:
-    """The documents of all files, encoded by `workers` processes, in whatever order they are done.
+    """Yield the documents of all files, encoded by `workers` processes, as they are finished.
 
-    No more pieces are read than the workers need to stay busy.
+    At most two pieces per worker are in memory.
     """
-    from rich import console, progress
-
-    columns = (
-        "{task.description}", progress.BarColumn(), progress.DownloadColumn(),
-        progress.TransferSpeedColumn(), progress.TimeRemainingColumn(),
-    )  # fmt: skip
-    bar = progress.Progress(*columns, console=console.Console(stderr=True))
-    # Ctrl-C is for this process to answer.
+    bar = bytes_bar()
+    # Only this process handles Ctrl-C; the workers ignore it.
     ignore = (signal.SIGINT, signal.SIG_IGN)
     pool = ProcessPoolExecutor(workers, get_context("spawn"), signal.signal, ignore)
     pending: dict[Future[Documents], int] = {}
@@ -302,32 +303,32 @@ def _encoded(
                         yield from finished()
             while pending:
                 yield from finished()
-            bar.update(task, completed=size)  # what stands between documents was not counted
+            bar.update(task, completed=size)  # separators were not counted
     except BrokenProcessPool as error:
         raise UserError(
-            "a worker died, perhaps for want of memory; run with fewer --workers"
+            "a worker process died, perhaps out of memory; run with fewer --workers"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _write_shards(root: Path, buckets: Buckets, vocabulary: Path, settings: Settings) -> Manifest:
-    """The documents in the order of their keys: validation first, then training."""
+def _write_shards(root: Path, sort: ExternalSort, vocabulary: Path, settings: Settings) -> Manifest:
+    """Write the documents in the order of their keys: first validation, then training."""
     sizes = manifest.token_bytes(vocabulary)
-    target = settings.val_fraction * buckets.tokens
+    target = settings.val_fraction * sort.tokens
     val = shards.ShardWriter(root, "text_val", settings.shard_tokens)
     train = shards.ShardWriter(root, "text_train", settings.shard_tokens)
     last = None
     with val, train:
-        for key, tokens in buckets.in_order():
-            # Equal documents have equal keys, and stay in one set.
+        for key, tokens in sort.in_order():
+            # Equal documents have equal keys; they must be in the same set.
             into = val if val.tokens < target or (key == last and not train.tokens) else train
             into.append(tokens)
             last = key
     if val.tokens < 2 or train.tokens < 2:
         raise UserError(
-            f"the files hold {buckets.documents} documents, too few to take some for validation; "
-            "give more, or divide plain text by --separator, for instance --separator $'\\n\\n'"
+            f"the files hold {sort.documents} documents, too few for training and validation; "
+            "give more, or divide plain text by --separator, for example --separator $'\\n\\n'"
         )
     files = [(vocabulary, len(sizes)), *train.written, *val.written]
     return Manifest(
@@ -340,25 +341,30 @@ def _write_shards(root: Path, buckets: Buckets, vocabulary: Path, settings: Sett
 
 
 def open_prepared(root: Path | None = None, val_tokens: int | None = None) -> Dataset:
-    """What `build` made in `root`; see data.open_dataset."""
+    """The data set that `build` made in `root`; see data.open_dataset."""
     if root is None:
-        raise UserError("the data set text is a folder; name it: text:FOLDER")
+        raise UserError("the data set `text` needs its folder; write: text:FOLDER")
     remedy = f"python -m data.text {root} FILES..."
     return manifest.open_folder(root, f"text:{root}", val_tokens, remedy)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; its exit code: 0, 2 after a user's mistake, 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(prog="python -m data.text", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("out", type=Path, metavar="OUT", help="the folder to make")
     parser.add_argument("files", type=Path, nargs="+", metavar="FILES")
-    parser.add_argument("--vocab", default="gpt2", help="gpt2 (default) or a .tiktoken of data.bpe")
-    parser.add_argument("--field", default="text", help="of JSON and Parquet (default: text)")
-    parser.add_argument("--separator", default=SEPARATOR, help="between documents of plain text")
-    parser.add_argument("--seed", type=int, default=0, help="of the shuffle (default: 0)")
-    parser.add_argument("--val-fraction", type=float, default=VAL_FRACTION, help="of the tokens")
-    parser.add_argument("--shard-tokens", type=int, default=SHARD_TOKENS)
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--vocab", default="gpt2", help="gpt2 (default) or a .tiktoken file")
+    add = parser.add_argument
+    add("--field", default="text", help="field of JSON, column of Parquet (default: %(default)s)")
+    add("--separator", default=SEPARATOR, help="ends a plain-text document (default: %(default)s)")
+    add("--seed", type=int, default=0, help="seed of the shuffle (default: %(default)s)")
+    add("--val-fraction", type=float, default=VAL_FRACTION, metavar="FRACTION",
+        help="fraction of the tokens for validation (default: %(default)s)")  # fmt: skip
+    add("--shard-tokens", type=int, default=SHARD_TOKENS, metavar="TOKENS",
+        help="tokens of a shard (default: %(default)s)")  # fmt: skip
+    add("--workers", type=int, default=os.cpu_count() or 1, metavar="N",
+        help="processes that encode (default: one per core, here %(default)s)")  # fmt: skip
     given = parser.parse_args(argv)
     try:
         settings = Settings(
@@ -370,12 +376,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"stopped; {given.out} is not made", file=sys.stderr)
+        print(f"stopped; {given.out} was not made", file=sys.stderr)
         return 130
     train, val = (sum(file.tokens for file in part) for part in (made.train, made.val))
     print(
         f"{given.out}: {train} training tokens, {val} validation tokens, vocabulary "
-        f"{made.vocab_size}, {made.val_bytes_per_token:.4f} bytes a token, hash {made.hash[:12]}"
+        f"{made.vocab_size}, {made.val_bytes_per_token:.4f} bytes per token, hash {made.hash[:12]}"
     )
     return 0
 

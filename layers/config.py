@@ -2,7 +2,7 @@
 
 The defaults of `GPTConfig` are the fixed setting of the modded-nanogpt optimization track (track
 3): RoPE, QK-norm, ReLU^2, soft-capped logits, zero-initialised projections, untied head. `PRESETS`
-holds the models that are raced; a new one is a line there. Built by `model.py`.
+holds the models that are raced; a new model is a line there. `model.py` builds them.
 """
 
 from dataclasses import dataclass, replace
@@ -20,22 +20,22 @@ class GPTConfig:
     n_layer: int
     n_head: int
     n_embd: int
-    attention: Literal["mha", "mla"] = "mha"  # a key of ATTENTIONS
-    n_kv_head: int = 0  # of mha: heads of keys and values, fewer make it GQA; 0: n_head
-    q_rank: int = 0  # of mla: channels that queries ...
-    kv_rank: int = 0  # ... and keys with values are compressed to
-    rope_size: int = 0  # of mla: rotary channels of a head, their keys shared by all heads
-    mlp_ratio: int = 4
+    attention: str = "mha"  # a file of layers/ that has a class SelfAttention
+    n_kv_head: int = 0  # mha: heads of keys and values; fewer than n_head: GQA; 0: n_head
+    q_rank: int = 0  # mla: channels that queries are compressed to
+    kv_rank: int = 0  # mla: channels that keys with values are compressed to
+    rope_size: int = 0  # mla: rotary channels of a head; all heads share their keys
+    mlp_ratio: int = 4  # hidden channels of the MLP / n_embd
     rope_base: float = 1024.0
-    attn_scale: float = 0.12  # of the pre-softmax logits, for heads of 128; see Attention
+    attn_scale: float = 0.12  # mha with qk_norm: of the logits, for heads of 128 channels
     softcap: float = 15.0  # bound of the output logits; 0: none
-    vocab_multiple: int = 1  # the tables have rows up to a multiple of it, which are no targets
+    vocab_multiple: int = 1  # rows of the tables are padded to a multiple of it
     tied: bool = False  # one table is both embedding and head
     bias: bool = True  # in every linear layer but a tied head and those of mla, and in LayerNorm
     norm: Literal["rms", "layer"] = "rms"
     norm_gain: bool = True  # in every norm but those of queries and keys
     norm_embed: bool = True  # a norm of the embedding
-    qk_norm: bool = True  # queries and keys of length sqrt(D); without, logits have 1 / sqrt(D)
+    qk_norm: bool = True  # queries and keys have length sqrt(D); without it: scale 1 / sqrt(D)
     positions: Literal["rope", "learned"] = "rope"
     rope_half: bool = True  # RoPE on half of the channel pairs; see Rotary
     activation: Literal["relu2", "gelu", "gelu_tanh"] = "relu2"
@@ -65,25 +65,16 @@ class GPTConfig:
             )
         if self.n_head % self.kv_heads:
             raise ValueError(f"n_kv_head={self.n_kv_head}: must divide n_head={self.n_head}")
-        if self.attention == "mla":
-            fits = 0 < self.rope_size < self.head_size and self.rope_size % 4 == 0
-            if not fits or min(self.q_rank, self.kv_rank) < 1:
-                raise ValueError(
-                    f"q_rank={self.q_rank}, kv_rank={self.kv_rank}, rope_size={self.rope_size}: "
-                    f"mla needs all three, rope_size a multiple of 4 below {self.head_size}"
-                )
-            if self.qk_norm or self.positions != "rope" or self.n_kv_head:
-                raise ValueError("mla has rotary keys, no qk_norm and no n_kv_head")
 
 
-# The fixed setting of track 3 but for its sizes. The embedding is stored in bfloat16; the other
-# parameters are float32 and cast to the type of what they multiply.
+# The fixed setting of track 3, without its sizes. The embedding is stored in bfloat16; the other
+# parameters are float32 and are cast to the type of what they multiply.
 _TRACK_3 = dict(vocab_multiple=128, embed_dtype="bfloat16")
 
 # The 2024 logs behind the 35% claim: tied head, GELU, unpadded vocabulary, no biases, no QK-norm,
-# no soft cap. The logs do not say the following, so it is chosen here: RMSNorm, without gains and
-# not on the embedding; RoPE on all channel pairs with the usual base; the exact GELU; GPT-2's
-# initialisation, with which the loss starts at 10.94, the logs' at 10.93 to 11.01.
+# no soft cap. The logs do not say the rest, so it is chosen here: RMSNorm, without gains and not on
+# the embedding; RoPE on all channel pairs with the usual base; the exact GELU; GPT-2's
+# initialisation, with which the loss starts at 10.94 (in the logs: 10.93 to 11.01).
 _OCTOBER_2024 = dict(
     tied=True,
     bias=False,
@@ -111,9 +102,9 @@ _CLASSIC = dict(
 
 _TINY = dict(n_layer=4, n_head=4, n_embd=128)
 
-# Neither GQA nor MLA has QK-norm here, so that nothing but the attention is between them, and so
-# that QK-Clip has something to do. Of a head of 32 channels 16 turn in both; values have all 32,
-# as in GLM-5. A token's cache is 32 + 16 numbers a layer with MLA, 128 with GQA.
+# Neither GQA nor MLA has QK-norm here, so that they differ in their attention alone, and so that
+# QK-Clip has something to do. In both, 16 of a head's 32 channels are rotary; values have all 32,
+# as in GLM-5. The cache of a token has 32 + 16 numbers a layer with MLA, 128 with GQA.
 _GQA = dict(n_kv_head=2, qk_norm=False)
 _MLA = dict(attention="mla", q_rank=64, kv_rank=32, rope_size=16, rope_half=False, qk_norm=False)
 
@@ -124,18 +115,19 @@ PRESETS: dict[str, dict[str, Any]] = {
     "tiny-classic": dict(**_TINY, **_CLASSIC),
     "gpt2": dict(n_layer=12, n_head=6, n_embd=768, **_TRACK_3),
     "gpt2-2024": dict(n_layer=12, n_head=12, n_embd=768, **_OCTOBER_2024),
-    # Called 350M, which is what it has without the embedding; with it 405M, as the head is untied.
+    # Called 350M: parameters without the embedding. With it 405M, as the head is untied.
     "medium": dict(n_layer=24, n_head=8, n_embd=1024, **_TRACK_3),
     "xl": dict(n_layer=52, n_head=12, n_embd=1536, **_OCTOBER_2024),
 }
 
 
 def preset(name: str, vocab_size: int, block_size: int, width: int | None = None) -> GPTConfig:
-    """The sizes of a named model; the data set gives the vocabulary, the track the context.
+    """The configuration of a model in `PRESETS`.
 
-    width: channels in place of the model's own; heads keep their size, heads that share keys
-    their number, and ranks their share of the width. Raises UserError on an unknown name, or a
-    width that does not allow it.
+    vocab_size: of the data set, tokens. block_size: the longest sequence, tokens. width: channels
+    in place of the model's own. Heads keep their size, the number of heads that share a key stays,
+    and ranks keep their ratio to the width. Raises UserError for an unknown name, or a width that
+    these rules do not divide.
     """
     if name not in PRESETS:
         raise UserError(f"unknown model {name!r}: must be one of {', '.join(PRESETS)}")

@@ -1,23 +1,31 @@
 """Recomputes what runs.csv and tuning.csv claim, from the curves, the sources and each other.
 
-    python -m leaderboard.verify
-    python -m leaderboard.verify --root results
+    python -m leaderboard.verify                  # all records, tuned.toml and your own results
+    python -m leaderboard.verify --root FOLDER    # this folder alone
 
-Prints a line for every claim that does not follow and exits 1, or says how many runs and trials
-hold and exits 0. It needs neither torch nor the machine of the race.
+Prints a line for every claim that does not follow from the files and exits 1, or prints how many
+runs and trials hold and exits 0. It needs neither torch nor the machine of the race.
+
+Without --root, each record in results/records is checked, then what must agree between records: a
+run has one row, runs of a track have one model and one batch, recipes of a track had the same
+number of search trials. Every source must belong to a row. The settings in optim/tuned.toml must
+come from the trials of the records, or from your own results/tuning.csv.
 """
 
 import argparse
 import math
-import re
 import sys
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from analysis import scale
+from analysis.table import frame
 from errors import UserError
 from tracking import tuned
 from tracking.crossing import crossing
@@ -32,23 +40,27 @@ from tracking.schema import (
     Trial,
     Validation,
 )
+from tracking.spelling import options_of
 from tracking.store import (
+    RECORDS,
     read_curve,
     read_logits,
     read_runs,
     read_trials,
+    records,
     source_hash,
     source_path,
 )
 
+RESULTS = Path(__file__).parents[1] / "results"
 TIME_PARTS = (
     "data_seconds",
     "forward_backward_seconds",
     "optimizer_seconds",
     "communication_seconds",
 )
-TIME_TOLERANCE = 0.01  # timers of parts overlap a little where they start and stop
-OUTCOMES = {  # statuses that a trial can have, by its stage
+TIME_TOLERANCE = 0.01  # the timers of the parts overlap a little where they start and stop
+OUTCOMES = {  # possible statuses of a trial, by its stage
     "search": (FINISHED, DIVERGED),
     "refine": (FINISHED, DIVERGED),
     "confirm": (FINISHED, DIVERGED),
@@ -56,36 +68,84 @@ OUTCOMES = {  # statuses that a trial can have, by its stage
     "sweep": (FINISHED, DIVERGED),
     "transfer": (FINISHED, DIVERGED),
 }
-AFTER_SEARCH = ("refine", "confirm", "horizon")  # stages that begin when a search is over
+AFTER_SEARCH = ("refine", "confirm", "horizon")  # stages that begin after the search
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of one folder, or of several together."""
+
+    runs: list[Run]
+    trials: list[Trial]
+
+    def __add__(self, other: "Rows") -> "Rows":
+        return Rows(self.runs + other.runs, self.trials + other.trials)
+
+    def __str__(self) -> str:
+        return f"{len(self.runs)} runs and {len(self.trials)} tuning trials"
+
+
+def read_rows(root: Path) -> Rows:
+    """The rows of a folder. Raises UserError if they cannot be read."""
+    return Rows(read_runs(root), read_trials(root))
 
 
 def problems(root: Path) -> list[str]:
-    """A line for each claim in the result files that does not follow from the others.
+    """A line for each claim in the files of one folder that does not follow from the others.
 
-    Raises UserError when runs.csv, tuning.csv or tuned.toml cannot be read at all.
+    Raises UserError if runs.csv or tuning.csv cannot be read at all.
     """
-    runs, trials = read_runs(root), read_trials(root)
-    found = [f"run {run.run}: {problem}" for run in runs for problem in _check_run(root, run)]
-    found += _check_unique(runs)
-    found += _check_races(runs)
-    found += _check_tokens(runs)
-    found += _check_constants(runs)
-    found += _check_curves(root, runs)
-    found += _check_sources(root, [*runs, *trials])
-    found += _check_trials(trials)
-    for section in tuned.read(root.resolve().parent / "optim" / "tuned.toml"):
-        found += _check_tuned(section, trials)
-    found += scale.problems(root)
+    rows = read_rows(root)
+    found = [*_check_folder(root, rows), *_check_rows(rows)]
+    if root.absolute().parent.name != RECORDS:  # the records share their sources
+        found += _check_pool(root, rows)
     if (root / scale.SCALE).is_dir():
         found += [f"{scale.SCALE}: {problem}" for problem in problems(root / scale.SCALE)]
     return found
+
+
+def problems_of_records(results: Path, tuned_path: Path) -> list[str]:
+    """A line for each claim of the records in a results folder, and of tuned.toml, that is wrong.
+
+    Raises UserError if a file cannot be read at all.
+    """
+    found, everything = [], Rows([], [])
+    for record in records(results):
+        rows = read_rows(record)
+        found += [f"{record.name}: {problem}" for problem in _check_folder(record, rows)]
+        everything += rows
+    found += _check_rows(everything)
+    found += _check_pool(results / RECORDS, everything)
+    trials = [*everything.trials, *read_trials(results)]
+    for section in tuned.read(tuned_path):
+        found += _check_tuned(section, trials)
+    return found
+
+
+def _check_folder(root: Path, rows: Rows) -> Iterator[str]:
+    """Whether the files of one folder agree with its rows."""
+    for run in rows.runs:
+        yield from (f"run {run.run}: {problem}" for problem in _check_run(root, run))
+    yield from _check_curves(root, rows.runs)
+    yield from _check_sources(root, [*rows.runs, *rows.trials])
+    yield from scale.problems(root)
+
+
+def _check_rows(rows: Rows) -> Iterator[str]:
+    """Whether the rows of one folder, or of all records together, agree with each other."""
+    runs = frame(rows.runs, Run)
+    yield from _check_unique(runs)
+    yield from _check_races(runs)
+    yield from _check_constants(runs)
+    yield from _check_trials(rows.trials)
+    yield from _check_budgets(frame(rows.trials, Trial))
 
 
 # ---- Runs --------------------------------------------------------------------------------------
 
 
 def _check_run(root: Path, run: Run) -> Iterator[str]:
-    """What a row says against its own curve and against itself."""
+    """Whether a row agrees with its curve, its logits and itself."""
     try:
         points = read_curve(root, run.run)
     except UserError as error:
@@ -110,7 +170,7 @@ def _check_run(root: Path, run: Run) -> Iterator[str]:
 
 
 def _check_curve(run: Run, points: Sequence[Validation]) -> Iterator[str]:
-    """Whether a curve can be that of its run."""
+    """Whether a curve can belong to its run."""
     for before, after in pairwise(points):
         if after.step <= before.step:
             yield f"its curve goes from step {before.step} to {after.step}"
@@ -131,7 +191,7 @@ def _check_curve(run: Run, points: Sequence[Validation]) -> Iterator[str]:
 
 
 def _check_laps(run: Run, points: Sequence[Validation]) -> Iterator[str]:
-    """Whether the times a step between the validations of a whole curve add up to the run's."""
+    """Whether the step times of a complete curve add up to the times of its run."""
     for column, claimed in (("step_ms", "train_seconds"), ("optimizer_ms", "optimizer_seconds")):
         before, seconds = 0, 0.0
         for point in points:
@@ -142,7 +202,7 @@ def _check_laps(run: Run, points: Sequence[Validation]) -> Iterator[str]:
 
 
 def _check_logits(run: Run, logits: Sequence[Logit]) -> Iterator[str]:
-    """Whether attention logits can be those of their run: each head of each layer at each step."""
+    """Whether attention logits are complete: each head of each layer at each measured step."""
     heads: dict[int, list[tuple[int, int]]] = defaultdict(list)
     for row in logits:
         heads[row.step].append((row.layer, row.head))
@@ -154,11 +214,11 @@ def _check_logits(run: Run, logits: Sequence[Logit]) -> Iterator[str]:
         if found != [(layer, head) for layer in range(layers) for head in range(width)]:
             yield f"its logits at step {step} are not one for each head of each layer"
     if run.entrant.startswith("muonclip:") and run.status != DIVERGED and len(heads) != run.steps:
-        yield f"it clips logits in {run.steps} steps, but has those of {len(heads)}"
+        yield f"it clips logits in {run.steps} steps, but has logits of {len(heads)}"
 
 
 def _check_outcome(run: Run, points: Sequence[Validation]) -> Iterator[str]:
-    """Status, final loss and the way to the target, from the curve and the target alone."""
+    """Whether status, final loss and cost of the target follow from the curve and the target."""
     met = None
     if run.status == DIVERGED:
         if points and points[-1].step == run.steps_planned:
@@ -179,63 +239,60 @@ def _check_outcome(run: Run, points: Sequence[Validation]) -> Iterator[str]:
             yield f"{name} {_shown(getattr(run, name))}, but its curve gives {_shown(value)}"
 
 
-def _check_unique(runs: Sequence[Run]) -> Iterator[str]:
-    for name, times in Counter(run.run for run in runs).items():
+def _repeated(rows: pd.DataFrame, by: str | list[str]) -> Iterator[tuple[Any, int]]:
+    """The values of one or more columns that several rows share, and how many rows do."""
+    for values, times in rows.groupby(by, sort=False, dropna=False).size().items():
         if times > 1:
-            yield f"run {name}: {times} rows have this id"
-    for (race, entrant, seed), times in Counter((r.race, r.entrant, r.seed) for r in runs).items():
-        if times > 1:
-            yield f"race {race}: {times} runs of {entrant} with seed {seed}"
+            yield values, times
 
 
-def _check_races(runs: Sequence[Run]) -> Iterator[str]:
-    races = defaultdict(list)
-    for run in runs:
-        races[run.race].append(run)
-    for race, group in races.items():
-        for label in dict.fromkeys(run.label for run in group):
-            entrants = dict.fromkeys(run.entrant for run in group if run.label == label)
-            if len(entrants) > 1:
-                yield f"race {race}: label {label} stands for {' and '.join(entrants)}"
-        for name in COMMON:
-            values = dict.fromkeys(str(getattr(run, name)) for run in group)
-            if len(values) > 1:
-                yield f"race {race}: its runs differ in {name}: {', '.join(values)}"
-
-
-def _check_tokens(runs: Sequence[Run]) -> Iterator[str]:
-    """A track freezes its batch, so all of its runs take the same tokens a step."""
-    tracks: dict[str, set[float]] = defaultdict(set)
-    for run in runs:
-        if run.steps:
-            tracks[run.track_hash].add(run.tokens / run.steps)
-        elif run.tokens:
-            yield f"run {run.run}: {run.tokens} tokens in no step"
-    for track, rates in tracks.items():
-        if len(rates) > 1:
-            shown = ", ".join(f"{rate:g}" for rate in sorted(rates))
-            yield f"track {track}: its runs differ in tokens per step: {shown}"
-
-
-def _check_constants(runs: Sequence[Run]) -> Iterator[str]:
-    """What one model, one rule and one text have in common, whatever the seed."""
-    ended = [run for run in runs if run.status != DIVERGED]
-    kinds: dict[tuple[str, str], set[float]] = defaultdict(set)
-    for run in ended:
-        kinds[f"track {run.track_hash}", "param_count"].add(run.param_count)
-        kinds[f"race {run.race}: {run.label}", "state_bytes"].add(run.state_bytes)
-        kinds[f"race {run.race}: {run.label}", "flops_per_step"].add(run.flops_per_step)
-        if run.final_loss and run.final_bits_per_byte:
-            rate = float(f"{run.final_bits_per_byte / run.final_loss:.6g}")
-            kinds[f"track {run.track_hash}", "final_bits_per_byte over final_loss"].add(rate)
-    for (name, what), values in kinds.items():
+def _differing(rows: pd.DataFrame, by: str | list[str], column: str) -> Iterator[tuple[Any, str]]:
+    """The groups of rows whose values of a column differ, and the values."""
+    for name, values in rows.groupby(by, sort=False)[column].unique().items():
         if len(values) > 1:
-            shown = ", ".join(f"{value:g}" for value in sorted(values))
-            yield f"{name}: its runs differ in {what}: {shown}"
+            numbers = pd.api.types.is_float_dtype(rows[column])
+            shown = map("{:g}".format, values) if numbers else map(str, values)
+            yield name, ", ".join(shown)
+
+
+def _check_unique(runs: pd.DataFrame) -> Iterator[str]:
+    for name, times in _repeated(runs, "run"):
+        yield f"run {name}: {times} rows have this id"
+    for (race, entrant, seed), times in _repeated(runs, ["race", "entrant", "seed"]):
+        yield f"race {race}: {times} runs of {entrant} with seed {seed}"
+
+
+def _check_races(runs: pd.DataFrame) -> Iterator[str]:
+    for (race, label), entrants in _differing(runs, ["race", "label"], "entrant"):
+        yield f"race {race}: label {label} stands for several entrants: {entrants}"
+    for name in COMMON:
+        for race, values in _differing(runs, "race", name):
+            yield f"race {race}: its runs differ in {name}: {values}"
+
+
+def _check_constants(runs: pd.DataFrame) -> Iterator[str]:
+    """What one track, and one entrant of a race, have in common, whatever the seed."""
+    for _, run in runs[(runs.steps == 0) & (runs.tokens > 0)].iterrows():
+        yield f"run {run.run}: {run.tokens} tokens in no step"
+    stepped = runs[runs.steps > 0]
+    stepped = stepped.assign(rate=stepped.tokens / stepped.steps)
+    for track, rates in _differing(stepped, "track_hash", "rate"):
+        yield f"track {track}: its runs differ in tokens per step: {rates}"
+    ended = runs[runs.status != DIVERGED]
+    bits = (ended.final_bits_per_byte / ended.final_loss).map("{:.6g}".format)
+    ended = ended.assign(bits=bits)
+    measured = ended[ended.final_bits_per_byte.notna() & (ended.final_loss > 0)]
+    for track, counts in _differing(ended, "track_hash", "param_count"):
+        yield f"track {track}: its runs differ in param_count: {counts}"
+    for track, ratios in _differing(measured, "track_hash", "bits"):
+        yield f"track {track}: its runs differ in final_bits_per_byte over final_loss: {ratios}"
+    for column in ("state_bytes", "flops_per_step"):
+        for (race, label), values in _differing(ended, ["race", "label"], column):
+            yield f"race {race}: {label}: its runs differ in {column}: {values}"
 
 
 def _check_curves(root: Path, runs: Sequence[Run]) -> Iterator[str]:
-    """A curve without a row is what is left when an unwelcome run is struck out."""
+    """Whether every file of a curve or of logits has a row: a removed row leaves them behind."""
     names = {run.run for run in runs}
     for path in sorted([*(root / "curves").glob("*.csv"), *(root / "logits").glob("*.csv")]):
         if path.stem not in names:
@@ -252,6 +309,17 @@ def _check_sources(root: Path, rows: Sequence[Run | Trial]) -> Iterator[str]:
             yield f"{path}: missing, although rows name it"
         elif source_hash(path.read_bytes().decode(errors="replace")) != digest:
             yield f"{path}: not the text that it is named after"
+
+
+def _check_pool(root: Path, rows: Rows) -> Iterator[str]:
+    """Whether a row names each program text in root/sources."""
+    named = {row.source_hash for row in (*rows.runs, *rows.trials)}
+    for path in sorted((root / "sources").glob("*.txt")):
+        if path.stem not in named:
+            yield (
+                f"{path}: no row names this source; its row was removed, or the race was killed "
+                "in between: go on with --resume, or remove the file"
+            )
 
 
 # ---- Tuning ------------------------------------------------------------------------------------
@@ -271,46 +339,48 @@ def _check_trials(trials: Sequence[Trial]) -> Iterator[str]:
             yield f"{name}: target {_shown(trial.target)}, which only the horizon stage has"
         elif _meets(trial) != (trial.status == REACHED):
             yield f"{name}: {trial.status} {_shown(trial.target)} with {_shown(trial.final_loss)}"
-    keys = Counter((t.track_hash, t.stage, t.entrant, t.seed, t.target) for t in trials)
-    for (_, stage, entrant, seed, _), times in keys.items():
-        if times > 1:
-            yield f"trial {entrant} ({stage}): {times} rows with seed {seed}"
-    # Of a search that is not over nothing is claimed yet.
-    over = {(t.track_hash, t.recipe) for t in trials if t.stage in AFTER_SEARCH}
-    # One that was begun anew, with another value of what is not searched, counts once.
-    budgets: dict[str, dict[str, set[int]]] = defaultdict(lambda: defaultdict(set))
-    for searched in (t for t in trials if t.stage == "search"):
-        if (searched.track_hash, searched.recipe) in over:
-            budgets[searched.track_hash][searched.recipe].add(searched.trial)
-    for track, budget in budgets.items():
-        if len({len(indices) for indices in budget.values()}) > 1:
-            shown = ", ".join(f"{recipe} {len(indices)}" for recipe, indices in budget.items())
+
+
+def _check_budgets(trials: pd.DataFrame) -> Iterator[str]:
+    """Whether no trial is doubled, and the recipes of a track had the same number of searches."""
+    key = ["track_hash", "stage", "entrant", "seed", "target"]
+    for (_, stage, entrant, seed, _), times in _repeated(trials, key):
+        yield f"trial {entrant} ({stage}): {times} rows with seed {seed}"
+    # A search that is not over claims nothing yet.
+    over = set(trials[trials.stage.isin(AFTER_SEARCH)].groupby(["track_hash", "recipe"]).groups)
+    # A trial that was run anew, with another value of what is not searched, counts once.
+    searched = trials[trials.stage == "search"].drop_duplicates(["track_hash", "recipe", "trial"])
+    for track, rows in searched.groupby("track_hash", sort=False):
+        rows = rows[[(track, recipe) in over for recipe in rows.recipe]]
+        budget = rows.groupby("recipe", sort=False).size()
+        if budget.nunique() > 1:
+            shown = ", ".join(f"{recipe} {number}" for recipe, number in budget.items())
             yield f"track {track}: recipes differ in their number of search trials: {shown}"
 
 
 def _meets(trial: Trial) -> bool:
-    """Whether a trial's last loss is as good as its target; never without either."""
+    """Whether a trial has a final loss and a target, and the loss is at or below the target."""
     loss, target = trial.final_loss, trial.target
     return loss is not None and target is not None and loss <= target
 
 
 def _check_tuned(section: tuned.Tuned, trials: Sequence[Trial]) -> Iterator[str]:
-    """Whether tuned settings are those of the trials that they are said to come from."""
+    """Whether the settings of a section are the settings of the trials that it names."""
     name = f"tuned.toml [{section.track}.{section.recipe}]"
-    if not section.trials and not section.source:  # what is published is not ours to check
+    if not section.trials and not section.source:  # a published source cannot be checked here
         yield f"{name}: names neither a trial nor a source"
     for index in section.trials:
         key = (section.track, section.recipe, index)
         rows = [t for t in trials if (t.track, t.recipe, t.trial) == key]
         if not rows:
-            yield f"{name}: tuning.csv has no trial {index}"
+            yield f"{name}: no tuning.csv has its trial {index}"
             continue
-        rows = [t for t in rows if _agree(section.settings, _options(t.entrant))]
+        rows = [t for t in rows if _agree(section.settings, options_of(t.entrant))]
         if not rows:
-            yield f"{name}: its settings are not those of trial {index}"
+            yield f"{name}: its settings differ from trial {index}"
             continue
         rows = [t for t in rows if t.stage == "horizon" and t.steps == section.steps]
-        # Of several targets the last counts: the ones before it were given up.
+        # If there were several targets, the last is the one that counts.
         met = [t.status == REACHED for t in rows if t.target == rows[-1].target]
         if not section.missed and not (met and all(met)):
             yield f"{name}: trial {index} did not reach the target in {section.steps} steps"
@@ -318,14 +388,8 @@ def _check_tuned(section: tuned.Tuned, trials: Sequence[Trial]) -> Iterator[str]
             yield f"{name}: no run of trial {index} missed the target in {section.steps} steps"
 
 
-def _options(entrant: str) -> dict[str, str]:
-    """The options of an entrant, name:key=value,...; a value may have commas of its own."""
-    _, _, options = entrant.partition(":")
-    return dict(re.findall(r"(\w+)=(.*?)(?:,(?=\w+=)|$)", options))
-
-
 def _agree(settings: dict[str, Any], options: dict[str, str]) -> bool:
-    """Whether options that an entrant spells out are those of a section of TOML."""
+    """Whether the options of an entrant have the values of a section of tuned.toml."""
 
     def same(value: Any, option: str) -> bool:
         try:
@@ -350,22 +414,49 @@ def _shown(value: float | None) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command. Returns its exit code: 0, 1 (something does not hold) or 2 (UserError)."""
+    """Run the command. Its exit code is 0, 1 (a claim does not hold) or 2 (a user's mistake)."""
     parser = argparse.ArgumentParser(prog="python -m leaderboard.verify")
-    parser.add_argument("--root", type=Path, default=Path("results"), help="where runs.csv is")
+    parser.add_argument(
+        "--root", type=Path, help="verify this folder alone; default: all records and your results"
+    )
     root = parser.parse_args(arguments).root
     try:
-        runs, trials = read_runs(root), read_trials(root)
-        if not runs and not trials:
-            raise UserError(f"nothing to verify in {root}; run: make speedrun")
-        found = problems(root)
+        return _report(*(_verify(root) if root else _verify_all()))
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
+
+
+def _verify(root: Path) -> tuple[list[str], dict[str, Rows]]:
+    """The problems of one folder, and its rows by its name."""
+    rows = read_rows(root)
+    if not rows.runs and not rows.trials:
+        raise UserError(f"nothing to verify in {root}; run: make speedrun")
+    return problems(root), {str(root): rows}
+
+
+def _verify_all(
+    results: Path = RESULTS, tuned_path: Path = tuned.TUNED
+) -> tuple[list[str], dict[str, Rows]]:
+    """The problems of all records and of the user's own results, and their rows by folder."""
+    rows = {record.name: read_rows(record) for record in records(results)}
+    found, own = problems_of_records(results, tuned_path), read_rows(results)
+    if own.runs or own.trials or (results / scale.SCALE).is_dir():
+        found += problems(results)
+        rows["your results"] = own
+    if not rows:
+        raise UserError(f"nothing to verify in {results}; run: make speedrun")
+    return found, rows
+
+
+def _report(found: list[str], folders: dict[str, Rows]) -> int:
+    """Print the problems, or how many rows hold; the exit code."""
     if found:
         print(*found, sep="\n")
         return 1
-    print(f"{len(runs)} runs and {len(trials)} tuning trials verified")
+    if len(folders) > 1:
+        print(*(f"{name}: {rows}" for name, rows in folders.items()), sep="\n")
+    print(f"{sum(folders.values(), Rows([], []))} verified")
     return 0
 
 

@@ -1,18 +1,20 @@
 """Recipes: which update rule each parameter gets, with which options.
 
     @recipe
-    def lion(roles: Roles, lr: Annotated[float, Log(1e-4, 1e-2)] = 1e-3) -> list[Group]: ...
+    def sgd(roles: Roles, lr: Annotated[float, Log(0.1, 10)] = 1.0) -> list[Group]:
+        return [Group(torch.optim.SGD, roles, lr=lr)]
 
 A recipe is a function in a file of this folder. Its keyword arguments are its command line
-(`lion:lr=3e-4`), its key in the CSVs and, where annotated with a range, its search space for the
-tuner; one that is named like an option of the schedule replaces that option's default. It returns
-data; `plan` checks them and an engine builds the optimizers.
+(`sgd:lr=0.3`), its key in the CSVs and, if annotated with a range, its search space for the tuner.
+An argument with the name of a schedule option replaces the default of that option. A recipe returns
+data: `plan` checks them, and an engine builds the optimizers. `optim.adamw.matrix_recipe` is for
+rules that are meant for the hidden matrices: it gives the other parameters to AdamW.
 """
 
 import inspect
 import math
 import pkgutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Annotated, Any, NamedTuple, Protocol, get_args, get_origin, get_type_hints
@@ -20,6 +22,7 @@ from typing import Annotated, Any, NamedTuple, Protocol, get_args, get_origin, g
 import torch
 
 from errors import UserError
+from optim import kernels
 
 
 class Role(Protocol):
@@ -41,10 +44,10 @@ Roles = Sequence[Role]
 
 
 class Group:
-    """Parameters that share an update rule and its options, as a recipe names them.
+    """Parameters that share an update rule and its options.
 
-    qk_clip: asks the model for QK-Clip after each step, with this tau. No option of the rule: only
-    the model knows heads.
+    qk_clip: the tau of QK-Clip after each step; None: no clip. The model does it, since a rule does
+    not know heads.
     """
 
     def __init__(
@@ -66,7 +69,7 @@ Recipe = Callable[..., list[Group]]
 
 @dataclass(frozen=True)
 class Linear:
-    """A range that the tuner samples evenly and does not leave."""
+    """A range that the tuner samples evenly and never leaves."""
 
     low: float
     high: float
@@ -76,13 +79,13 @@ class Linear:
         return self.low + min(1.0, max(0.0, u)) * (self.high - self.low)
 
     def where(self, value: float) -> float:
-        """The u of a value."""
+        """The u of a value: the inverse of `at`."""
         return (value - self.low) / (self.high - self.low)
 
 
 @dataclass(frozen=True)
 class Log(Linear):
-    """A range of scales: sampled evenly in the logarithm, and left where the best lies outside."""
+    """A range that the tuner samples evenly in the logarithm; refining may leave it."""
 
     def at(self, u: float) -> float:
         return self.low * (self.high / self.low) ** u
@@ -92,7 +95,7 @@ class Log(Linear):
 
 
 class Option(NamedTuple):
-    """One option of an entrant: the type of its values, its default, its range if it is tuned."""
+    """One option of an entrant: its type, its default, and its range if it is tuned."""
 
     type: type
     default: Any
@@ -108,17 +111,26 @@ def recipe(function: Recipe) -> Recipe:
     return function
 
 
+def with_signature(function: Recipe, name: str, parameters: Iterable[inspect.Parameter]) -> Recipe:
+    """Give a function of **settings the name and the parameters that `options` reads."""
+    known = list(parameters)
+    function.__name__ = name
+    function.__annotations__ = {p.name: p.annotation for p in known}
+    function.__signature__ = inspect.Signature(known)  # type: ignore[attr-defined]
+    return function
+
+
 def recipes() -> dict[str, Recipe]:
-    """All recipes by name: every file of this folder is read."""
+    """All recipes by name, from every file of this folder."""
     for module in pkgutil.iter_modules(__path__):
         import_module(f"{__name__}.{module.name}")
     return _RECIPES
 
 
 def find(name: str) -> Recipe:
-    """The recipe of that name; `lib:` and a dotted path make one of any optimizer class.
+    """The recipe called `name`. `lib:` and a dotted path name any optimizer class.
 
-    Raises KeyError if there is none, UserError for a class that cannot be raced.
+    Raises KeyError if there is no such recipe, UserError for a class that cannot be raced.
     """
     if name.startswith("lib:"):
         made: Recipe = import_module(f"{__name__}.library").recipe_of(name)
@@ -127,12 +139,12 @@ def find(name: str) -> Recipe:
 
 
 def options(function: Callable[..., Any]) -> dict[str, Option]:
-    """The options that a recipe's signature, or any other keyword-only signature, declares."""
+    """The options in the signature of a recipe, or of a schedule: its arguments with a default."""
     hints = get_type_hints(function, include_extras=True)
     found = {}
     for name, parameter in inspect.signature(function).parameters.items():
         if parameter.default is inspect.Parameter.empty:
-            continue  # the table of roles
+            continue  # the roles
         hint, bounds = hints[name], None
         if get_origin(hint) is Annotated:
             hint, bounds = get_args(hint)[:2]
@@ -147,11 +159,12 @@ def plan(
     matmul_dtype: torch.dtype,
     ns_backend: str = "auto",
 ) -> list[Group]:
-    """The recipe's groups, checked, with every option of every rule settled.
+    """The recipe's groups, checked, with every option of every rule set.
 
-    A rule that does matrix products takes the run's `matmul_dtype` as `ns_dtype`, and the run's
-    `ns_backend`. Raises UserError if a parameter has no rule or two, if a group has no lr, or if
-    Muon, whosever it is, got anything but whole matrices of the hidden layers.
+    A rule with an option `ns_dtype` or `ns_backend` (Newton-Schulz) takes the run's `matmul_dtype`
+    and `ns_backend`, unless the recipe gives its own. Raises UserError if a parameter does not have
+    exactly one rule, if a group has no lr, or if any Muon implementation was given something other
+    than a whole hidden matrix.
     """
     groups = find(recipe_name)(roles, **settings)
     owners: dict[str, list[str]] = {row.name: [] for row in roles}
@@ -162,8 +175,11 @@ def plan(
                 f"{recipe_name}: its group of {group.rule.__name__} has no lr, which the schedule "
                 "sets; give it one in optim/"
             )
+        known = inspect.signature(group.rule).parameters
+        if "ns_backend" in known:
+            kernels.register()
         for option, value in (("ns_dtype", matmul_dtype), ("ns_backend", ns_backend)):
-            if option in inspect.signature(group.rule).parameters:
+            if option in known:
                 group.options.setdefault(option, value)
         for row in group.params:
             owners[row.name].append(group.rule.__name__)
@@ -184,15 +200,16 @@ def plan(
 
 
 def is_orthogonal(rule: type[torch.optim.Optimizer]) -> bool:
-    """Whether a rule is of Muon's family: by the names of its classes, as libraries have theirs."""
+    """Whether a rule is of Muon's family, judged by the names of its classes."""
     names = [base.__name__.lower() for base in rule.__mro__]
     return any(family in name for name in names for family in ("muon", "dion"))
 
 
 def splits_of(row: Role, blocks: str) -> tuple[int, ...]:
-    """Row counts of the matrices that a parameter is cut into. Raises ValueError.
+    """Row counts of the matrices that a parameter is split into.
 
-    blocks: "fused" leaves it whole, "qkv" takes query, key and value apart, "heads" their heads.
+    blocks: "fused": one matrix; "qkv": query, key and value matrices; "heads": one matrix for each
+    head of these. Raises ValueError for another name.
     """
     if blocks not in ("fused", "qkv", "heads"):
         raise ValueError(f"blocks={blocks!r}: must be fused, qkv or heads")
@@ -206,7 +223,7 @@ def splits_of(row: Role, blocks: str) -> tuple[int, ...]:
 def matrix_groups(
     rule: type[torch.optim.Optimizer], roles: Roles, blocks: str, **options: Any
 ) -> list[Group]:
-    """Groups of the hidden matrices, one for each way in which they are cut; see `splits_of`."""
+    """Groups of the hidden matrices among `roles`, one for each way of splitting (`splits_of`)."""
     rows = [(row, splits_of(row, blocks)) for row in pick(roles, "matrix")]
     return [
         Group(rule, [row for row, own in rows if own == splits], splits=splits, **options)
@@ -215,7 +232,7 @@ def matrix_groups(
 
 
 def qk_clip(plan: Sequence[Group]) -> float | None:
-    """The tau of the QK-Clip that a plan asks for; None if it asks for none."""
+    """The tau of QK-Clip that a plan asks for; None if it asks for none."""
     return next((group.qk_clip for group in plan if group.qk_clip is not None), None)
 
 
@@ -227,4 +244,5 @@ def pick(roles: Roles, *names: str) -> list[Role]:
 __all__ = [
     "Group", "Linear", "Log", "Option", "Recipe", "Role", "Roles",
     "find", "matrix_groups", "options", "pick", "plan", "qk_clip", "recipe", "recipes", "splits_of",
+    "with_signature",
 ]  # fmt: skip

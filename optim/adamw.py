@@ -1,18 +1,20 @@
-"""AdamW (Loshchilov & Hutter 1711.05101): the baseline, and the rule of whatever is no matrix.
+"""AdamW (Loshchilov & Hutter 1711.05101): the baseline, and the rule of all that is no matrix.
 
     python speedrun.py adamw:lr=0.003
 
-The rule is torch's own, in its fused form, the fastest there is.
+The rule is torch's own, in its fused form. `matrix_recipe` is the decorator for the recipes that
+have another rule for the hidden matrices and AdamW on the rest.
 """
 
-from typing import Annotated
+import inspect
+from typing import Annotated, Any
 
 from torch.optim import AdamW
 
-from optim import Group, Log, Roles, pick, recipe
+from optim import Group, Log, Recipe, Roles, pick, recipe, with_signature
 
-# The embedding, the head and the vectors are tuned on their own, in every recipe alike: their
-# best learning rates lie a hundredfold apart and matter as much as that of the matrices.
+# Every recipe tunes the learning rates of the embedding, the head and the vectors: the best ones
+# differ by a factor of a hundred, and matter as much as the learning rate of the matrices.
 EmbedLR = Annotated[float, Log(0.1, 5.0)]
 HeadLR = Annotated[float, Log(0.003, 0.15)]
 VectorLR = Annotated[float, Log(0.001, 0.05)]
@@ -28,9 +30,9 @@ def auxiliary(
     eps: float = 1e-10,
     weight_decay: float = 0.0,
 ) -> list[Group]:
-    """AdamW groups for everything but the hidden matrices; the betas are those of track 3.
+    """AdamW groups for everything but the hidden matrices, with the betas of track 3.
 
-    A table that is both embedding and head is trained as the head.
+    A table that is both embedding and head has the role and the learning rate of the head.
     """
     return [
         Group(
@@ -44,6 +46,29 @@ def auxiliary(
         )
         for role, lr in (("embed", embed_lr), ("head", head_lr), ("vector", vector_lr))
     ]
+
+
+def matrix_recipe(function: Recipe) -> Recipe:
+    """Register a recipe for the hidden matrices, with AdamW on the rest.
+
+    function: from the rows of the hidden matrices and its own options to their groups. The recipe
+    has three more options, at the end: `embed_lr`, `head_lr` and `vector_lr`.
+    """
+
+    def whole(
+        roles: Roles,
+        *,
+        embed_lr: EmbedLR = 0.3,
+        head_lr: HeadLR = 0.01,
+        vector_lr: VectorLR = 0.01,
+        **settings: Any,
+    ) -> list[Group]:
+        matrices = function(pick(roles, "matrix"), **settings)
+        return [*matrices, *auxiliary(roles, embed_lr, head_lr, vector_lr)]
+
+    own, rates = (inspect.signature(f).parameters.values() for f in (function, whole))
+    parameters = [*own, *(p for p in rates if p.name.endswith("_lr"))]
+    return recipe(with_signature(whole, function.__name__, parameters))
 
 
 @recipe
@@ -62,7 +87,7 @@ def adamw(
     aux_eps: float = 1e-10,
     aux_weight_decay: float = 0.0,
 ) -> list[Group]:
-    """AdamW on every parameter: what has no prefix is the hidden matrices'."""
+    """AdamW on every parameter; options without a prefix are for the hidden matrices."""
     matrices = Group(
         AdamW,
         pick(roles, "matrix"),

@@ -1,9 +1,9 @@
-"""Dion (Ahn et al. 2504.05295): momentum, orthogonalised in a subspace of low rank; AdamW the rest.
+"""Dion (Ahn et al. 2504.05295): momentum orthogonalised in a low-rank subspace; AdamW on the rest.
 
     python speedrun.py dion:rank_fraction=0.5
 
-Matrices of one shape are one batch. This is the algorithm of one process: what makes Dion cheap to
-distribute, that only the factors P and R need to be summed, is not used.
+Matrices of one shape are one batch. This is the algorithm of one process. The paper's distributed
+form, in which processes exchange only the factors P and R, is not here.
 """
 
 from collections import defaultdict
@@ -13,8 +13,8 @@ from typing import Annotated, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from optim import Group, Log, Roles, matrix_groups, recipe
-from optim.adamw import EmbedLR, HeadLR, VectorLR, auxiliary
+from optim import Group, Log, Roles, matrix_groups
+from optim.adamw import matrix_recipe
 
 
 class Block(NamedTuple):
@@ -29,16 +29,17 @@ class Dion(torch.optim.Optimizer):
     """Dion for 2-D parameters.
 
         B <- M + G,  P <- orthonormal columns of B Q (by QR),  R <- B^T P
-        M <- B - (1 - momentum) P R^T                what P does not see stays, undiminished
+        M <- B - (1 - momentum) P R^T                the part outside the subspace of P stays
         Q <- R with columns of length 1
         W <- (1 - lr weight_decay) W - lr sqrt(rows / columns) P Q^T
 
     State: `momentum_buffer` M, and `right_basis`, the Q (n k) of the stacked matrices side by side.
-    Each Q starts as the same random matrix. A column of R that is zero, as it is at first where the
-    next layer starts at zero, moves nothing and leaves that of Q as it was.
+    Each Q starts as the same random matrix. If a column of R is zero, as at first for matrices
+    before a layer of zeros, it changes neither W nor its column of Q.
 
     splits: row counts of the matrices stacked in each parameter. None: one matrix.
-    rank_fraction: k over the smaller side, rounded.
+    rank_fraction: k over the smaller side of the matrix, rounded.
+    Raises ValueError for a rank_fraction outside (0, 1] or a momentum outside [0, 1].
     """
 
     def __init__(
@@ -95,26 +96,22 @@ class Dion(torch.optim.Optimizer):
         return [Block(*views) for views in zip(p.split(splits), M, Q, strict=True)]
 
 
-@recipe
+@matrix_recipe
 def dion(
-    roles: Roles,
+    matrices: Roles,
     lr: Annotated[float, Log(0.005, 0.25)] = 0.02,
     weight_decay: Annotated[float, Log(0.01, 1.0)] = 0.05,
     momentum: float = 0.95,
     rank_fraction: float = 0.25,
     blocks: str = "qkv",
-    embed_lr: EmbedLR = 0.3,
-    head_lr: HeadLR = 0.01,
-    vector_lr: VectorLR = 0.01,
 ) -> list[Group]:
-    """Dion with query, key and value matrices apart, as `muon` has them."""
-    matrices = matrix_groups(
+    """Dion; the query, key and value matrices are separate, as in `muon`."""
+    return matrix_groups(
         Dion,
-        roles,
+        matrices,
         blocks,
         lr=lr,
         weight_decay=weight_decay,
         momentum=momentum,
         rank_fraction=rank_fraction,
     )
-    return [*matrices, *auxiliary(roles, embed_lr, head_lr, vector_lr)]

@@ -1,10 +1,10 @@
-"""Entrants: who races, spelled `name[:key=value,...]`, with every option settled.
+"""Entrants: what races, spelled `name[:key=value,...]`, with a value for every option.
 
     adamw                        the tuned settings of the track, or the recipe's defaults
     muon:lr=0.05,steps=90        the same with two options replaced
-    lib:heavyball.SOAP:lr=3e-3   any class of optimizers, by its dotted path (optim/library.py)
+    lib:heavyball.SOAP:lr=3e-3   any optimizer class, by its dotted path (optim/library.py)
 
-An entrant's options are its recipe's and the schedule's.
+The options of an entrant are those of its recipe and those of the schedule.
 """
 
 import difflib
@@ -19,29 +19,24 @@ from errors import UserError
 from optim import Option, find, options, recipes
 from tracking import spelling, tuned
 
-FRACTION = re.compile(r"(aux_)?(momentum|betas?\d?)")  # options that weigh an average
+FRACTION = re.compile(r"(aux_)?(momentum|betas?\d?)")  # weights of averages: options in [0, 1)
 
 
 @dataclass(frozen=True)
 class Entrant:
-    """A recipe with every option settled; `label` is what the user typed."""
+    """A recipe with a value for every option."""
 
-    label: str
+    label: str  # what the user typed
     recipe: str
-    settings: dict[str, Any]
+    settings: dict[str, Any]  # the recipe's options, then the schedule's
+    recipe_settings: dict[str, Any]  # the recipe's options alone
     origin: str  # where the settings come from, for the user
     defaults: Mapping[str, Any]  # of the recipe and of the schedule
     tuned: Mapping[str, Any]  # what tuned.toml says of it on this track; empty if nothing
 
     @property
-    def recipe_settings(self) -> dict[str, Any]:
-        """The options of its recipe alone."""
-        own = options(find(self.recipe))
-        return {key: value for key, value in self.settings.items() if key in own}
-
-    @property
     def canonical(self) -> str:
-        """The entrant with every option written out: two equal spellings train alike."""
+        """The entrant with every option written out; equal spellings train alike."""
         return spelling.spell(self.recipe, self.settings)
 
     @property
@@ -56,11 +51,23 @@ class Entrant:
         return spelling.spell(self.recipe, {k: v for k, v in self.settings.items() if k in named})
 
 
+def recipe_options(recipe: str, schedule: Callable[..., Any]) -> dict[str, Option]:
+    """The options of a recipe. Raises UserError for an unknown one.
+
+    A recipe may have an option of the schedule, to give it another default. For a library's class
+    such a name means something else, so it is left out.
+    """
+    if recipe.startswith("lib:"):
+        known = options(find(recipe))
+        return {key: known[key] for key in known if key not in options(schedule)}
+    if recipe not in recipes():
+        raise UserError(_unknown("entrant", recipe, recipes()))
+    return options(find(recipe))
+
+
 def entrant_options(recipe: str, schedule: Callable[..., Any]) -> dict[str, Option]:
     """All options of an entrant: its recipe's, then the schedule's. Raises UserError."""
-    if not recipe.startswith("lib:") and recipe not in recipes():
-        raise UserError(_unknown("entrant", recipe, recipes()))
-    own = options(find(recipe))
+    own = recipe_options(recipe, schedule)
     return own | {key: option for key, option in options(schedule).items() if key not in own}
 
 
@@ -72,12 +79,12 @@ def parse(
     fixed: Mapping[str, Any],
     path: Path | None = tuned.TUNED,
 ) -> Entrant:
-    """Read an entrant; what it leaves out comes from the file `path` of tuned settings,
-    then from the defaults.
+    """Read an entrant from its spelling; options that it does not give have their tuned values.
 
-    schedule: its keyword arguments are options of every entrant. defaults, fixed: values that
-    replace those of the signatures, and everybody's. Raises UserError on an unknown name or key
-    or a value of the wrong type.
+    track: whose tuned settings to take from the file `path`; None: no file. schedule: its keyword
+    arguments are options of every entrant. defaults: replace the defaults of the signatures.
+    fixed: replace all values, also those in `text`. Raises UserError for an unknown name or key, or
+    a value of the wrong type.
     """
     name, typed = spelling.split(text)
     known = entrant_options(name, schedule)
@@ -94,19 +101,24 @@ def parse(
         origin = f"published for {found.track} ({found.source})"
     else:
         origin = f"tuned for {found.track}{', misses its target' if found.missed else ''}"
-    settings |= assigned(text, known)
+    settings = settings | assigned(text, known) | dict(fixed)
     if typed:
         origin += f", with {', '.join(filter(None, typed.split(',')))}"
-    declared = {key: option.default for key, option in known.items()}
     return Entrant(
-        text, name, settings | dict(fixed), origin, declared, found.options if found else {}
+        label=text,
+        recipe=name,
+        settings=settings,
+        recipe_settings={key: settings[key] for key in recipe_options(name, schedule)},
+        origin=origin,
+        defaults={key: option.default for key, option in known.items()},
+        tuned=found.options if found else {},
     )
 
 
 def assigned(text: str, known: Mapping[str, Option]) -> dict[str, Any]:
-    """The options that the entrant spelled `text` names, converted to their types.
+    """The options that the spelling `text` gives, converted to their types.
 
-    Raises UserError for one that is not in `known`, and for a value of the wrong type.
+    Raises UserError for an option that is not in `known`, and for a value of the wrong type.
     """
     settings: dict[str, Any] = {}
     for assignment in filter(None, spelling.split(text)[1].split(",")):
@@ -122,6 +134,7 @@ def assigned(text: str, known: Mapping[str, Option]) -> dict[str, Any]:
 
 
 def _convert(text: str, key: str, value: str, kind: type) -> Any:
+    """`value` as a `kind`. Raises UserError, whose message begins with `text`."""
     try:
         if kind is bool:
             return {"true": True, "false": False}[value.lower()]
@@ -130,11 +143,11 @@ def _convert(text: str, key: str, value: str, kind: type) -> Any:
         raise UserError(
             f"{text}: {key}={value}: must be {'true or false' if kind is bool else kind.__name__}"
         ) from None
-    # Not a number passes every comparison by which a rule refuses its options.
+    # Rules refuse bad options by comparisons, but no comparison refuses NaN.
     for number in converted if isinstance(converted, tuple) else (converted,):
         if isinstance(number, float) and not math.isfinite(number):
             raise UserError(f"{text}: {key}={value}: must be finite")
-        # Not every rule refuses these.
+        # Some rules do not check these themselves.
         if key.endswith(("lr", "weight_decay", "eps")) and number < 0:
             raise UserError(f"{text}: {key}={value}: must be at least 0")
         if FRACTION.fullmatch(key) and not 0 <= number < 1:
@@ -143,6 +156,7 @@ def _convert(text: str, key: str, value: str, kind: type) -> Any:
 
 
 def _unknown(what: str, name: str, known: Mapping[str, Any]) -> str:
+    """A message with the valid names nearest to `name`, and all of them."""
     near = difflib.get_close_matches(name, known, n=2)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     return f"unknown {what} {name!r}: {hint}one of {', '.join(known)}"

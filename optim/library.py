@@ -1,19 +1,20 @@
-"""Any optimizer class at all, by its dotted path: the adapter to other people's libraries.
+"""Any optimizer class, named by its dotted path: the adapter to other libraries.
 
     python speedrun.py muon lib:heavyball.SOAP:lr=3e-3
     python speedrun.py lib:torch.optim.NAdam:betas=0.9/0.95,scope=all
 
-The options of `lib:PATH` are those arguments of the class's constructor that are numbers, switches,
-words or tuples of numbers, with its defaults; a tuple is spelled with slashes. Beside them:
+The options of `lib:PATH` are the arguments of the class's constructor whose defaults are numbers,
+booleans, strings or tuples of numbers. A tuple is written with slashes. The adapter adds:
 
-scope: "matrices", with our AdamW for the rest, or "all". Either way `embed_lr`, `head_lr` and
-    `vector_lr` are those of the rest, and weight decay is the hidden matrices' alone.
-version: of the library, or the hash of a file of your own; the rows of a race hold it, and
-    another one is refused.
+scope: "matrices": the class has the hidden matrices and AdamW the rest; "all": it has all
+    parameters. In both cases `embed_lr`, `head_lr` and `vector_lr` are the learning rates of the
+    rest, and weight decay applies to the hidden matrices alone.
+version: of the library, or the hash of your own file. Rows of a race hold it, and another version
+    is refused.
 
-The tuner searches `lr` from a tenth to ten times its default, `weight_decay` alike or, where the
-default is 0, from 0.01 to 1. An argument that is named like an option of the schedule keeps its
-default. optim/borrowed.py has recipes for the classes that are raced most.
+The tuner searches `lr` from a tenth of its default to ten times that, and `weight_decay` likewise,
+or from 0.01 to 1 if its default is 0. An argument with the name of a schedule option keeps the
+class's default. optim/library_recipes.py has recipes for the classes that are raced most.
 """
 
 import difflib
@@ -25,23 +26,22 @@ from functools import cache
 from importlib import import_module, metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 import torch
 
 from errors import UserError
-from optim import Group, Log, Option, Recipe, Roles, options, pick
+from optim import Group, Log, Option, Recipe, Roles, options, pick, with_signature
 from optim.adamw import EmbedLR, HeadLR, VectorLR, auxiliary
 
 PINS = Path(__file__).parents[1] / "requirements-optimizers.txt"
-LR = 1e-3  # of a class that has no default
-RESERVED = {"steps", "warmup", "cooldown"}  # the schedule's
+DEFAULT_LR = 1e-3  # of a class whose constructor has none
 
 OptimizerClass = type[torch.optim.Optimizer]
 
 
-class number:  # noqa: N801  its name is the answer to a word in its place
-    """An int where the text is one, else a float."""
+class number:  # noqa: N801  lower case because error messages print it: "must be number"
+    """Converts text to an int if it is one, else to a float."""
 
     def __new__(cls, text: str) -> Any:
         try:
@@ -50,8 +50,8 @@ class number:  # noqa: N801  its name is the answer to a word in its place
             return float(text)
 
 
-class numbers(tuple[Any, ...]):  # noqa: N801
-    """A tuple of numbers, spelled with slashes: commas separate options."""
+class numbers(tuple[Any, ...]):  # noqa: N801  as above
+    """A tuple of numbers, written with slashes, because commas separate options."""
 
     def __new__(cls, values: str | Iterable[Any]) -> "numbers":
         if isinstance(values, str):
@@ -63,13 +63,13 @@ class numbers(tuple[Any, ...]):  # noqa: N801
 
 
 def rule(path: str) -> OptimizerClass:
-    """The class at a dotted path. Raises UserError if it is no optimizer that can be had here."""
+    """The class at a dotted path. Raises UserError if it cannot be imported or is no optimizer."""
     module_name, _, name = path.rpartition(".")
     if not all(path.split(".")) or not module_name:
         raise UserError(f"lib:{path}: must be a module and a class, such as lib:torch.optim.NAdam")
     try:
         module = import_module(module_name)
-    except Exception as error:  # whatever a stranger's file raises
+    except Exception as error:  # a user's file may raise anything
         raise UserError(f"lib:{path}: {_no_module(module_name, error)}") from None
     _require_pin(path)
     found = getattr(module, name, None)
@@ -85,23 +85,23 @@ def rule(path: str) -> OptimizerClass:
             f"try {' or '.join(near) or 'another module'}"
         )
     if module_name.startswith("heavyball"):
-        # Every schedule changes the learning rate, and a scale that an entrant names is meant.
+        # Warnings against what is intended here: a schedule, and a scale that an entrant gives.
         for message in ("Learning rate changed", "It's recommended to use precond_init_scale"):
             warnings.filterwarnings("ignore", message)
         if not torch.cuda.is_available():
-            # Autotuned compilation of each function, which takes minutes on a CPU.
+            # heavyball compiles and autotunes each function, which takes minutes on a CPU.
             import_module("heavyball.utils").compile_mode = None  # type: ignore[attr-defined]
     return found
 
 
 def _pins() -> dict[str, str]:
-    """Versions by the name of the module."""
+    """Pinned versions by the name of the module."""
     pairs = (line.split("==") for line in PINS.read_text().split())
     return {name.replace("-", "_"): version for name, version in pairs}
 
 
 def _no_module(module: str, error: Exception) -> str:
-    """Why a module cannot be imported, and what to do."""
+    """A message: why a module cannot be imported, and what to do."""
     if not isinstance(error, ModuleNotFoundError):
         return f"importing {module} fails: {type(error).__name__}: {_first_line(error)}; mend it"
     missing = error.name or module
@@ -117,18 +117,21 @@ def _first_line(error: Exception) -> str:
 
 
 def _require_pin(path: str) -> None:
-    """A pinned library must have its pinned version: rows of a race name the pins alone."""
+    """Raise UserError if a pinned library is installed in another version than its pin."""
     top = path.partition(".")[0]
     pinned = _pins().get(top)
     if pinned and metadata.version(top) != pinned:
         raise UserError(
-            f"lib:{path}: {top} {metadata.version(top)} is installed, results are those of "
-            f"{pinned}; run: python -m pip install -r {PINS.name}"
+            f"lib:{path}: {top} {metadata.version(top)} is installed, but races use {pinned}; "
+            f"run: python -m pip install -r {PINS.name}"
         )
 
 
 def _version(found: OptimizerClass) -> str:
-    """Of the distribution that has the class, or the hash of its file; torch has a column."""
+    """The version of the class's library, or the hash of its file.
+
+    For torch it is "torch", as rows of a race have a column for its version.
+    """
     top = found.__module__.partition(".")[0]
     distributions = metadata.packages_distributions().get(top)
     if top == "torch" or not distributions:
@@ -143,22 +146,22 @@ def _file_hash(found: OptimizerClass) -> str:
 def declared(path: str, found: OptimizerClass) -> dict[str, Option]:
     """The arguments of a class that can be given as options.
 
-    Raises UserError, naming them, if it wants others, or a closure in each step.
+    Raises UserError, naming them, if the class requires other arguments, or a closure in each step.
     """
-    parameters = list(inspect.signature(found).parameters.values())[1:]  # the first: parameters
-    wanted = [p.name for p in parameters if _is_required(p) and p.name != "lr"]
-    wanted += [p.name for p in list(inspect.signature(found.step).parameters.values())[1:]
-               if _is_required(p)]  # fmt: skip
-    if wanted:
+    parameters = list(inspect.signature(found).parameters.values())[1:]  # the first: params
+    of_step = list(inspect.signature(found.step).parameters.values())[1:]  # the first: self
+    required = [p.name for p in parameters if _is_required(p) and p.name != "lr"]
+    required += [p.name for p in of_step if _is_required(p)]
+    if required:
         raise UserError(
-            f"lib:{path}: it wants {', '.join(wanted)}, which an entrant cannot give; "
-            "write a recipe in optim/ that does"
+            f"lib:{path}: it requires {', '.join(required)}, which an entrant cannot give; "
+            "write a recipe in optim/ that gives it"
         )
     if "lr" not in [p.name for p in parameters]:
         raise UserError(
             f"lib:{path}: it has no argument lr, which the schedule sets; write a recipe in optim/"
         )
-    known = {p.name: _option(p) for p in parameters if p.name not in RESERVED}
+    known = {p.name: _option(p) for p in parameters}
     return {name: option for name, option in known.items() if option}
 
 
@@ -167,18 +170,18 @@ def _is_required(p: inspect.Parameter) -> bool:
 
 
 def _option(p: inspect.Parameter) -> Option | None:
-    """None for what has no spelling, such as a function or None."""
+    """The option of an argument; None if its default cannot be written, as a function cannot."""
     default = p.default
     if p.name == "lr":
         is_rate = isinstance(default, int | float) and default > 0
-        lr = float(default) if is_rate else LR
+        lr = float(default) if is_rate else DEFAULT_LR
         return Option(float, lr, Log(lr / 10, lr * 10))
     if p.name == "weight_decay" and isinstance(default, int | float):
         decay = float(default)
         return Option(float, decay, Log(decay / 10, decay * 10) if decay else Log(0.01, 1.0))
     if isinstance(default, bool | float | str):
         return Option(type(default), default, None)
-    if isinstance(default, int):  # many a default of 0 is that of a float
+    if isinstance(default, int):  # a default of 0 may be meant as a float
         return Option(int if p.annotation in (int, "int") else number, default, None)
     if isinstance(default, tuple) and default and all(isinstance(x, int | float) for x in default):
         return Option(numbers, numbers(default), None)
@@ -192,7 +195,7 @@ def _rest(
     head_lr: HeadLR = 0.01,
     vector_lr: VectorLR = 0.01,
 ) -> None:
-    """The options of the adapter."""
+    """The options that the adapter adds."""
 
 
 @cache
@@ -205,11 +208,12 @@ def recipe_of(name: str) -> Recipe:
     adapter = options(_rest) | {"version": Option(str, version, None)}
 
     def made(roles: Roles, **settings: Any) -> list[Group]:
-        given = {key: settings[key] for key in own if key not in adapter}
+        given = {key: settings[key] for key in own if key in settings and key not in adapter}
         given = {k: tuple(v) if isinstance(v, numbers) else v for k, v in given.items()}
         if settings["version"] != version:
             raise UserError(
-                f"{name}: version={settings['version']}: {version} is installed; install the other"
+                f"{name}: version={settings['version']}: {version} is installed; "
+                f"install {settings['version']}"
             )
         if settings["scope"] not in ("matrices", "all"):
             raise UserError(f"{name}: scope={settings['scope']}: must be matrices or all")
@@ -223,26 +227,26 @@ def recipe_of(name: str) -> Recipe:
         return [matrices, *(Group(found, pick(roles, r), **rest | {"lr": lr}) for r, lr in by_role)]
 
     known = {key: option for key, option in own.items() if key not in adapter} | adapter
-    made.__annotations__ = {
-        key: option.type if option.range is None else Annotated[option.type, option.range]
+    parameters = [
+        inspect.Parameter(
+            key,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=option.default,
+            annotation=Annotated[option.type, option.range] if option.range else option.type,
+        )
         for key, option in known.items()
-    }
-    kind = inspect.Parameter.KEYWORD_ONLY
-    made.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [inspect.Parameter(key, kind, default=option.default) for key, option in known.items()]
-    )
-    assert options(made) == known and get_type_hints(made)
-    return made
+    ]
+    return with_signature(made, name, parameters)
 
 
 def _try(name: str, found: OptimizerClass, given: dict[str, Any]) -> None:
-    """Raise UserError now if the class cannot take a step on a matrix with these options."""
+    """Raise UserError if the class cannot take a step on a 4 by 4 matrix with these options."""
     p = torch.nn.Parameter(torch.eye(4))
     p.grad = torch.eye(4)
     try:
         with torch.random.fork_rng(devices=[]), torch.compiler.set_stance("force_eager"):
             found([p], **given).step()
-    except Exception as error:  # whatever a stranger's class raises
+    except Exception as error:  # a user's class may raise anything
         raise UserError(
             f"{name}: it fails on a 4 by 4 matrix: {type(error).__name__}: {_first_line(error)}; "
             "mend its options, or write a recipe in optim/"

@@ -1,9 +1,9 @@
-"""Lion (Chen et al. 2302.06675): the sign of a momentum that looks ahead, AdamW on the rest.
+"""Lion (Chen et al. 2302.06675): the sign of an interpolated momentum; AdamW on the rest.
 
     python speedrun.py lion:lr=0.0003,weight_decay=1
 
-Every entry of an update is lr in size, so the learning rate is 3 to 10 times smaller than AdamW's
-and the weight decay larger by as much. Half of AdamW's state.
+Every entry of an update has the size lr, so lr is 3 to 10 times smaller than AdamW's and the weight
+decay as many times larger. Lion keeps half of AdamW's state.
 """
 
 from collections.abc import Iterable
@@ -11,8 +11,8 @@ from typing import Annotated, Any
 
 import torch
 
-from optim import Group, Log, Roles, pick, recipe
-from optim.adamw import EmbedLR, HeadLR, VectorLR, auxiliary
+from optim import Group, Log, Roles
+from optim.adamw import matrix_recipe
 
 
 class Lion(torch.optim.Optimizer):
@@ -21,7 +21,7 @@ class Lion(torch.optim.Optimizer):
         W <- (1 - lr weight_decay) W - lr sign(beta1 M + (1 - beta1) G)
         M <- beta2 M + (1 - beta2) G
 
-    State: one `exp_avg` a parameter. Raises ValueError for betas outside [0, 1).
+    State: one `exp_avg` (M) a parameter. Raises ValueError for betas outside [0, 1).
     """
 
     def __init__(
@@ -54,19 +54,13 @@ class Lion(torch.optim.Optimizer):
             torch._foreach_lerp_(momenta, grads, 1 - beta2)
 
 
-@recipe
+@matrix_recipe
 def lion(
-    roles: Roles,
+    matrices: Roles,
     lr: Annotated[float, Log(1e-4, 1e-2)] = 0.001,
     weight_decay: Annotated[float, Log(0.03, 3.0)] = 0.3,
     beta1: float = 0.9,
     beta2: float = 0.99,
-    embed_lr: EmbedLR = 0.3,
-    head_lr: HeadLR = 0.01,
-    vector_lr: VectorLR = 0.01,
 ) -> list[Group]:
     """Lion on the hidden matrices."""
-    matrices = Group(
-        Lion, pick(roles, "matrix"), lr=lr, betas=(beta1, beta2), weight_decay=weight_decay
-    )
-    return [matrices, *auxiliary(roles, embed_lr, head_lr, vector_lr)]
+    return [Group(Lion, matrices, lr=lr, betas=(beta1, beta2), weight_decay=weight_decay)]

@@ -3,21 +3,21 @@
     python speedrun.py muon:lr=0.02,momentum=0.9
     python speedrun.py muon normuon normuon:ns_coefficients=polar-express,cautious=true
 
-A variant is Muon with other defaults: it has all of Muon's options, so that variants combine.
-`moonlight`, which shares one learning rate and weight decay with AdamW, has its own.
+A variant is Muon with other defaults. It has all of Muon's options, so variants can be combined.
+`moonlight` has its own options, as one learning rate and weight decay serve all parameters.
 """
 
 import inspect
 from collections.abc import Mapping
 from typing import Annotated, Any, get_args
 
-import optim.kernels  # noqa: F401  adds its backends
 from muon import Muon
-from optim import Group, Log, Option, Recipe, Roles, matrix_groups, recipe
+from optim import Group, Log, Option, Recipe, Roles, matrix_groups, recipe, with_signature
 from optim.adamw import EmbedLR, HeadLR, VectorLR, auxiliary
 
-# On an update of root mean square 0.2, two to five times Muon's at the width of the track tiny,
-# a lower lr does the same, and with it a higher weight decay.
+# Ranges for updates with a root mean square of 0.2. Such updates are two to five times as large as
+# Muon's at the width of the track `tiny`, so lr is lower, and weight decay, which lr multiplies,
+# higher.
 RMS_LR = Log(0.002, 0.1)
 RMS_WEIGHT_DECAY = Log(0.02, 2.0)
 
@@ -82,8 +82,9 @@ def variant(
 ) -> None:
     """Register Muon under another name, with other defaults.
 
-    base: makes the groups; it takes Muon's options and those that are `added`, without a range.
-    changes: by option, its default or a pair of its default and the range that replaces its own.
+    base: makes the groups, from Muon's options and the `added` ones.
+    added: further options, which the tuner does not search.
+    changes: for an option, a new default, or a new default and a new range (None: no range).
     """
     parameters = dict(inspect.signature(muon).parameters)
     for key, change in changes.items():
@@ -106,15 +107,12 @@ def variant(
     def made(roles: Roles, **settings: Any) -> list[Group]:
         return base(roles, **(changes | settings))
 
-    made.__name__ = name
-    made.__annotations__ = {key: p.annotation for key, p in parameters.items()}
-    made.__signature__ = inspect.Signature(list(parameters.values()))  # type: ignore[attr-defined]
-    recipe(made)
+    recipe(with_signature(made, name, parameters.values()))
 
 
-# Amsel et al. 2505.16932, with the five steps of modded-nanogpt and nanochat.
+# Amsel et al. 2505.16932, with the five-step table of modded-nanogpt and nanochat.
 variant("polar-express", ns_coefficients="polar-express")
-# DeepSeek-V4: ten steps, the last two of which converge. Its scale has 0.18 where ours has 0.2.
+# DeepSeek-V4: ten steps, of which the last two converge. Its scale is 0.18 where ours is 0.2.
 variant(
     "deepseek-v4",
     ns_coefficients="deepseek-v4",
@@ -123,10 +121,10 @@ variant(
     lr=(0.01, RMS_LR),
     weight_decay=(0.1, RMS_WEIGHT_DECAY),
 )
-# Li et al. 2510.05491, scaled as in their code: each neuron's row over its root mean square.
+# Li et al. 2510.05491, scaled as in their code: each row over its running root mean square.
 variant("normuon", second_moment="row")
-# Si et al. 2507.11005, second version, in which one beta serves both moments. In this paper and in
-# that of Muon^2 the momentum is without Nesterov (nesterov=false).
+# Si et al. 2507.11005, second version, in which one beta serves both moments. The papers on AdaMuon
+# and Muon^2 use momentum without Nesterov (nesterov=false).
 variant(
     "adamuon",
     sign=True,
@@ -137,7 +135,7 @@ variant(
 )
 # Liu et al. 2604.09967: Adam's division before the iteration.
 variant("muon2", second_moment="gradient")
-# Wen et al. 2606.16899: no weight decay, as the norms of the matrices stay what they are.
+# Wen et al. 2606.16899: no weight decay, as each matrix keeps its norm.
 variant("muonh", adjust_lr_fn="hyperball", lr=(0.018, Log(0.01, 1.0)), weight_decay=(0.0, None))
 # GLM-5, 2602.15763: each head of query, key and value is a matrix.
 variant("muon-split", blocks="heads")
@@ -158,8 +156,8 @@ def moonlight(
 ) -> list[Group]:
     """Muon as in Moonlight (Liu et al. 2502.16982): one lr and weight decay for all parameters.
 
-    So it has fewer options to tune than the others; with its scale and their lrs, it is
-    `muon:adjust_lr_fn=match_rms_adamw`.
+    So it has fewer options to tune than other recipes. `muon:adjust_lr_fn=match_rms_adamw` has the
+    same scale with a learning rate for each role.
     """
     return muon(
         roles,

@@ -2,9 +2,9 @@
 
     python speedrun.py muonclip:tau=20 muonclip:tau=1e9 --track tiny-mla    # the second never clips
 
-The Muon is Moonlight's (Liu et al. 2502.16982): updates of AdamW's root mean square and weight
-decay. The clip is the model's, `GPT.clip_qk`: the recipe only asks for it. It needs a model
-without QK-norm, and its cost, a product of queries and keys, is on the clock.
+The update is Moonlight's (Liu et al. 2502.16982): its root mean square is AdamW's. The recipe only
+asks for the clip; `GPT.clip_qk` does it. It needs a model without QK-norm. It costs a product of
+queries and keys in each step, which is on the clock.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ from optim.muon import RMS_LR, RMS_WEIGHT_DECAY, muon, variant
 
 
 def clipped(roles: Roles, tau: float, **settings: Any) -> list[Group]:
-    """No attention logit of a step's batch grows beyond `tau` by more than a step's update."""
+    """Muon whose attention logits exceed `tau` by no more than one step adds."""
     groups = muon(roles, **settings)
     for group in groups:
         group.qk_clip = tau

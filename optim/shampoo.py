@@ -1,10 +1,10 @@
-"""Shampoo (Gupta et al. 1802.09568) with averages for its sums, AdamW on the rest.
+"""Shampoo (Gupta et al. 1802.09568) with averages in place of sums; AdamW on the rest.
 
     python speedrun.py shampoo:lr=0.1,precondition_frequency=5
 
-Muon is a special case: without memory (betas 0), with a power of -1/4 and roots that are fresh in
-every step, L^(-1/4) G R^(-1/4) is the orthogonal factor of G. The roots come from eigenvalue
-decompositions, so that holds up to rounding, and costs more than Newton-Schulz.
+Muon without momentum is a special case: with betas of 0, a power of -1/4 and new roots in every
+step, L^(-1/4) G R^(-1/4) is the orthogonal factor of G. Here the roots come from eigenvalue
+decompositions, which cost more than Newton-Schulz.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 
 from muon import lr_scale
-from optim import Group, Log, Roles, matrix_groups, recipe
-from optim.adamw import EmbedLR, HeadLR, VectorLR, auxiliary
+from optim import Group, Log, Roles, matrix_groups
+from optim.adamw import matrix_recipe
 
 
 def eigh(S: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues, ascending, and eigenvectors of a symmetric S (m, m); NaN if it is not finite.
 
-    In float64, since the iteration in float32 may not converge where S has a low rank, and without
-    the error that would end a race where a run has diverged.
+    In float64, because the iteration in float32 may not converge if S has a low rank. A diverged
+    run gives NaN and no error, so that a race goes on.
     """
     finite = S.isfinite().all()
     values, vectors = torch.linalg.eigh(torch.where(finite, S, 0.0).double())
@@ -32,7 +32,7 @@ def eigh(S: Tensor) -> tuple[Tensor, Tensor]:
 def matrix_power(S: Tensor, power: float, eps: float) -> Tensor:
     """S^power of a symmetric positive semi-definite S (m, m).
 
-    Eigenvalues below eps times the largest count as that; zero gives zero.
+    Eigenvalues below eps times the largest are raised to that; S = 0 gives 0.
     """
     values, vectors = eigh(S)
     largest = values[-1]
@@ -47,12 +47,13 @@ class Shampoo(torch.optim.Optimizer):
         M <- beta1 M + (1 - beta1) G
         W <- (1 - lr weight_decay) W - lr scale L^power M R^power
 
-    All three averages are corrected for their start from zero. `scale` is Muon's, sqrt(max(1,
-    rows / columns)). Nothing is grafted: with a power of -1/4 the update's size does not depend on
-    the gradient's.
+    All three averages are corrected for their start from zero, as in Adam. `scale` is Muon's,
+    sqrt(max(1, rows / columns)). There is no grafting (the update takes its size from no other
+    rule): with a power of -1/4 its size does not depend on the gradient's.
 
-    precondition_frequency: steps between new roots of L and R. As many steps at the start have
-        new ones each: the averages move most then, and of a zero gradient there are none.
+    precondition_frequency: steps between new roots of L and R. Also refreshed in each of the first
+        `precondition_frequency` steps, because the averages change most then, and the first
+        gradients may be zero.
     splits: row counts of the matrices stacked in each parameter, each preconditioned on its own.
     State of a parameter: `step`, `exp_avg`, and for each of its matrices `factors` (L, R) and
     `roots` (their powers).
@@ -127,9 +128,9 @@ class Shampoo(torch.optim.Optimizer):
         W.sub_(left @ M @ right, alpha=step_size)
 
 
-@recipe
+@matrix_recipe
 def shampoo(
-    roles: Roles,
+    matrices: Roles,
     lr: Annotated[float, Log(0.01, 0.5)] = 0.05,
     weight_decay: Annotated[float, Log(0.01, 1.0)] = 0.1,
     beta1: float = 0.9,
@@ -137,14 +138,11 @@ def shampoo(
     power: float = -0.25,
     precondition_frequency: int = 10,
     eps: float = 1e-6,
-    embed_lr: EmbedLR = 0.3,
-    head_lr: HeadLR = 0.01,
-    vector_lr: VectorLR = 0.01,
 ) -> list[Group]:
-    """Shampoo on the hidden matrices; query, key and value apart, as Muon has them."""
-    matrices = matrix_groups(
+    """Shampoo; the query, key and value matrices are separate, as in `muon`."""
+    return matrix_groups(
         Shampoo,
-        roles,
+        matrices,
         "qkv",
         lr=lr,
         betas=(beta1, beta2),
@@ -153,4 +151,3 @@ def shampoo(
         precondition_frequency=precondition_frequency,
         eps=eps,
     )
-    return [*matrices, *auxiliary(roles, embed_lr, head_lr, vector_lr)]

@@ -4,8 +4,8 @@ from typing import Annotated
 
 import torch
 
-from optim import Group, Log, Roles, pick, recipe
-from optim.adamw import EmbedLR, HeadLR, VectorLR, auxiliary
+from optim import Group, Log, Roles
+from optim.adamw import matrix_recipe
 
 
 class Signum(torch.optim.Optimizer):
@@ -24,17 +24,11 @@ class Signum(torch.optim.Optimizer):
                 p.sub_(buffer.sign(), alpha=group["lr"])
 
 
-@recipe
+@matrix_recipe
 def signum(
-    roles: Roles,
+    matrices: Roles,
     lr: Annotated[float, Log(1e-4, 1e-2)] = 0.001,
     weight_decay: Annotated[float, Log(0.01, 1.0)] = 0.1,
     momentum: float = 0.9,
-    embed_lr: EmbedLR = 0.3,
-    head_lr: HeadLR = 0.01,
-    vector_lr: VectorLR = 0.01,
 ) -> list[Group]:
-    matrices = Group(
-        Signum, pick(roles, "matrix"), lr=lr, momentum=momentum, weight_decay=weight_decay
-    )
-    return [matrices, *auxiliary(roles, embed_lr, head_lr, vector_lr)]
+    return [Group(Signum, matrices, lr=lr, momentum=momentum, weight_decay=weight_decay)]

@@ -1,4 +1,4 @@
-"""SOAP (Vyas et al. 2409.11321): Adam in the eigenbasis of Shampoo's factors, AdamW on the rest.
+"""SOAP (Vyas et al. 2409.11321): Adam in the eigenbasis of Shampoo's factors; AdamW on the rest.
 
 python speedrun.py soap:lr=0.003,precondition_frequency=10
 """
@@ -9,13 +9,13 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from optim import Group, Log, Roles, matrix_groups, recipe
-from optim.adamw import EmbedLR, HeadLR, VectorLR, auxiliary
+from optim import Group, Log, Roles, matrix_groups
+from optim.adamw import matrix_recipe
 from optim.shampoo import eigh
 
 
 def rotate(X: Tensor, bases: Sequence[Tensor | None], back: bool = False) -> Tensor:
-    """QL^T X QR, or QL X QR^T if `back`; None is an identity."""
+    """QL^T X QR of X (m n), or QL X QR^T if `back`; a basis of None is the identity."""
     left, right = bases
     if left is not None:
         X = (left if back else left.mT) @ X
@@ -25,14 +25,15 @@ def rotate(X: Tensor, bases: Sequence[Tensor | None], back: bool = False) -> Ten
 
 
 def eigenbasis(S: Tensor) -> Tensor:
-    """Eigenvectors of a symmetric S, those of the largest eigenvalues first."""
+    """Eigenvectors of a symmetric S (m m) as columns, the largest eigenvalue first."""
     return eigh(S)[1].flip(-1)
 
 
 def refresh(Q: Tensor, S: Tensor) -> tuple[Tensor, Tensor]:
-    """A step of power iteration from the basis Q towards that of S; the new order of its columns.
+    """One step of power iteration from Q towards the eigenbasis of S; the new basis and the order.
 
-    They are sorted by the eigenvalues of S that Q estimates, the largest first.
+    The columns of Q are first sorted by the eigenvalues of S that they estimate, the largest first;
+    the order (m) is returned so that entries in this basis can follow.
     """
     order = torch.linalg.vecdot(Q, S @ Q, dim=0).argsort(descending=True)
     return torch.linalg.qr(S @ Q[:, order])[0], order
@@ -46,11 +47,11 @@ class SOAP(torch.optim.Optimizer):
         W <- (1 - lr weight_decay) W - lr QL (QL^T M QR / (sqrt(V) + eps)) QR^T
         L <- beta2 L + (1 - beta2) G G^T,  R <- beta2 R + (1 - beta2) G^T G
 
-    A parameter's first gradient sets L, R and their bases alone. With identities for bases it is
-    AdamW from the second on.
+    A parameter's first gradient only sets L, R and their bases QL, QR. If both bases are the
+    identity, the rule is AdamW from the second gradient on.
 
     precondition_frequency: steps between refreshed bases.
-    max_precond_dim: a side that is longer keeps the identity for its basis.
+    max_precond_dim: a longer side has the identity as its basis.
     splits: row counts of the matrices stacked in each parameter, each rotated on its own.
     State of a parameter: `step`, `exp_avg`, `exp_avg_sq` (rotated), and for each of its matrices
     `factors` (L, R) and `bases` (QL, QR).
@@ -92,7 +93,7 @@ class SOAP(torch.optim.Optimizer):
                     self._begin(p, group)
 
     def _begin(self, p: Tensor, group: dict[str, Any]) -> None:
-        """State from the first gradient, which moves no weight."""
+        """Make the state from the first gradient, which changes no weight."""
         state, limit = self.state[p], group["max_precond_dim"]
         state["step"] = 0
         state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
@@ -127,10 +128,10 @@ class SOAP(torch.optim.Optimizer):
                 for side, S in enumerate(factors):
                     if S is not None:
                         bases[side], order = refresh(bases[side], S)
-                        V.copy_(V.index_select(side, order))  # each entry follows its direction
+                        V.copy_(V.index_select(side, order))  # V follows the order of the basis
 
     def _accumulate(self, p: Tensor, group: dict[str, Any]) -> None:
-        """Add the gradient to L and R."""
+        """Average the gradient's products into L and R."""
         assert p.grad is not None
         beta2 = group["betas"][1]
         for G, factors in zip(
@@ -145,9 +146,9 @@ class SOAP(torch.optim.Optimizer):
         return list(group["splits"] or p.shape[:1])
 
 
-@recipe
+@matrix_recipe
 def soap(
-    roles: Roles,
+    matrices: Roles,
     lr: Annotated[float, Log(0.001, 0.05)] = 0.005,
     weight_decay: Annotated[float, Log(0.01, 1.0)] = 0.1,
     beta1: float = 0.95,
@@ -155,14 +156,11 @@ def soap(
     eps: float = 1e-8,
     precondition_frequency: int = 10,
     max_precond_dim: int = 10_000,
-    embed_lr: EmbedLR = 0.3,
-    head_lr: HeadLR = 0.01,
-    vector_lr: VectorLR = 0.01,
 ) -> list[Group]:
-    """SOAP on the hidden matrices; query, key and value apart, as Muon has them."""
-    matrices = matrix_groups(
+    """SOAP; the query, key and value matrices are separate, as in `muon`."""
+    return matrix_groups(
         SOAP,
-        roles,
+        matrices,
         "qkv",
         lr=lr,
         betas=(beta1, beta2),
@@ -171,4 +169,3 @@ def soap(
         precondition_frequency=precondition_frequency,
         max_precond_dim=max_precond_dim,
     )
-    return [*matrices, *auxiliary(roles, embed_lr, head_lr, vector_lr)]

@@ -69,17 +69,17 @@ class Program:
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=low):
             return self.model(inputs, targets)
 
-    def backward(self, inputs: Tensor, targets: Tensor, of: int, last: bool) -> Tensor:
-        """Forward and backward pass: add the gradients of a microbatch's part of a mean loss.
+    def forward_backward(self, inputs: Tensor, targets: Tensor, of: int, last: bool) -> Tensor:
+        """Add the gradients of a microbatch's part of a mean loss.
 
         of: tokens that the mean is over. last: no more gradients are added before the step.
         Returns that part of the mean loss.
         """
         if self.captured is not None:
             return self.captured(inputs, targets)
-        return self._backward(inputs, targets, of, last)
+        return self._launch(inputs, targets, of, last)
 
-    def _backward(self, inputs: Tensor, targets: Tensor, of: int, last: bool) -> Tensor:
+    def _launch(self, inputs: Tensor, targets: Tensor, of: int, last: bool) -> Tensor:
         loss = self.loss(inputs, targets) / of
         self.engine.backward(loss, last=last)
         return loss.detach()
@@ -136,13 +136,13 @@ class Program:
         tokens = self.batch_seqs * self.seq_len
         if self.engine.world_size > 1:
             # Each rank has measured its fastest Newton-Schulz; replicas must round alike.
-            muon.CHOSEN.update(self.engine.broadcast(muon.CHOSEN))
-            self._backward(*self._dummies(), of=tokens, last=True)  # with its communication
+            muon.adopt_backends(self.engine.broadcast(muon.chosen_backends()))
+            self._launch(*self._dummies(), of=tokens, last=True)  # with its communication
         if self.cuda_graphs and tau is None:
-            work = partial(self._backward, of=tokens, last=True)
+            work = partial(self._launch, of=tokens, last=True)
             self.captured = Captured(work, (self.microbatch, self.seq_len), self.device)
         self.engine.load(saved)
-        self.gpt.take_max_logits()  # of the dummy tokens
+        self.gpt.pop_max_logits()  # of the dummy tokens
         machine.synchronize(self.device)
 
     def _dummies(self) -> tuple[Tensor, Tensor]:
@@ -156,12 +156,12 @@ class Program:
             # A GPU's second step has the memory that is left beside the optimizers' state.
             for _ in range(2 if self.device.type == "cuda" else 1):
                 with self.gpt.measuring(tau is not None):
-                    self._backward(inputs, targets, of=targets.numel(), last=False)
+                    self._launch(inputs, targets, of=targets.numel(), last=False)
                 with torch.no_grad():
                     self.loss(inputs, targets)
                 self.engine.step()
                 if tau is not None:
-                    self.gpt.clip_qk(self.gpt.take_max_logits(), tau)
+                    self.gpt.clip_qk(self.gpt.pop_max_logits(), tau)
         except RuntimeError as error:
             if machine.out_of_memory(error):
                 return NO_MEMORY

@@ -9,6 +9,7 @@ import os
 
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # before torch looks
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,6 +33,31 @@ MICRO = {
     "val_every_late": 2,
     "target": 6.9,
 }
+
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--rewrite-golden", action="store_true",
+        help="write the texts of tests/golden anew; review them as a diff",
+    )  # fmt: skip
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+    """Checks a text against its file in tests/golden, or writes it with --rewrite-golden."""
+
+    def check(name: str, text: str) -> None:
+        path = GOLDEN / f"{name}.txt"
+        if request.config.getoption("--rewrite-golden"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        assert path.is_file(), f"no {path}; run this test with --rewrite-golden"
+        assert text == path.read_text(encoding="utf-8"), "run with --rewrite-golden to accept it"
+
+    return check
 
 
 @pytest.fixture(scope="session", autouse=True)

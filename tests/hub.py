@@ -1,9 +1,9 @@
-"""A hub for tests: what the client of the Hugging Face hub asks for, served from memory.
+"""A Hugging Face hub for tests, on this machine and from memory.
 
     hub = Hub(files); hub.start() ... hub.stop()
 
-Answers the two questions that fetching a data set takes, the repository's record and a file (whole
-or from a byte on), and misbehaves as it is told to.
+It answers the three requests that fetching a data set takes: the repository's record, what a file
+is (HEAD), and the file, whole or from a byte on. A test can tell it to misbehave.
 """
 
 import hashlib
@@ -40,10 +40,13 @@ class Hub(ThreadingHTTPServer):
         self.files = files  # what it serves
         self.record = dict(files)  # what its record says it serves
         self.cuts: dict[str, list[int]] = {}  # bytes after which to drop the connection, in turn
-        self.failures: dict[str, list[int]] = {}  # status codes to answer with, in turn
+        self.failures: dict[str, list[int]] = {}  # status codes to answer with, in turn; 0: none
         self.ranges = True  # whether it can begin in the middle
         self.asked: Counter[str] = Counter()  # requests by file, "record" for the record
+        self.heads: Counter[str] = Counter()  # questions what a file is; failures "HEAD <file>"
         self.starts: list[tuple[str, int]] = []  # (file, first byte) of every request for a file
+        self.hold = ""  # a file of which it sends half, and the rest once `released` is set
+        self.holding, self.released = threading.Event(), threading.Event()
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
 
     def start(self) -> None:
@@ -54,6 +57,10 @@ class Hub(ThreadingHTTPServer):
         self.server_close()
 
 
+def next_failure(hub: Hub, key: str) -> int:
+    return hub.failures[key].pop(0) if hub.failures.get(key) else 0
+
+
 class Handler(BaseHTTPRequestHandler):
     server: Hub
     protocol_version = "HTTP/1.1"
@@ -61,14 +68,26 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
         pass
 
+    def do_HEAD(self) -> None:
+        hub, name = self.server, self.path.partition("?")[0].rpartition("/")[2]
+        hub.heads[name] += 1
+        if status := next_failure(hub, f"HEAD {name}"):
+            return self.answer(status, b"")
+        if name not in hub.files:
+            return self.answer(404, b"", {"X-Error-Code": "EntryNotFound"})
+        commit = self.path.split("/resolve/")[1].partition("/")[0]
+        content = hub.record[name]
+        about = {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Repo-Commit": commit}
+        return self.answer(200, b"", about | {"X-Linked-Size": str(len(content))})
+
     def do_GET(self) -> None:
         hub, path = self.server, self.path.partition("?")[0]
         asks_record = re.fullmatch(f"/api/datasets/{REPOSITORY}/revision/(.+)", path)
         asks_file = re.fullmatch(f"/datasets/{REPOSITORY}/resolve/(.+)/(.+)", path)
         key = asks_file[2] if asks_file else "record" if asks_record else "other"
         hub.asked[key] += 1
-        if hub.failures.get(key):
-            self.answer(hub.failures[key].pop(0), b"")
+        if status := next_failure(hub, key):
+            self.answer(status, b"")
         elif asks_record:
             self.send_record(asks_record[1])
         elif asks_file and asks_file[1] in COMMITS.values() and key in hub.files:
@@ -122,6 +141,12 @@ class Handler(BaseHTTPRequestHandler):
         if hub.cuts.get(name):
             self.wfile.write(part[: hub.cuts[name].pop(0)])
             self.close_connection = True
+        elif name == hub.hold:
+            half = len(part) // 2
+            self.wfile.write(part[:half])
+            hub.holding.set()
+            hub.released.wait(60)
+            self.wfile.write(part[half:])
         else:
             self.wfile.write(part)
         return None

@@ -1,4 +1,4 @@
-"""Rows for the tests of `results`: runs that follow from their curves, and tuning trials."""
+"""Rows for tests: runs that follow from their curves, and tuning trials."""
 
 from typing import Any
 
@@ -56,7 +56,7 @@ def make_logits(
 ) -> list[Logit]:
     """Two layers of two heads at each point; the last head is largest, `grows` times in 10 steps.
 
-    Those of a model that is clipped exceed `tau` by a tenth.
+    With `tau`, the logits are clipped: they exceed it by at most a tenth.
     """
     return [
         Logit(

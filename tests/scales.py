@@ -40,7 +40,7 @@ def write_point(
     muon: Sequence[float],
     params: int = 1_000_000,
 ) -> None:
-    """One race of studies.scale: AdamW's final losses by horizon, Muon's; then its trials and row."""
+    """A race of studies.scale: AdamW's final losses by horizon, Muon's; its trials and row."""
     track = f"{point.width:04x}{point.batch_tokens:08x}"
     jobs = [("adamw", steps, values) for steps, values in losses.items()]
     for recipe, steps, values in [*jobs, ("muon", point.steps, muon)]:

@@ -161,8 +161,8 @@ def test_results_can_be_read_drawn_and_verified_without_torch() -> None:
 
 
 def test_the_pages_show_what_the_csvs_hold() -> None:
-    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
-    shown = {name for page in pages for _, name, *_ in report.MARKED.findall(page.read_text())}
+    texts = "".join(path.read_text() for path in report.pages())
+    shown = {name for _, name, *_ in report.MARKED.findall(texts)}
     assert shown == set(report.MARKERS)
     command = [sys.executable, "-m", "analysis.report", "--docs", "--check"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)

@@ -19,7 +19,8 @@ from torch import Tensor
 
 import speedrun
 from errors import UserError
-from layers.attention import LatentAttention, max_logits
+from layers import mha, mla, norms
+from layers.attention import max_logits
 from layers.config import GPTConfig, preset
 from leaderboard import verify
 from model import GPT
@@ -231,7 +232,19 @@ def test_another_width_keeps_heads_groups_and_the_share_of_the_ranks() -> None:
 )
 def test_sizes_that_make_no_attention_are_refused(changes: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        replace(small("tiny"), **changes)
+        GPT(replace(small("tiny"), **changes))
+
+
+def test_a_new_attention_is_a_file_with_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="attention 'norms': must be one of mha, mla; a new one is"):
+        GPT(replace(small("tiny"), attention="norms"))
+
+    class SelfAttention(mha.SelfAttention):
+        """Multi-head attention under another name."""
+
+    monkeypatch.setattr(norms, "SelfAttention", SelfAttention, raising=False)
+    model = GPT(replace(small("tiny"), attention="norms"))
+    assert {type(attention) for attention in model.attentions} == {SelfAttention}
 
 
 # ---- QK-Clip -----------------------------------------------------------------------------------
@@ -258,7 +271,7 @@ def naive_logits(model: GPT, inputs: Tensor) -> Tensor:
 def measured(model: GPT, inputs: Tensor) -> Tensor:
     with model.measuring(), torch.no_grad():
         model(inputs, inputs)
-    return model.take_max_logits()[0]
+    return model.pop_max_logits()[0]
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -270,8 +283,8 @@ def test_what_is_measured_is_the_largest_causal_logit(name: str) -> None:
         for part in inputs.split(1):
             model(part, part)
     model(inputs.flip(1), inputs)  # not measured
-    torch.testing.assert_close(model.take_max_logits()[0], expected, rtol=1e-5, atol=1e-5)
-    assert (model.take_max_logits() == -math.inf).all()
+    torch.testing.assert_close(model.pop_max_logits()[0], expected, rtol=1e-5, atol=1e-5)
+    assert (model.pop_max_logits() == -math.inf).all()
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 12, 128])
@@ -306,7 +319,7 @@ def test_after_a_clip_no_logit_exceeds_tau(name: str) -> None:
     clipped = {n for n, p in model.named_parameters() if not torch.equal(p, weights[n])}
     parts = ("q_up.weight", "k_up.weight", "q_rope.weight")
     attention = model.attentions[0]
-    if isinstance(attention, LatentAttention):
+    if isinstance(attention, mla.SelfAttention):
         assert clipped == {f"blocks.0.attn.{part}" for part in parts}
     else:
         assert clipped == {"blocks.0.attn.qkv.weight", "blocks.0.attn.qkv.bias"}
@@ -336,6 +349,7 @@ def test_scaled_weights_scale_every_logit_of_a_head(name: str) -> None:
     torch.testing.assert_close(logits(), gamma[:, None, None, None] * before, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_measuring_is_compiled_and_changes_no_loss_or_gradient() -> None:
     model, (inputs, targets) = rough(small("tiny-mla", n_layer=1)), batch()
     call = torch.compile(model, dynamic=False, backend="aot_eager")
@@ -348,7 +362,7 @@ def test_measuring_is_compiled_and_changes_no_loss_or_gradient() -> None:
     loss.backward()
     assert torch.equal(loss, plain)
     assert all(torch.equal(p.grad, g) for p, g in zip(model.parameters(), grads, strict=True))
-    compiled = model.take_max_logits()[0]
+    compiled = model.pop_max_logits()[0]
     torch.testing.assert_close(compiled, measured(model, inputs), rtol=1e-6, atol=1e-6)
 
 
@@ -370,6 +384,7 @@ def losses(out: speedrun.Outcome) -> list[float]:
     return [point.val_loss for point in out.points]
 
 
+@pytest.mark.slow
 def test_muonclip_is_muon_until_a_logit_exceeds_tau(
     no_norm_track: speedrun.Track, micro_options: speedrun.Options
 ) -> None:
@@ -426,18 +441,19 @@ def test_logging_logits_is_off_the_clock_and_changes_no_loss(
     trainer = speedrun.Trainer(
         no_norm_track, replace(micro_options, log_logits=True), lambda: seconds[0]
     )
-    model = trainer.model
+    model = trainer.program.model
 
     def slow(inputs: Tensor, targets: Tensor) -> Tensor:
         seconds[0] += 1 if torch.is_grad_enabled() else 1000
         return model(inputs, targets)
 
-    trainer.model = slow
+    trainer.program.model = slow
     out = trainer.run(speedrun.enter("muon", "tiny-mla", 10), seed=0)
     assert out.clock.seconds == 10
     assert losses(out) == losses(plain) and plain.logits == []
 
 
+@pytest.mark.slow
 def test_a_race_writes_its_logits_and_the_verifier_reads_them(
     micro_flags: list[str], tmp_path: Path
 ) -> None:
@@ -476,7 +492,6 @@ def test_a_race_writes_its_logits_and_the_verifier_reads_them(
     [
         (["muonclip", "--track=tiny"], "muonclip: QK-Clip .* bounded already.*--track tiny-mla"),
         (["muonclip:tau=0", "--track=tiny-mla"], "muonclip:tau=0: tau=0.0: must be above 0"),
-        (["muonclip", "--track=tiny", "--dry-run"], "muonclip: QK-Clip .*--track tiny-mla"),
     ],
 )
 def test_a_clip_that_makes_no_sense_is_refused(

@@ -6,7 +6,6 @@ Claims: a bad shard is refused with the reason and the command that mends it; `t
 same tokens everywhere.
 """
 
-import errno
 import itertools
 import os
 import random
@@ -17,7 +16,6 @@ import sys
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -93,41 +91,6 @@ def test_a_token_beyond_the_vocabulary_is_refused(
         shards.open_shard(path, 10)
 
 
-class FullDisk:
-    """A file that takes some bytes and then has no room, as on a full disk."""
-
-    def __init__(self, file: Any) -> None:
-        self.file = file
-
-    def __enter__(self) -> "FullDisk":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.file.close()
-
-    def write(self, part: bytes) -> None:
-        self.file.write(part[:5])
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def test_a_full_disk_leaves_the_old_file_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = write(tmp_path / "a.bin", [1, 2])
-    monkeypatch.setattr(shards, "open", lambda *a: FullDisk(open(*a)), raising=False)  # noqa: SIM115
-    with pytest.raises(UserError, match="a.bin: No space left.*free some space.*run .*again"):
-        write(path, [3, 4, 5])
-    monkeypatch.undo()
-    assert [file.name for file in tmp_path.iterdir()] == ["a.bin"]
-    assert shards.open_shard(path, 1024).tolist() == [1, 2]
-
-
-def test_a_place_that_cannot_be_written_is_a_users_mistake(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write .*make the place writable"):
-        write(tmp_path / "file" / "a.bin", [1])
-
-
 # --- tokenizer ------------------------------------------------------------------------------------
 
 POEM = "the theme then there the other the bother mother the gather rather the lather " * 3
@@ -195,10 +158,20 @@ def test_a_damaged_tokenizer_file_is_refused(tmp_path: Path) -> None:
 # --- the corpus -----------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The corpus as two processes prepare it in one place at once, one of them with one thread."""
-    root = tmp_path_factory.mktemp("data") / "tiny"
+@pytest.fixture
+def tiny() -> Path:
+    """The corpus as it is prepared for all tests."""
+    return corpus.ROOT
+
+
+@pytest.fixture
+def copy(tiny: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny, tmp_path / "copy"))
+
+
+@pytest.mark.slow
+def test_two_processes_prepare_it_in_one_folder_at_once(tmp_path: Path) -> None:
+    root = tmp_path / "tiny"
     command = [sys.executable, "-m", "data.corpus", "--root", str(root)]
     settings = [
         {"TOKENIZERS_PARALLELISM": "true", "RAYON_NUM_THREADS": "3"},
@@ -214,20 +187,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for process in processes:
         out, err = process.communicate()
         assert process.returncode == 0, err
-        # The hash is pinned: that both report it is that both made the same tokens.
+        # The hash is pinned: both processes made the same tokens.
         for part in ("3935593", "219648", "2.9334", corpus.DATA_SHA256[:12], str(root)):
             assert part in out
-    return root
-
-
-@pytest.fixture
-def copy(tiny: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(tiny, tmp_path / "copy"))
-
-
-def test_preparing_leaves_the_four_files(tiny: Path) -> None:
     names = {corpus.TOKENIZER, corpus.TRAIN, corpus.VAL, corpus.MANIFEST}
-    assert {path.name for path in tiny.iterdir()} == names
+    assert {path.name for path in root.iterdir()} == names
+    corpus.verify(root)
 
 
 def test_every_document_stands_behind_a_separator_and_in_one_set_only(tiny: Path) -> None:
@@ -328,9 +293,10 @@ def test_a_damaged_file_is_refused_and_made_anew(
     if (name, damage) == (corpus.MANIFEST, "missing"):
         assert said == ""  # as on the first run
     else:
-        assert name in said and "making it anew" in said and said.count("\n") == 1
+        assert name in said and "making it again" in said and said.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_other_tokens_than_the_pinned_ones_are_refused(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

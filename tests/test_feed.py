@@ -1,4 +1,4 @@
-"""The feed: the batches of a run, in order, on the device, and nothing left running after it."""
+"""The feed: it gives a run its batches in order, on the device, and leaves no thread running."""
 
 import threading
 from pathlib import Path
@@ -36,7 +36,7 @@ def readers() -> list[threading.Thread]:
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_each_step_gets_its_batch(batches: Batches, device: torch.device) -> None:
-    """More steps than there are arrays, each batch looked at again after others are under way."""
+    """There are more steps than arrays, so each array is used again."""
     with Feed(batches, 20, device) as feed:
         for step in range(20):
             inputs, targets = feed.next()
@@ -65,7 +65,7 @@ def test_what_a_gpu_copies_from_is_pinned() -> None:
 
 
 def test_a_run_leaves_no_reader_behind(micro_flags: list[str]) -> None:
-    """Neither one that ends nor one that explodes in the middle."""
+    """Neither a run that ends nor one that diverges."""
     flags = ["adamw", "adamw:lr=1e9", "--steps=12", *micro_flags]
     assert speedrun.main(flags) == 0
     assert not readers()

@@ -1,11 +1,12 @@
-"""Fetching FineWeb: the real client of the hub against a local hub that misbehaves.
+"""Fetching FineWeb: the hub's own client against a local hub that misbehaves.
 
     python -m pytest tests/test_fineweb.py
 
-Claims: whatever the hub and the connection do, what is in the folder at the end is what the hub's
-record says, or there is one message and what has arrived is kept.
+Claims: whatever the hub and the connection do, the folder holds whole shards of the hub's record
+and nothing else, and a shard that is missing is one message.
 """
 
+import errno
 import fcntl
 import json
 import os
@@ -14,7 +15,6 @@ import shutil
 import subprocess
 import sys
 import threading
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +23,6 @@ from typing import Any
 import pytest
 
 import data
-import speedrun
 from data import bpe, fineweb, gpt2, manifest, shards
 from errors import UserError
 from tests.hub import COMMITS, Hub, shard, vocabulary
@@ -43,6 +42,7 @@ VOCABULARY = vocabulary()
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A hub that the client talks to, and a client that waits for nothing."""
     from huggingface_hub import constants, file_download
+    from huggingface_hub.utils import _http
 
     served = Hub(dict(FILES))
     served.start()
@@ -50,8 +50,9 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     monkeypatch.setattr(constants, "ENDPOINT", served.url)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 64)  # shards are small here
-    monkeypatch.setattr(file_download, "time", SimpleNamespace(sleep=lambda seconds: None))
-    monkeypatch.setattr(fineweb, "FIRST_WAIT_SECONDS", 0.001)
+    for module in (file_download, _http):
+        monkeypatch.setattr(module, "time", SimpleNamespace(sleep=lambda seconds: None))
+    monkeypatch.setattr(fineweb, "WAITS_SECONDS", (0.001,) * 3)
     monkeypatch.setattr(gpt2, "tokens", lambda: VOCABULARY)
     yield served
     served.stop()
@@ -64,6 +65,11 @@ def root(tmp_path: Path) -> Path:
 
 def shards_in(root: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in root.glob("fineweb_*")}
+
+
+def names_in(root: Path) -> set[str]:
+    """Whatever is in the folder, but for the three files that are always there."""
+    return {path.name for path in root.iterdir()} - {".lock", "gpt2.tiktoken", "manifest.json"}
 
 
 def first(count: int) -> dict[str, bytes]:
@@ -83,7 +89,7 @@ def test_the_shards_that_the_tokens_and_one_more_need(
     assert shards_in(root) == first(count)
     del hub.asked["other"]  # what the client asks on its own account
     assert hub.asked == dict.fromkeys(["record", *first(count)], 1)
-    assert not list(root.glob(".*.part"))
+    assert names_in(root) == set(first(count))
 
 
 @pytest.mark.parametrize(
@@ -162,7 +168,7 @@ def test_every_machine_gets_the_same_commit_whatever_the_hub_has_now(
 # --- what goes wrong ------------------------------------------------------------------------------
 
 
-def test_a_connection_that_is_cut_is_gone_on_with(hub: Hub, root: Path) -> None:
+def test_a_connection_that_is_cut_is_resumed(hub: Hub, root: Path) -> None:
     hub.cuts = {FIRST: [300, 200], VAL: [64]}
     fineweb.prepare(1, root)
     assert shards_in(root) == first(1)
@@ -176,47 +182,72 @@ def test_a_hub_that_cannot_begin_in_the_middle_begins_again(hub: Hub, root: Path
     assert shards_in(root) == first(1)
 
 
-def test_a_download_that_was_stopped_goes_on_in_the_next_call(hub: Hub, root: Path) -> None:
-    hub.cuts = {FIRST: [300] + [0] * 100}
-    with pytest.raises(UserError, match=f"{FIRST}: no connection.*is kept.*run it again later"):
-        fineweb.prepare(1, root, workers=1)  # the validation shard, then this one
-    assert (root / f".{FIRST}.part").read_bytes() == FILES[FIRST][:256]
-    hub.cuts, hub.starts = {}, []
-    fineweb.prepare(1, root)
-    assert shards_in(root) == first(1) and (FIRST, 256) in hub.starts
-    assert VAL not in dict(hub.starts)
-
-
-def test_a_part_that_is_not_what_the_hub_has_is_fetched_anew(hub: Hub, root: Path) -> None:
-    root.mkdir()
-    (root / f".{FIRST}.part").write_bytes(b"x" * 100)
-    (root / f".{VAL}.part").write_bytes(b"x" * 10_000)  # longer than the whole
+def test_a_hub_that_refuses_to_resume_is_asked_for_the_whole_file(hub: Hub, root: Path) -> None:
+    hub.cuts, hub.failures = {FIRST: [300]}, {FIRST: [0, 416]}
     fineweb.prepare(1, root)
     assert shards_in(root) == first(1)
+    assert [start for name, start in hub.starts if name == FIRST] == [0, 0]
+
+
+def test_a_download_that_was_stopped_is_finished_by_the_next_call(hub: Hub, root: Path) -> None:
+    hub.cuts = {FIRST: [300] + [0] * 100}
+    with pytest.raises(UserError, match=f"{FIRST}: no connection.*are kept.*run it again later"):
+        fineweb.prepare(1, root, workers=1)  # the validation shard, then this one
+    assert names_in(root) == {VAL}
+    hub.cuts, hub.starts = {}, []
+    fineweb.prepare(1, root)
+    assert shards_in(root) == first(1)
+    assert hub.starts == [(FIRST, 0)]  # the shard that was there is not fetched again
+
+
+def test_a_process_that_was_killed_leaves_nothing_that_confuses_the_next(
+    hub: Hub, tmp_path: Path
+) -> None:
+    root = tmp_path / "fineweb"
+    hub.hold = FIRST
+    process = subprocess.Popen(
+        command(root, 1), cwd=REPOSITORY, env=environment(hub, tmp_path),
+        stderr=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert hub.holding.wait(60)  # half of the file was sent
+    process.kill()
+    process.communicate()
+    assert FIRST not in shards_in(root) and list(root.rglob("*.incomplete"))
+    hub.hold = ""
+    hub.released.set()
+    fineweb.prepare(1, root)
+    assert shards_in(root) == first(1) and names_in(root) == set(first(1))
 
 
 def test_a_corrupt_file_is_fetched_again_and_then_given_up(hub: Hub, root: Path) -> None:
     bad = bytearray(FILES[FIRST])
     bad[1500] ^= 1
     hub.files[FIRST] = bytes(bad)
-    with pytest.raises(UserError, match=f"{FIRST}: what came has SHA-256 .*record says.* 4 times"):
+    with pytest.raises(UserError, match=f"{FIRST}: 1826 bytes with SHA.*record says.*several"):
         fineweb.prepare(1, root)
-    assert hub.asked[FIRST] == fineweb.ATTEMPTS
-    assert FIRST not in shards_in(root) and not list(root.glob(".*.part"))
+    assert hub.asked[FIRST] == 1 + len(fineweb.WAITS_SECONDS)
+    assert FIRST not in shards_in(root) and names_in(root) <= {VAL}
 
 
 def test_a_truncated_file_is_given_up(hub: Hub, root: Path) -> None:
     hub.files[FIRST] = FILES[FIRST][:1500]
-    with pytest.raises(UserError, match=f"{FIRST}: 1500 bytes came, the hub's record says 1826"):
+    with pytest.raises(UserError, match=f"{FIRST}: .*should be of size 1826 but has size 1500"):
         fineweb.prepare(1, root)
-    assert FIRST not in shards_in(root)
-    (root / f".{FIRST}.part").write_bytes(FILES[FIRST][:1600])  # more than the hub has: 416
-    hub.asked.clear()
-    with pytest.raises(UserError, match="1500 bytes came"):
-        fineweb.prepare(1, root)
+    assert names_in(root) <= {VAL}
     hub.files[FIRST] = FILES[FIRST]
     fineweb.prepare(1, root)
     assert shards_in(root) == first(1)
+
+
+def test_another_file_than_the_records_is_given_up_though_the_hub_calls_it_whole(
+    hub: Hub, root: Path
+) -> None:
+    fineweb.prepare(1, root)
+    hub.files = hub.record = FILES | {name: shard(300, 9) for name in list(FILES)[2:]}
+    name = list(FILES)[2]
+    with pytest.raises(UserError, match=f"{name}: 1624 bytes .* came, .* says 1828 bytes"):
+        fineweb.prepare(401, root)
+    assert names_in(root) == set(first(1))
 
 
 def test_a_file_that_is_no_shard_is_refused_though_the_hub_has_it_so(hub: Hub, root: Path) -> None:
@@ -235,20 +266,36 @@ def test_a_missing_file_is_one_message_at_once(hub: Hub, root: Path) -> None:
     del hub.files[FIRST]
     with pytest.raises(UserError, match=f"{FIRST}: the hub answers 404: it does not exist"):
         fineweb.prepare(1, root)
-    assert hub.asked[FIRST] == 1
+    assert hub.heads[FIRST] == 1 and not hub.asked[FIRST]
+
+
+@pytest.mark.parametrize("request_", ["HEAD ", ""])
+@pytest.mark.parametrize(("status", "remedy"), [(401, "log in"), (403, "log in"), (400, "later")])
+def test_a_file_that_the_hub_refuses_is_one_message_at_once(
+    hub: Hub, root: Path, request_: str, status: int, remedy: str
+) -> None:
+    hub.failures = {f"{request_}{FIRST}": [status] * 100}
+    with pytest.raises(UserError, match=f"{FIRST}: the hub answers {status}: .*{remedy}"):
+        fineweb.prepare(1, root)
+    assert hub.heads[FIRST] == 1 and hub.asked[FIRST] <= 1
 
 
 def test_a_hub_that_is_busy_is_asked_again(hub: Hub, root: Path) -> None:
-    hub.failures = {"record": [503, 500], FIRST: [503, 502], VAL: [503]}
+    hub.failures = {"record": [503, 500, 429], FIRST: [503, 502], VAL: [429]}
+    hub.failures |= {f"HEAD {FIRST}": [500, 429, 503]}
     fineweb.prepare(1, root)
-    assert shards_in(root) == first(1) and hub.asked["record"] == 3
+    assert shards_in(root) == first(1) and hub.asked["record"] == 4
     shutil.rmtree(root)
     hub.failures = {"record": [503] * 100}
     with pytest.raises(
-        UserError, match=f"at {fineweb.REVISION}: the hub answers 503, 4 times.*run it again"
+        UserError, match=f"at {fineweb.REVISION}: the hub answers 503, several times.*run it again"
     ):
         fineweb.prepare(1, root)
     assert not (root / "manifest.json").exists()
+    hub.failures = {f"HEAD {FIRST}": [503] * 100}
+    with pytest.raises(UserError, match=f"{FIRST}: the hub answers 503, several times"):
+        fineweb.prepare(1, root)
+    assert hub.heads[FIRST] < 20  # the client has tried again itself
 
 
 def test_a_damaged_shard_is_fetched_anew(
@@ -260,7 +307,7 @@ def test_a_damaged_shard_is_fetched_anew(
         data.open_dataset("fineweb", root)
     fineweb.prepare(1, root)
     assert shards_in(root) == first(1)
-    assert f"{FIRST} is damaged; fetching it anew" in capsys.readouterr().err
+    assert f"{FIRST} is damaged; fetching it again" in capsys.readouterr().err
 
 
 def test_one_failure_stops_the_other_downloads(hub: Hub, root: Path) -> None:
@@ -284,6 +331,18 @@ def test_a_full_disk_is_seen_before_anything_is_fetched(
     fineweb.prepare(500, root)  # all is there: no room is needed
 
 
+def test_a_disk_that_fills_up_is_one_message(
+    hub: Hub, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", full)
+    with pytest.raises(UserError, match="cannot write fineweb_.*No space left.*free some space"):
+        fineweb.prepare(1, root)
+    assert not names_in(root)
+
+
 def test_two_fetches_do_not_share_a_folder(hub: Hub, root: Path) -> None:
     root.mkdir()
     with open(root / ".lock", "w") as lock:
@@ -304,38 +363,49 @@ def test_no_vocabulary_is_said_before_anything_is_fetched(
     assert not hub.asked
 
 
-def test_ctrl_c_stops_the_threads_and_keeps_the_parts(
+def test_ctrl_c_stops_a_download_in_the_middle_of_a_file(
     hub: Hub, root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupted(*_: Any, **__: Any) -> None:
+        assert hub.holding.wait(60)
+        threading.Timer(0.2, hub.released.set).start()  # after the threads were told to stop
         raise KeyboardInterrupt
 
+    hub.hold = FIRST
     monkeypatch.setattr(fineweb, "wait", interrupted)
-    before = threading.active_count()
     assert fineweb.main(["--tokens", "2014", "--root", str(root)]) == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "the same command fetches the shards that are missing" in capsys.readouterr().err
     assert not [t for t in threading.enumerate() if t.name.startswith("fetch")]
-    assert threading.active_count() <= before + len(FILES)  # the hub's own threads
-    monkeypatch.undo()
+    assert FIRST not in shards_in(root)
+    assert names_in(root) == set(shards_in(root))
 
 
 # --- the command ----------------------------------------------------------------------------------
 
 
-def test_the_command_through_the_clients_own_settings(tmp_path: Path) -> None:
-    """In a process of its own, as a user with HF_ENDPOINT has it."""
-    hub = Hub(dict(FILES))
-    hub.start()
+def command(root: Path, tokens: int) -> list[str]:
     program = (
         "import sys\nfrom data import fineweb, gpt2\nfrom tests import hub\n"
+        "from huggingface_hub import constants\nconstants.DOWNLOAD_CHUNK_SIZE = 64\n"
         "gpt2.tokens = hub.vocabulary\nsys.exit(fineweb.main())\n"
     )
+    return [sys.executable, "-c", program, "--tokens", str(tokens), "--root", str(root)]
+
+
+def environment(hub: Hub, folder: Path) -> dict[str, str]:
+    """The client's own settings, as a user with another hub has them."""
+    settings = {"HF_ENDPOINT": hub.url, "HF_HOME": str(folder / "home"), "COLUMNS": "200"}
+    return os.environ | settings
+
+
+def test_the_command_through_the_clients_own_settings(tmp_path: Path) -> None:
+    hub = Hub(dict(FILES))
+    hub.start()
     root = tmp_path / "fineweb"
-    settings = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "COLUMNS": "200"}
-    command = [sys.executable, "-c", program, "--tokens", "500", "--root", str(root)]
     done = subprocess.run(
-        command, cwd=REPOSITORY, env=os.environ | settings, capture_output=True, text=True
-    )
+        command(root, 500), cwd=REPOSITORY, env=environment(hub, tmp_path),
+        capture_output=True, text=True,
+    )  # fmt: skip
     hub.stop()
     assert done.returncode == 0, done.stderr
     digest = manifest.read(root, "").hash[:12]
@@ -357,26 +427,19 @@ def test_a_users_mistake_is_one_line(
     assert "HF_HUB_OFFLINE is set" in said.err and said.err.count("\n") == 1 and not said.out
 
 
-def test_a_track_needs_what_its_longest_run_takes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_pinned_folder_says_so_too_when_the_client_is_offline(
+    hub: Hub, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tuned = tmp_path / "tuned.toml"
-    tuned.write_text(
-        "[gpt2.adamw]\nsteps = 5100\n[gpt2.muon]\nsteps = 3250\n[medium.muon]\nlr = 1\n"
-    )
-    monkeypatch.setattr(fineweb, "TUNED", tuned)
-    assert fineweb.track_tokens("gpt2") == 5100 * 524_288
-    assert fineweb.track_tokens("medium") == 15_000 * 524_288  # of whoever is not tuned
-    assert fineweb.track_tokens("gpt2-2024") == 9500 * 524_288
-    with pytest.raises(UserError, match="--track tiny: trains on no FineWeb.*gpt2"):
-        fineweb.track_tokens("tiny")
+    from huggingface_hub import constants
+
+    fineweb.prepare(1, root)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    fineweb.prepare(1, root)  # all is there
+    with pytest.raises(UserError, match="000002.bin: HF_HUB_OFFLINE is set"):
+        fineweb.prepare(401, root)
 
 
-def test_tracks_are_the_trainers() -> None:
-    tuned = tomllib.loads(fineweb.TUNED.read_text())
-    on_fineweb = {name: t for name, t in speedrun.TRACKS.items() if t.dataset == "fineweb"}
-    known = {name: (track.batch_tokens, track.search_steps) for name, track in on_fineweb.items()}
-    assert known == fineweb.TRACKS
-    for name, track in on_fineweb.items():
-        for settings in tuned.get(name, {}).values():
-            assert fineweb.track_tokens(name) >= settings["steps"] * track.batch_tokens
+def test_tokens_must_be_given(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        fineweb.main([])
+    assert "--tokens" in capsys.readouterr().err

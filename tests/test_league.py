@@ -2,24 +2,23 @@
 
 import math
 import random
+from collections.abc import Callable
 
 import pytest
+from scipy.stats import t as student
 
 from analysis import league, report
-from analysis.pairs import Pairs, resolutions
+from analysis.pairs import Pairs, detectable_differences
 from analysis.stats import (
     Costs,
-    detectable,
     differ,
     holm,
     iso_loss,
+    min_detectable_difference,
     pooled_deviation,
     speedup,
-    t_cdf,
-    t_quantile,
 )
 from analysis.table import by_label
-from errors import UserError
 from tests.rows import entrant, make_run
 from tracking.schema import Run
 
@@ -51,14 +50,16 @@ def test_the_detectable_difference_is_nearly_that_of_published_power(
     n: int, power: float, difference: float
 ) -> None:
     # Those are of Student's test: Welch's finds a little less, the less the more values there are.
-    assert 0 < detectable(n, 1.0, 0.05, power) / difference - 1 < 0.04 / n
-    assert detectable(n, 0.02, 0.05, power) == pytest.approx(0.02 * detectable(n, 1.0, 0.05, power))
+    assert 0 < min_detectable_difference(n, 1.0, 0.05, power) / difference - 1 < 0.04 / n
+    assert min_detectable_difference(n, 0.02, 0.05, power) == pytest.approx(
+        0.02 * min_detectable_difference(n, 1.0, 0.05, power)
+    )
 
 
 @pytest.mark.parametrize(("n", "alpha"), [(5, 0.05), (5, 0.05 / 120), (3, 0.05)])
 def test_a_detectable_difference_is_detected_as_often_as_said(n: int, alpha: float) -> None:
     draw, found = random.Random(2), 0
-    shift = detectable(n, 1.0, alpha)
+    shift = min_detectable_difference(n, 1.0, alpha)
     for _ in range(3000):
         p = differ(*([draw.gauss(m, 1) for _ in range(n)] for m in (0, shift)))
         found += p is not None and p < alpha
@@ -77,7 +78,7 @@ def test_a_pair_is_tested_on_the_logarithm_of_its_costs() -> None:
     assert ratio is not None and not ratio.bound
     a, b = 0.1**2 / 3, 0.04**2 / 3
     df = (a + b) ** 2 / (a**2 / 2 + b**2 / 2)
-    assert ratio.p == pytest.approx(2 * t_cdf(-math.log(2) / math.sqrt(a + b), df))
+    assert ratio.p == pytest.approx(2 * student.cdf(-math.log(2) / math.sqrt(a + b), df))
     back = speedup(fast, slow)
     assert back is not None and back.estimate.value == pytest.approx(0.5)
     assert back.p == pytest.approx(ratio.p) and not ratio.at_least
@@ -91,7 +92,7 @@ def test_an_entrant_that_never_reaches_has_a_bound_with_the_others_spread() -> N
     assert ratio is not None and ratio.bound and ratio.at_least and not ratio.at_most
     assert ratio.estimate.value == pytest.approx(1.4)
     error = 0.1 * math.sqrt(1 / 3 + 1 / 4)
-    assert ratio.p == pytest.approx(2 * t_cdf(-math.log(1.4) / error, 2))
+    assert ratio.p == pytest.approx(2 * student.cdf(-math.log(1.4) / error, 2))
     back = speedup(fast, missed)
     assert back is not None and back.bound and back.at_most and back.p == pytest.approx(ratio.p)
 
@@ -110,7 +111,7 @@ def test_iso_loss_interpolates_in_the_logarithm_of_the_horizon() -> None:
     # Slope -.3 / ln 2; variances .01, .02 and 0 over 2 runs each, weights 1, 1/2 and 1/2
     v = [(k * math.log(2) / 0.3) ** 2 * s / 2 for k, s in ((1, 0.005), (0.5, 0.02), (0.5, 0.0))]
     df = sum(v) ** 2 / sum(x**2 for x in v)
-    half = t_quantile(0.975, df) * math.sqrt(sum(v))
+    half = student.ppf(0.975, df) * math.sqrt(sum(v))
     assert steps.high == pytest.approx(steps.value * math.exp(half))
     assert iso_loss(losses, [4.1]).value == pytest.approx(50)  # type: ignore[union-attr]
     assert iso_loss(losses, [3.5]) is None and iso_loss(losses, [4.3]) is None
@@ -134,7 +135,7 @@ def crowd() -> list[Run]:
 def test_every_pair_is_corrected_for_all_of_them() -> None:
     groups = by_label(crowd())
     pairs = Pairs(groups, "steps")
-    assert pairs.family == 10  # those that nothing is known of too
+    assert pairs.family == 10  # pairs without a test too
     assert pairs.of("adamw", "shampoo").p is None and pairs.of("sgd", "shampoo").p is None
     won, lost = pairs.of("adamw", "muon"), pairs.of("muon", "adamw")
     assert won.distinct and won.p == lost.p
@@ -162,7 +163,7 @@ def test_a_gain_of_one_pair_does_not_survive_among_many() -> None:
     assert sentence.count(": not distinguishable among 28 pairs (p = ") == 2
 
 
-def test_the_table_keeps_who_missed_and_who_diverged() -> None:
+def test_the_table_keeps_entrants_that_missed_or_diverged() -> None:
     lines = [[c.strip() for c in line.strip("|").split("|")]
              for line in league.markdown(crowd()).splitlines() if line.startswith("|")]  # fmt: skip
     assert [line[0] for line in lines[2:]] == ["muon", "lion", "adamw", "sgd", "shampoo"]
@@ -177,30 +178,21 @@ def test_the_table_keeps_who_missed_and_who_diverged() -> None:
     assert cells["shampoo"]["AdamW's seconds over its own"] == "-"
 
 
+def test_the_league_reads_as_reviewed(golden: Callable[[str, str], None]) -> None:
+    duel = entrant("adamw", [90.0, 110.0]) + entrant("muon", [45.0, 55.0])
+    texts = [league.text(crowd()), league.markdown(crowd()), *map(
+        league.detectable_note, (crowd(), duel, entrant("adamw", [50.0]))
+    )]  # fmt: skip
+    golden("league", "\n\n".join(texts) + "\n")
+
+
 def test_what_the_seeds_can_show_follows_from_their_spread() -> None:
     runs = entrant("adamw", [90.0, 110.0]) + entrant("muon", [45.0, 55.0])
-    steps, _, loss = resolutions(by_label(runs))
+    steps, _, loss = detectable_differences(by_label(runs))
     sd = math.log(110 / 90) / math.sqrt(2)
     assert steps.deviation == pytest.approx(sd)
-    assert steps.alone == pytest.approx(math.expm1(detectable(2, sd)))
-    assert steps.among_all == pytest.approx(steps.alone)  # one pair
-    assert loss.deviation == loss.alone == 0  # these rows share their loss
-    text = league.resolution(runs)
-    assert text.startswith("With 2 seeds each") and f"{steps.alone:.1%} in steps" in text
-    more = league.resolution(runs + entrant("lion", [90.0, 110.0]))
-    assert "Among all 3 pairs of its 3 entrants" in more
-    strict = resolutions(by_label(runs + entrant("lion", [90.0, 110.0])))[0]
-    assert strict.among_all == pytest.approx(math.expm1(detectable(2, sd, 0.05 / 3)))
-    assert "single runs" in league.resolution(entrant("adamw", [50.0]))
-
-
-def test_the_newest_league_has_three_entrants_and_a_frozen_track() -> None:
-    duel = entrant("adamw", [70.0]) + entrant("muon", [50.0])
-    assert league.newest(duel) == [] and league.newest(duel, "tiny-1") == duel
-    readme = "<!-- begin:league -->\n<!-- end:league -->"
-    assert league.NONE_YET in report.rewrite(readme, duel, [], None)
-    assert "| sgd |" in report.rewrite(readme, crowd(), [], None)
-    named = readme.replace("league -->", "league none -->", 1)
-    assert league.NONE_YET in report.rewrite(named, crowd(), [], None)
-    with pytest.raises(UserError, match="no race tiny-8: must be none or one of tiny-1"):
-        league.newest(duel, "tiny-8")
+    assert steps.single_pair == pytest.approx(math.expm1(min_detectable_difference(2, sd)))
+    assert steps.among_all == pytest.approx(steps.single_pair)  # one pair
+    assert loss.deviation == loss.single_pair == 0  # these rows share their loss
+    strict = detectable_differences(by_label(runs + entrant("lion", [90.0, 110.0])))[0]
+    assert strict.among_all == pytest.approx(math.expm1(min_detectable_difference(2, sd, 0.05 / 3)))

@@ -9,7 +9,6 @@ is validated on its average and trains as if it had not been.
 
 import io
 import re
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +24,12 @@ from layers.config import GPTConfig
 from leaderboard import verify
 from model import GPT
 from optim import Linear, Log, library
-from optim.entrants import entrant_options, parse, split
+from optim.entrants import entrant_options, parse
 from optim.library import numbers
 from speedrun import Options, Schedule, Track, Trainer
 from studies import tune
-from tracking import store
+from tracking import store, tuned
+from tracking.spelling import split
 
 CONFIG = GPTConfig(vocab_size=37, block_size=8, n_layer=1, n_head=2, n_embd=16)
 ROLES = GPT(CONFIG).roles()
@@ -111,8 +111,10 @@ def test_the_options_are_those_of_the_constructor_and_the_adapter() -> None:
     )
 
 
-def test_the_schedule_s_options_stay_the_schedule_s() -> None:
-    assert {field.name for field in fields(Schedule)} <= library.RESERVED
+def test_an_argument_named_like_an_option_of_the_schedule_keeps_its_default() -> None:
+    entrant = enter(f"{MINE}:steps=20")
+    assert entrant.settings["steps"] == 20 and "steps" not in entrant.recipe_settings
+    assert "steps" not in plan(f"{MINE}:steps=20")[0].options
 
 
 def test_what_is_typed_reaches_the_constructor() -> None:
@@ -134,7 +136,7 @@ def test_everything_may_be_its_own_with_the_rates_of_the_rest() -> None:
 
 
 def test_a_rate_without_a_default_has_the_adapter_s() -> None:
-    assert enter(f"lib:{__name__}.Unset").settings["lr"] == library.LR
+    assert enter(f"lib:{__name__}.Unset").settings["lr"] == library.DEFAULT_LR
 
 
 @pytest.mark.parametrize(
@@ -149,7 +151,7 @@ def test_a_row_s_spelling_reads_back_as_itself(text: str) -> None:
     entrant = enter(text)
     again = parse(entrant.canonical, "elsewhere", Schedule, {"steps": 3}, {}, None)
     assert (again.recipe, again.settings) == (entrant.recipe, entrant.settings)
-    assert again.spelled == entrant.canonical
+    assert again.canonical == entrant.canonical
     assert verify._options(entrant.canonical)["lr"] == str(entrant.settings["lr"])
 
 
@@ -172,9 +174,9 @@ def test_recipes_are_named_with_hyphens() -> None:
         ("lib:.torch.Adam", "must be a module and a class"),
         ("lib:torch.optimm.Adam", "there is no module torch.optimm; name one that torch has"),
         ("lib:nowhere_at_all.Adam", r"nowhere_at_all is not installed.*pip install nowhere_at_all"),
-        ("lib:torch.optim.LBFGS", "it wants closure, which"),
+        ("lib:torch.optim.LBFGS", "it requires closure, which"),
         ("lib:torch.optim.SparseAdam", "fails on a 4 by 4 matrix: RuntimeError: .*SparseAdam"),
-        (f"lib:{__name__}.Needy", "it wants model, horizon, which an entrant cannot give"),
+        (f"lib:{__name__}.Needy", "it requires model, horizon, which an entrant cannot give"),
         (f"lib:{__name__}.Rateless", "no argument lr"),
         (f"{MINE}:betas=0.9", "fails on a 4 by 4 matrix: KeyError: 'two betas'"),
         (f"{MINE}:betas=0.9/x", "betas=0.9/x: must be numbers"),
@@ -246,7 +248,8 @@ class Stepped:
         self.plan = optim.plan(
             self.engine.roles(), entrant.recipe, entrant.recipe_settings, torch.float32
         )
-        self.optimizers = self.engine.optimizers(self.plan)
+        self.engine.build(self.plan)
+        self.optimizers = self.engine.optimizers
 
     def step(self, number: int) -> dict[str, Tensor]:
         """Take it; by how much each parameter moved."""
@@ -310,6 +313,7 @@ def test_heavyball_s_soap_goes_on_from_a_file_as_if_never_stopped(scope: str) ->
 # ---- Through the trainer -----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_race_of_any_class_is_recorded_resumed_and_verified(
     micro_flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -329,9 +333,7 @@ def test_a_race_of_any_class_is_recorded_resumed_and_verified(
 def test_a_class_is_tuned_like_a_recipe(micro_track: Track, micro_options: Options) -> None:
     name = "lib:torch.optim.NAdam"
     trainer = Trainer(micro_track, micro_options)
-    knobs = entrant_options(name, Schedule)
-    settle = lambda text: speedrun.enter(text, "tiny")  # noqa: E731
-    study = tune.Study(trainer, name, knobs, settle, tune.Plan(1, tune.Shard(), "search"), {})
+    study = tune.Study(trainer, "tiny", name, tune.Plan(1, tune.Shard(), "search"))
     study._first("search", range(1))
     (row,) = store.read_trials(Path(micro_options.results))
     assert row.recipe == name
@@ -340,9 +342,10 @@ def test_a_class_is_tuned_like_a_recipe(micro_track: Track, micro_options: Optio
 
 def test_a_tuned_class_is_found_again(tmp_path: Path) -> None:
     path = tmp_path / "tuned.toml"
-    tune.write_settings(path, "tiny", "lib:torch.optim.NAdam", {"lr": 0.5, "steps": 7}, trial=3)
-    tune.write_settings(path, "tiny", "schedule-free", {"lr": 0.25, "steps": 9}, trial=4)
-    for text, lr in (("lib:torch.optim.NAdam", 0.5), ("schedule-free", 0.25)):
+    rates = {"lib:torch.optim.NAdam": 0.5, "schedule-free": 0.25}
+    for text, lr in rates.items():
+        tuned.write(tuned.Tuned("tiny", text, {"lr": lr}, steps=7, trials=(3,)), path)
+    for text, lr in rates.items():
         assert parse(text, "tiny", Schedule, {}, {}, path).settings["lr"] == lr
 
 
@@ -388,14 +391,15 @@ def test_schedule_free_has_no_cooldown_and_is_validated_on_its_average(
     assert entrant_options("schedule-free", Schedule)["cooldown"].range is None
     trainer = Trainer(micro_track, micro_options)
     out = trainer.run(entrant, seed=0)
-    (optimizer,) = trainer.optimizers
+    assert isinstance(trainer.engine, Engine)
+    (optimizer,) = trainer.engine.optimizers
     assert all(group["train_mode"] for group in optimizer.param_groups)
-    kept, trainer.engine._optimizers = trainer.engine._optimizers, []  # type: ignore[attr-defined]
+    trainer.engine.optimizers = []
     trained = trainer.validate(out)  # as if nothing had to be switched
     optimizer.eval()
     assert trainer.validate(out) == pytest.approx(out.points[-1].val_loss, abs=1e-5)
     assert abs(trained - out.points[-1].val_loss) > 1e-3
-    trainer.engine._optimizers = kept  # type: ignore[attr-defined]
+    trainer.engine.optimizers = [optimizer]
 
 
 def test_a_rule_may_draw_numbers(

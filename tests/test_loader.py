@@ -1,9 +1,9 @@
-"""The reader: batches by step, in parts by rank, and read ahead by a thread.
+"""The loader: batches by step, divided among ranks, and read ahead by a thread.
 
     python -m pytest tests/test_loader.py
 
 Claims: the batch of a step does not depend on the number of processes; no token between shards is
-lost; reading ahead gives the same batches in arrays of the caller's.
+lost; reading ahead gives the same batches, in the arrays that the caller allocates.
 """
 
 import itertools
@@ -204,7 +204,7 @@ def test_no_token_is_lost_however_the_stream_is_cut(tmp_path: Path, seed: int) -
             assert sorted(seen) == sorted(windows) and seen != windows
 
 
-# --- arrays of the caller's, and reading ahead ----------------------------------------------------
+# --- the caller's own arrays, and reading ahead ---------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", [None, 5])
@@ -238,7 +238,7 @@ def test_reading_ahead_gives_the_same_batches(three: list[Path], depth: int) -> 
     with ReadAhead(batches, steps, depth=depth, allocate=allocate) as reader:
         for step, (inputs, targets) in zip(steps, reader, strict=True):
             assert any(inputs is array for array in made) and inputs.dtype == np.int32
-            time.sleep(0.0005)  # the thread has time to overwrite what is not its own
+            time.sleep(0.0005)  # the thread has time to overwrite a batch that is in use
             expected = batches.batch(step)
             assert inputs.tolist() == expected[0].tolist()
             assert targets.tolist() == expected[1].tolist()

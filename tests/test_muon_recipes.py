@@ -17,9 +17,9 @@ from layers.config import GPTConfig, preset
 from model import GPT
 from muon import Muon
 from optim import Log, options
-from optim.entrants import parse, tuned_settings
-from studies import tune
+from optim.entrants import parse
 from tests.matrices import NAMES, Options, distance, gradient, train
+from tracking import tuned
 
 MODEL = GPTConfig(vocab_size=37, block_size=8, n_layer=2, n_head=2, n_embd=32)
 
@@ -196,8 +196,9 @@ def schedule(steps: int = 1) -> None:
 @pytest.mark.parametrize("name", ["polar-express", "muon-split"])
 def test_names_with_hyphens_are_entrants_and_sections(name: str, tmp_path: Path) -> None:
     path = tmp_path / "tuned.toml"
-    tune.write_settings(path, "tiny", name, {"lr": 0.04, "steps": 65}, 6)
-    assert tuned_settings("tiny", name, path) == {"lr": 0.04, "steps": 65}
+    tuned.write(tuned.Tuned("tiny", name, {"lr": 0.04}, steps=65, trials=(6,)), path)
+    found = tuned.find("tiny", name, path)
+    assert found is not None and found.options == {"lr": 0.04, "steps": 65}
     entrant = parse(f"{name}:beta2=0.5", "tiny", schedule, {}, {}, None)
     assert (entrant.recipe, entrant.settings["beta2"]) == (name, 0.5)
     again = parse(entrant.canonical, "tiny", schedule, {}, {}, None)

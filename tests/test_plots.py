@@ -6,165 +6,47 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from itertools import combinations
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.text import Text
-from matplotlib.transforms import Bbox
 
 from analysis.charts import _make, _style
-from analysis.charts._inputs import MissingDataError, load, split
-from analysis.charts.lr_sensitivity import learning_rate, lr_sensitivity
+from analysis.charts._inputs import Inputs, MissingDataError, load
+from analysis.charts._lr import learning_rate
+from analysis.charts._ratios import decompose
 from analysis.stats import costs, expected_cost, speedup
 from analysis.table import summarise
-from tests.rows import SOURCE, make_logits, make_points, make_run, make_trial
-from tracking.crossing import crossing
-from tracking.schema import DIVERGED, MISSED, REACHED, Run, Validation
-from tracking.store import append, read_curve, read_runs, read_trials, record
-
-TARGET = 3.91
-TOKENS_PER_STEP = 4096
-MB = 10**6
-
-
-@dataclass(frozen=True)
-class Plan:
-    """One entrant of a synthetic race."""
-
-    label: str
-    horizon: int = 130
-    final: float = 3.90  # mean validation loss at the horizon
-    optimizer_ms: float = 2.0
-    state_bytes: int = 8 * MB
-    seeds: int = 5
-    diverged: int = 0  # how many of its seeds, the last ones
-    forward_backward_ms: float = 225.0
-
-
-ADAMW = Plan("adamw", final=3.897)
-MUON = Plan("muon", horizon=95, final=3.888, optimizer_ms=11.0, state_bytes=5 * MB)
-CROWD = [
+from tests.races import (
     ADAMW,
+    CROWD,
     MUON,
-    Plan("normuon:beta2=0.9", horizon=92, final=3.885, optimizer_ms=12),
-    Plan("lion", horizon=140, final=3.95, optimizer_ms=1.5, state_bytes=4 * MB),
-    Plan("soap", horizon=100, final=3.88, optimizer_ms=150, state_bytes=30 * MB),
-    Plan("adamw:lr=0.01,weight_decay=0.0,warmup=10", horizon=130, final=3.94, diverged=2),
-    Plan("muon:momentum=0.9,nesterov=false,ns_steps=3,lr=0.04", horizon=105, final=3.90),
-    Plan("muon:momentum=0.9,nesterov=false,ns_steps=4", horizon=100, final=3.89),
-    Plan("sgd", horizon=150, final=4.4, state_bytes=0, optimizer_ms=1),
-    Plan("shampoo", horizon=110, diverged=3, seeds=3),
-]
-
-
-def curve(plan: Plan, seed: int, rng: np.random.Generator) -> list[Validation]:
-    """Losses that fall as real ones do, noise of 0.01, validations dense near the end."""
-    diverges = seed >= plan.seeds - plan.diverged
-    dense = range(int(0.8 * plan.horizon), plan.horizon, 4)
-    steps = [0, *range(30, int(0.8 * plan.horizon), 30), *dense, plan.horizon]
-    step_ms = (plan.forward_backward_ms + plan.optimizer_ms + 1) * rng.normal(1, 0.015)
-    level, end = rng.normal(0, 0.009), 1 / (1 + plan.horizon / 12)
-    points = []
-    for step in steps[:4] if diverges else steps:
-        fall = (1 / (1 + step / 12) - end) / (1 - end)
-        loss = plan.final + (6.93 - plan.final) * fall + level + rng.normal(0, 0.003)
-        if diverges and step == steps[3]:
-            loss = 5.5
-        points.append(
-            Validation(
-                step=step,
-                tokens=step * TOKENS_PER_STEP,
-                train_seconds=step * step_ms / 1000,
-                train_loss=loss - 0.02 if step else None,
-                val_loss=float(loss) if step else 6.93,
-                lr=0.01,
-                grad_norm=1.0,
-                step_ms=float(step_ms),
-                optimizer_ms=plan.optimizer_ms,
-                peak_memory_bytes=900 * MB,
-            )
-        )
-    return points
-
-
-def run_of(plan: Plan, seed: int, points: Sequence[Validation], race: str, started: str) -> Run:
-    met = None if seed >= plan.seeds - plan.diverged else crossing(points, TARGET)
-    last = points[-1]
-    optimizer = last.step * plan.optimizer_ms / 1000
-    return make_run(
-        list(points),
-        started=started,
-        label=plan.label,
-        seed=seed,
-        device="Intel(R) Xeon(R) Platinum 8481C CPU @ 2.70GHz",
-        race=race,
-        run=f"{race}-{plan.label.replace(':', '-')}-s{seed}",
-        status=REACHED if met else MISSED if last.step == plan.horizon else DIVERGED,
-        target=TARGET,
-        steps_planned=plan.horizon,
-        steps_to_target=met.step if met else None,
-        tokens_to_target=met.tokens if met else None,
-        seconds_to_target=met.seconds if met else None,
-        data_seconds=last.step * 0.8 / 1000,
-        forward_backward_seconds=last.train_seconds - optimizer - last.step * 0.9 / 1000,
-        optimizer_seconds=optimizer,
-        param_bytes=4 * MB,
-        grad_bytes=4 * MB,
-        state_bytes=plan.state_bytes,
-        peak_memory_bytes=(900 + seed) * MB,
-    )
-
-
-def write_race(
-    root: Path, plans: Sequence[Plan], race: str = "r1", started: str = "2025-11-24T04:00:00"
-) -> None:
-    """Writes the rows and curves of one race, as `speedrun.py` does."""
-    rng = np.random.default_rng(7)
-    for seed in range(max(plan.seeds for plan in plans)):
-        for plan in plans:
-            if seed < plan.seeds:
-                points = curve(plan, seed, rng)
-                run = run_of(plan, seed, points, race, started)
-                record(root, run, points, SOURCE, make_logits(points, grows=1.5 + 0.1 * seed))
-
-
-def write_trials(root: Path, recipes: Sequence[str] = ("adamw", "muon"), trials: int = 32) -> None:
-    """Writes search trials whose loss is a bowl in log lr, each recipe with its own optimum."""
-    rng = np.random.default_rng(3)
-    for index, recipe in enumerate(recipes):
-        low, high = (-3.5, -1.5) if index == 0 else (-2.5, -0.5)
-        for trial in range(trials):
-            x = low + (high - low) * ((trial * 0.618) % 1)
-            away = x - (low + high) / 2
-            loss = 3.9 - 0.02 * index + 0.35 * away**2 + abs(rng.normal(0, 0.08))
-            diverged = away > 0.8
-            lr, decay = 10**x, rng.uniform(0, 0.2)
-            append(
-                root / "tuning.csv",
-                make_trial(
-                    recipe=recipe,
-                    entrant=f"{recipe}:lr={lr:.4g},weight_decay={decay:.3g},embed_lr=0.01",
-                    trial=trial,
-                    status="diverged" if diverged else "finished",
-                    final_loss=None if diverged else float(loss),
-                ),
-            )
+    TARGET,
+    assert_legible,
+    chart,
+    texts,
+    title,
+    write_field,
+    write_race,
+    write_trials,
+)
+from tests.rows import SOURCE, make_points, make_run
+from tracking.crossing import crossing
+from tracking.schema import DIVERGED, MISSED
+from tracking.spelling import DISPLAY_NAMES
+from tracking.store import append, read_curve, read_runs, read_trials, record
 
 
 @pytest.fixture(scope="module")
 def duel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """AdamW against Muon, five seeds each, and the trials that tuned them."""
     root = tmp_path_factory.mktemp("duel")
-    write_race(root, [ADAMW, MUON])
-    write_trials(root)
+    write_duel(root)
     return root
 
 
@@ -178,38 +60,10 @@ def figures(duel: Path) -> dict[str, Figure]:
     return drawn
 
 
-def chart(name: str) -> _make.Chart:
-    return next(chart for chart in _make.CHARTS if chart.name == name)
-
-
-def texts(figure: Figure) -> list[str]:
-    return [text.get_text() for text in figure.findobj(Text) if text.get_text()]
-
-
-def title(figure: Figure) -> str:
-    return figure.texts[0].get_text().replace("\n", " ")
-
-
-def drawn_boxes(figure: Figure, patch: pytest.MonkeyPatch) -> list[tuple[str, Bbox]]:
-    """Every text that is really drawn, and where, in pixels."""
-    seen: list[Text] = []
-    draw = Text.draw
-
-    def record_and_draw(self: Text, renderer: Any) -> None:
-        if self.get_visible() and self.get_text().strip():
-            seen.append(self)
-        draw(self, renderer)
-
-    patch.setattr(Text, "draw", record_and_draw)
-    with matplotlib.rc_context(_style.SETTINGS):
-        figure.draw_without_rendering()
-    # Of an annotation, the words without their arrow.
-    return [(text.get_text(), Text.get_window_extent(text)) for text in seen]
-
-
 # ---- Everything is drawn -----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_command_draws_every_chart_and_repeats_its_bytes(
     duel: Path, figures: dict[str, Figure], tmp_path: Path
 ) -> None:
@@ -239,6 +93,7 @@ def test_importing_has_no_effects() -> None:
     subprocess.run([sys.executable, "-c", code], cwd=Path(_make.__file__).parents[2], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["duel", "crowd", "failures"])
 def test_no_text_overlaps_or_leaves_the_page(
     case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -252,21 +107,122 @@ def test_no_text_overlaps_or_leaves_the_page(
     write_trials(tmp_path, {"duel": ["adamw", "muon"], "crowd": ["a", "b", "c", "d"]}.get(case, []))
     inputs = load(tmp_path)
     for each in _make.CHARTS:
-        try:
-            figure = _make.draw(each, inputs)
-        except MissingDataError:
-            continue
-        with monkeypatch.context() as patch:
-            boxes = drawn_boxes(figure, patch)
-        assert len(boxes) > 8
-        for (a, box_a), (b, box_b) in combinations(boxes, 2):
-            both = Bbox.intersection(box_a, box_b)
-            overlap = both is not None and both.width > 1 and both.height > 1
-            assert not overlap, f"{each.name}: {a!r} overlaps {b!r}"
-        for text, box in boxes:
-            inside = box.x0 >= 0 and box.y0 >= 0
-            inside &= box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1
-            assert inside, f"{each.name}: {text!r} leaves the page"
+        with contextlib.suppress(MissingDataError):
+            assert_legible(_make.draw(each, inputs), monkeypatch)
+
+
+# ---- The words are those of the golden folder --------------------------------------------------
+
+
+def write_failures(root: Path) -> None:
+    """No run reaches the target."""
+    write_race(root, [replace(ADAMW, final=4.0), replace(MUON, final=3.99, diverged=1)])
+
+
+def write_rare(root: Path) -> None:
+    """One of AdamW's runs diverges; all other runs reach the target."""
+    write_race(root, [replace(ADAMW, final=3.91, diverged=1), replace(MUON, final=3.9)])
+
+
+def write_chance(root: Path) -> None:
+    """Two optimizers that differ by chance alone."""
+    write_race(root, [ADAMW, replace(MUON, horizon=130, final=3.897, optimizer_ms=2.0)])
+
+
+def write_tracks(root: Path) -> None:
+    """Two entrants on one track, one of them on another."""
+    for track, label, low in (("b", "muon", 3.6), ("b", "muon-split", 3.5), ("a", "muon", 3.4)):
+        for seed in range(3):
+            run = make_run(track=track, label=label, entrant=label, seed=seed, race=track)
+            run = replace(run, run=f"{track}-{label}-{seed}", final_loss=low + 0.01 * seed)
+            record(root, run, make_points(), SOURCE)
+
+
+def write_duel(root: Path) -> None:
+    """AdamW against Muon, five seeds each, and the trials that tuned them."""
+    write_race(root, [ADAMW, MUON])
+    write_trials(root)
+
+
+CASES: dict[str, tuple[Callable[[Path], None], Sequence[str]]] = {
+    "two optimizers": (write_duel, ()),
+    "seventeen optimizers": (write_field, ()),
+    "no run reaches the target": (write_failures, ()),
+    "some runs fail": (write_rare, ()),
+    "no difference": (write_chance, ()),
+    "two tracks": (write_tracks, ("b", "a")),
+}
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Inputs]:
+    inputs = {}
+    for name, (write, races) in CASES.items():
+        root = tmp_path_factory.mktemp("case")
+        write(root)
+        inputs[name] = load(root, races)
+    return inputs
+
+
+def words(chart: _make.Chart, inputs: Inputs) -> str:
+    """Title, caption, footer and axis labels of a chart, or why it is not drawn."""
+    try:
+        figure = _make.draw(chart, inputs)
+    except MissingDataError as reason:
+        return f"skipped: {reason}"
+    lines = [text.get_text().replace("\n", " ") for text in figure.texts]
+    for axes in figure.axes:
+        lines += [axes.get_xlabel(), axes.get_ylabel().replace("\n", " ")]
+    return "\n".join(dict.fromkeys(filter(None, lines)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("each", _make.CHARTS, ids=lambda chart: chart.name)
+def test_the_words_of_a_chart_are_in_the_golden_folder(
+    each: _make.Chart, cases: dict[str, Inputs], golden: Callable[[str, str], None]
+) -> None:
+    """A change of words is reviewed as a diff of tests/golden; --rewrite-golden writes it."""
+    sections: dict[str, list[str]] = {}
+    for case, inputs in cases.items():
+        sections.setdefault(words(each, inputs), []).append(case)
+    text = "\n\n".join(f"# {', '.join(names)}\n{found}" for found, names in sections.items())
+    golden(f"charts/{each.name}", text + "\n")
+
+
+def test_the_golden_folder_holds_no_other_charts() -> None:
+    golden = {path.stem for path in (Path(__file__).parent / "golden" / "charts").iterdir()}
+    assert golden == {chart.name for chart in _make.CHARTS}
+
+
+# ---- The committed charts ----------------------------------------------------------------------
+
+
+def test_the_committed_charts_are_those_of_the_table() -> None:
+    root = Path(_make.__file__).parents[2]
+    committed = {str(path.relative_to(root / "plots")) for path in (root / "plots").glob("*/*.*")}
+    assert committed == {
+        f"{record}/{name}{suffix}"
+        for record, figures in _make.FIGURES.items()
+        for name in figures.charts
+        for suffix in (".png", ".svg")
+    }
+
+
+def test_figures_draws_the_charts_of_each_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, plots = tmp_path / "records" / "duel", tmp_path / "plots"
+    write_race(root, [replace(ADAMW, seeds=1)], "cited", "2025-12-01T00:00:00")
+    write_race(root, [replace(MUON, seeds=1)], "newer", "2025-12-02T00:00:00")
+    monkeypatch.setattr(_make, "FIGURES", {"duel": _make.Figures(("memory",), ("cited",))})
+    monkeypatch.setattr(_make, "RECORDS", root.parent)
+    monkeypatch.setattr(_make, "PLOTS", plots)
+    assert run_make(capsys, "--figures")[0] == 0
+    once = (plots / "duel" / "memory.png").read_bytes()
+    assert _make.make(root, tmp_path, ["cited"], [chart("memory")])
+    assert (tmp_path / "memory.png").read_bytes() == once
+    with pytest.raises(SystemExit):
+        _make.main(["--figures", "--race", "newer"])
 
 
 # ---- The numbers are those of the statistics ---------------------------------------------------
@@ -279,10 +235,8 @@ def test_loss_curves_name_the_crossings_and_the_savings(
     adamw, muon = ([run for run in runs if run.label == label] for label in ("adamw", "muon"))
     steps, time = (speedup(costs(adamw, u), costs(muon, u)) for u in ("steps", "seconds"))
     assert steps and time and steps.estimate.low and steps.estimate.low > 1
-    assert title(figures["loss_curves"]) == (
-        f"Muon reaches loss 3.91 in {1 - 1 / steps.estimate.value:.1%} fewer steps "
-        f"and {1 - 1 / time.estimate.value:.1%} less time than AdamW"
-    )
+    assert f"{1 - 1 / steps.estimate.value:.1%} fewer steps" in title(figures["loss_curves"])
+    assert f"{1 - 1 / time.estimate.value:.1%} less time" in title(figures["loss_curves"])
     shown = texts(figures["loss_curves"])
     for name, group in (("AdamW", adamw), ("Muon", muon)):
         met = [crossing(read_curve(duel, run.run), TARGET) for run in group]
@@ -336,15 +290,15 @@ def test_failed_runs_are_open_or_crossed_at_what_they_spent(tmp_path: Path) -> N
     assert by_marker["o"] == [run.train_seconds for run in runs if run.status == MISSED]
     assert by_marker["x"] == [run.train_seconds for run in runs if run.status == DIVERGED]
     assert "not reached" in texts(figure)
-    assert title(figure).endswith("AdamW does not reach it")
     # There is a bound of the speed-up; neither a title nor a bar gives it as its value.
-    assert title(_make.draw(chart("loss_curves"), inputs)).endswith("AdamW does not reach it")
-    assert split(*inputs.entrants) is None
+    for name in ("time_to_target", "loss_curves"):
+        assert "AdamW does not reach it" in title(_make.draw(chart(name), inputs))
+    assert decompose(*inputs.entrants) is None
 
 
 def test_the_speedup_is_the_product_of_its_factors(duel: Path, figures: dict[str, Figure]) -> None:
     adamw, muon = load(duel).entrants
-    parts = split(adamw, muon)
+    parts = decompose(adamw, muon)
     assert parts and parts.step.low and parts.step.high
     product = parts.samples.estimate.value * parts.step.value
     assert product == pytest.approx(parts.clock.estimate.value)
@@ -355,16 +309,14 @@ def test_the_speedup_is_the_product_of_its_factors(duel: Path, figures: dict[str
     assert step.get_x() == pytest.approx(parts.samples.estimate.value)
     assert step.get_x() + step.get_width() == pytest.approx(parts.clock.estimate.value)
     assert clock.get_width() == pytest.approx(parts.clock.estimate.value - 1)
-    assert title(figures["speedup"]).startswith(
-        f"Muon is {parts.clock.estimate.value:.2f}x as fast as AdamW"
-    )
+    assert f"{parts.clock.estimate.value:.2f}x as fast" in title(figures["speedup"])
 
 
 def test_a_gain_within_chance_says_so(tmp_path: Path) -> None:
     write_race(tmp_path, [ADAMW, replace(MUON, horizon=130, final=3.897, optimizer_ms=2.0)])
     inputs = load(tmp_path)
     for name in ("loss_curves", "speedup"):
-        assert title(_make.draw(chart(name), inputs)).endswith(", which may be chance")
+        assert "may be chance" in title(_make.draw(chart(name), inputs))
 
 
 def widths(axes: Axes) -> dict[int, list[float]]:
@@ -383,7 +335,7 @@ def test_bars_are_the_rows_of_the_report(duel: Path, figures: dict[str, Figure])
     memory, peak = figures["memory"].axes
     assert widths(memory) == {0: [4, 4, 8], 1: [4, 4, 5]}
     assert widths(peak) == {0: [904], 1: [904]}
-    assert title(figures["memory"]).endswith("38% less than AdamW")
+    assert "38% less" in title(figures["memory"])
 
 
 def test_lr_sensitivity_rings_the_best_and_crosses_the_diverged(
@@ -413,13 +365,12 @@ def test_only_trials_that_can_be_compared_are_drawn(duel: Path, tmp_path: Path) 
     assert load(tmp_path).trials == [trial]
 
 
-def test_panels_fill_the_sheet_when_no_trial_diverged(duel: Path, tmp_path: Path) -> None:
+def test_panels_fill_the_page_when_no_trial_diverged(duel: Path, tmp_path: Path) -> None:
     finished = [t for t in read_trials(duel) if t.status != DIVERGED and t.final_loss]
     typical = statistics.median(t.final_loss or 0.0 for t in finished)
     for trial in finished:
         append(tmp_path / "tuning.csv", replace(trial, final_loss=typical + trial.trial * 1e-4))
-    figure = lr_sensitivity(load(tmp_path))
-    _style.settle(figure)
+    figure = _make.draw(chart("lr_sensitivity"), load(tmp_path))
     assert sum(axes.get_position().width for axes in figure.axes) > 0.7
 
 
@@ -481,8 +432,8 @@ def test_a_chart_that_lacks_its_input_is_skipped_and_its_old_file_removed(
     assert code == 0
     lines = dict(line.split(": ", 1) for line in out.splitlines())
     assert list(lines) == [chart.name for chart in _make.CHARTS]
-    assert lines["speedup"].startswith("skipped, it needs adamw and another entrant; run: ")
-    assert lines["lr_sensitivity"].startswith("skipped, no search trials in tuning.csv; run: ")
+    assert lines["speedup"].startswith("skipped, ") and "; run: " in lines["speedup"]
+    assert lines["lr_sensitivity"].startswith("skipped, ")
     assert lines["memory"] == f"{tmp_path / 'memory.png'} {tmp_path / 'memory.svg'}"
     assert not any(path.exists() for path in stale)
 
@@ -490,18 +441,18 @@ def test_a_chart_that_lacks_its_input_is_skipped_and_its_old_file_removed(
 def test_trials_without_a_race_are_still_drawn(tmp_path: Path) -> None:
     write_trials(tmp_path, ["adamw"])
     lines = _make.make(tmp_path, tmp_path / "charts")
-    assert lines[0] == "loss_curves: skipped, no race in runs.csv; run: make speedrun"
+    assert "loss_curves: skipped, no race in runs.csv; run: make speedrun" in lines
     assert sorted(path.name for path in (tmp_path / "charts").iterdir()) == [
         "lr_sensitivity.png",
         "lr_sensitivity.svg",
     ]
 
 
-def test_nobody_reaches_the_target(tmp_path: Path) -> None:
+def test_no_run_reaches_the_target(tmp_path: Path) -> None:
     write_race(tmp_path, [replace(ADAMW, final=4.0), replace(MUON, final=3.99)])
     inputs = load(tmp_path)
-    assert title(_make.draw(chart("loss_curves"), inputs)).startswith("No run reaches")
-    assert title(_make.draw(chart("time_to_target"), inputs)) == "No run reaches loss 3.91"
+    for name in ("loss_curves", "time_to_target"):
+        assert title(_make.draw(chart(name), inputs)).startswith("No run reaches")
     with pytest.raises(MissingDataError, match="must both reach 3.91"):
         _make.draw(chart("speedup"), inputs)
 
@@ -527,26 +478,32 @@ def test_a_title_leaves_out_options_that_would_run_off_its_line(tmp_path: Path) 
     assert names == ["AdamW", "Muon Split (lr=0.1)", "Muon"]
 
 
-def test_an_entrant_keeps_its_look_whoever_else_races() -> None:
-    history = [f"recipe{i}" for i in range(14)]
-    crowd = _style.looks([*history, "adamw", "muon"], ["muon", "adamw", *history])
-    assert len({(look.color, look.marker, str(look.dashes)) for look in crowd.values()}) == 16
-    assert crowd["adamw"].color == _style.RESERVED["adamw"]
-    assert crowd["muon"].color == _style.RESERVED["muon"]
-    for name in [*history, "adamw", "muon"]:
-        assert _style.looks([*history, "newcomer"], [name, "newcomer"])[name] == crowd[name]
+def test_an_entrant_has_one_look_in_all_charts_of_all_records() -> None:
+    everyone = _style.looks(DISPLAY_NAMES)
+    looks = {(look.color, look.marker, str(look.dashes)) for look in everyone.values()}
+    assert len(looks) == len(DISPLAY_NAMES)
+    assert everyone["adamw"].color == _style.RESERVED["adamw"]
+    assert everyone["muon"].color == _style.RESERVED["muon"]
+    for name in DISPLAY_NAMES:
+        assert _style.looks(["lib:torch.optim.NAdam", "muon:lr=0.1", name])[name] == everyone[name]
+    assert _style.looks(["polar_express"])["polar_express"] == everyone["polar-express"]
 
 
-def test_two_entrants_of_a_race_never_look_alike() -> None:
-    history = [f"recipe{i}" for i in range(_style.SLOTS + 1)]
-    first, last = _style.looks(history, [history[0], history[-1]]).values()
-    assert first != last
+def test_other_entrants_take_the_next_free_look() -> None:
+    names = ["muonclip:tau=10", "muonclip:tau=50", "muonclip", "mine", "lib:torch.optim.NAdam"]
+    found = _style.looks(names)
+    assert found == _style.looks(names[::-1])
+    assert len({(look.color, look.marker, str(look.dashes)) for look in found.values()}) == 5
+    assert found["muonclip"] == _style.looks(["muonclip"])["muonclip"]
+    assert _style.looks(["muonclip:tau=50"])["muonclip:tau=50"] == found["muonclip"]
+    reserved = set(_style.RESERVED.values())
+    assert not reserved & {look.color for look in _style.looks(["muon:lr=1", *names]).values()}
 
 
 def test_letters_can_be_read_on_white() -> None:
     """A contrast of 4.5 to 1, as WCAG 2 asks of text of this size."""
-    names = ["adamw", "muon", *(f"recipe{i}" for i in range(6))]
-    for name, look in _style.looks(names, names).items():
+    names = list(DISPLAY_NAMES)
+    for name, look in _style.looks(names).items():
         linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in look.text]
         luminance = np.dot([0.2126, 0.7152, 0.0722], linear)
         assert 1.05 / (luminance + 0.05) >= 4.5, name

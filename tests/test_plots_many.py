@@ -1,7 +1,6 @@
 """Charts of a race of seventeen: nothing overlaps, and the numbers are those of the statistics."""
 
 import math
-import re
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -10,52 +9,32 @@ import matplotlib
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
-from matplotlib.transforms import Bbox
 
 from analysis.charts import _make, _style
 from analysis.charts._inputs import Inputs, MissingDataError, load, newest_sweeps
-from analysis.charts.lr_sensitivity import cost_of_error, learning_rate, sweep_title
-from analysis.charts.pareto import probability
+from analysis.charts._lr import learning_rate
+from analysis.charts.lr_sweep import cost_of_error, sweep_title
+from analysis.charts.significance import probability
 from analysis.stats import costs, speedup
-from optim.entrants import split as split_entrant
-from tests.rows import make_trial
-from tests.scales import LRS, write_scale, write_sweeps
-from tests.test_plots import (
+from tests.races import (
     ADAMW,
-    MB,
     MUON,
     TARGET,
     Plan,
+    assert_legible,
+    caption,
     chart,
-    drawn_boxes,
     texts,
     title,
+    write_field,
     write_race,
-    write_trials,
 )
+from tests.rows import make_trial
+from tests.scales import LRS, write_sweeps
 from tracking.schema import REACHED
-from tracking.spelling import display_name, split
+from tracking.spelling import display_name
 from tracking.store import read_trials
 
-FIELD = [
-    replace(ADAMW, horizon=110),
-    replace(MUON, horizon=80),
-    Plan("sgd", 150, 4.25, 1.0, 4 * MB),
-    Plan("signum", 120, 3.93, 1.2, 4 * MB),
-    Plan("lion", 112, 3.895, 1.5, 4 * MB),
-    Plan("adafactor", 118, 3.9, 3.0, 1 * MB),
-    Plan("soap", 84, 3.888, 150, 15 * MB),
-    Plan("shampoo", 95, 3.894, 90, 11 * MB),
-    Plan("moonlight", 82, 3.889, 11, 5 * MB),
-    Plan("polar_express", 80, 3.889, 11, 5 * MB),
-    Plan("normuon", 79, 3.888, 12, 5 * MB + 2**14),
-    Plan("adamuon", 81, 3.887, 13, 8 * MB),
-    Plan("muonh", 83, 3.89, 11, 5 * MB),
-    Plan("muon_split", 80, 3.888, 12, 5 * MB),
-    Plan("ademamix", 105, 3.896, 4, 12 * MB, diverged=2),  # one of three
-    Plan("kron", 90, 3.89, 120, 10 * MB, diverged=3),
-    Plan("schedule_free", 125, 3.9, 3.0, 8 * MB, diverged=1),
-]
 CHARTS = (
     "loss_curves", "time_to_target", "speedup", "loss_by_steps", "loss_by_seconds", "iso_loss",
     "pareto", "significance", "lr_sensitivity", "lr_sweep", "scale",
@@ -65,11 +44,7 @@ CHARTS = (
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     root = tmp_path_factory.mktemp("field")
-    write_race(root, [replace(plan, seeds=3) for plan in FIELD])
-    names = [plan.label for plan in FIELD]
-    write_trials(root, names, trials=8)
-    write_sweeps(root, names)
-    write_scale(root)
+    write_field(root)
     return load(root)
 
 
@@ -78,24 +53,16 @@ def figures(inputs: Inputs) -> dict[str, Figure]:
     return {name: _make.draw(chart(name), inputs) for name in CHARTS}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CHARTS)
 def test_nothing_overlaps_with_seventeen_entrants(
     name: str, figures: dict[str, Figure], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with matplotlib.rc_context(_style.SETTINGS):
-        boxes = drawn_boxes(figures[name], monkeypatch)
-    assert len(boxes) > 8
-    for (a, box_a), (b, box_b) in combinations(boxes, 2):
-        both = Bbox.intersection(box_a, box_b)
-        overlap = both is not None and both.width > 1 and both.height > 1
-        assert not overlap, f"{name}: {a!r} overlaps {b!r}"
-    page = figures[name].bbox
-    for text, box in boxes:
-        inside = box.x0 >= 0 and box.y0 >= 0 and box.x1 <= page.x1 and box.y1 <= page.y1
-        assert inside, f"{name}: {text!r} leaves the page"
+    assert_legible(figures[name], monkeypatch)
 
 
-def test_everybody_has_a_panel_that_says_what_the_target_cost(
+@pytest.mark.slow
+def test_each_entrant_has_a_panel_that_says_what_the_target_cost(
     inputs: Inputs, figures: dict[str, Figure]
 ) -> None:
     titles = [
@@ -123,6 +90,7 @@ def test_few_entrants_keep_their_charts(tmp_path: Path) -> None:
     assert "loss_by_steps" not in " ".join(texts(_make.draw(chart("loss_curves"), few)))
 
 
+@pytest.mark.slow
 def test_the_front_is_that_of_time_and_memory(inputs: Inputs, figures: dict[str, Figure]) -> None:
     points = {
         e.name: (max(r.state_bytes for r in e.runs), cost.value)
@@ -140,6 +108,7 @@ def test_the_front_is_that_of_time_and_memory(inputs: Inputs, figures: dict[str,
     assert "SGD: not reached" in texts(figures["pareto"])
 
 
+@pytest.mark.slow
 def test_an_entrant_that_hardly_ever_reached_squeezes_no_axis(
     inputs: Inputs, figures: dict[str, Figure]
 ) -> None:
@@ -153,15 +122,15 @@ def test_an_entrant_that_hardly_ever_reached_squeezes_no_axis(
     assert figures["time_to_target"].axes[1].get_xlim()[1] < cost.value
 
 
-def test_a_race_that_hardly_anybody_finished_is_drawn(tmp_path: Path) -> None:
+def test_a_race_that_few_runs_finished_is_drawn(tmp_path: Path) -> None:
     plans = [replace(ADAMW, horizon=110), replace(MUON, horizon=80), Plan("lion", 112, 3.895)]
     write_race(tmp_path, [replace(plan, seeds=3, diverged=2) for plan in plans])
     inputs = load(tmp_path)
-    assert title(_make.draw(chart("pareto"), inputs)).startswith("By their means nobody is both")
-    found = title(_make.draw(chart("iso_loss"), inputs))
-    assert found.endswith("; not all runs of both reach 3.91, without those that diverged")
+    assert "On average no optimizer" in title(_make.draw(chart("pareto"), inputs))
+    assert "not all runs of both reach 3.91" in title(_make.draw(chart("iso_loss"), inputs))
 
 
+@pytest.mark.slow
 def test_the_title_names_who_is_first_and_how_many_are_as_good(
     inputs: Inputs, figures: dict[str, Figure]
 ) -> None:
@@ -172,13 +141,12 @@ def test_the_title_names_who_is_first_and_how_many_are_as_good(
     always = sum(all(run.status == REACHED for run in e.runs) for e in inputs.entrants)
     some = sum(e.cost("steps") is not None for e in inputs.entrants) - always
     assert near > 1 and some > 1
-    assert title(figures["loss_by_steps"]).startswith(
-        f"{always} of 17 entrants reach the target with all runs, {some} with some; "
-        f"in steps {first.name} is first ("
-    )
-    assert title(figures["loss_by_steps"]).endswith(f"), not told apart from {near} others")
+    found = title(figures["loss_by_steps"])
+    assert f"{always} of 17 " in found and f", {some} in some; {first.name} takes" in found
+    assert f"{near} others" in found
 
 
+@pytest.mark.slow
 def test_the_matrix_holds_every_pair_in_both_units(
     inputs: Inputs, figures: dict[str, Figure]
 ) -> None:
@@ -211,7 +179,7 @@ def test_the_matrix_holds_every_pair_in_both_units(
                 wanted = "#9CC9E8" if pair.ratio.estimate.value > 1 else "#F6B48A"
             assert colors[row, column] == wanted
     clear = sum(seconds.of(a, b).distinct for a, b in combinations(order, 2))
-    assert title(figures["significance"]).startswith(f"Of 136 pairs, the seeds tell {clear} apart")
+    assert title(figures["significance"]).startswith(f"{clear} of 136 pairs ")
     assert 0 < clear < 136
 
 
@@ -219,6 +187,7 @@ def test_p_values_are_short() -> None:
     assert [probability(p) for p in (1e-9, 0.0123, 0.456, 1.0)] == ["<.001", ".012", ".46", "1"]
 
 
+@pytest.mark.slow
 def test_the_speedup_at_the_target_is_that_of_the_race(
     inputs: Inputs, figures: dict[str, Figure]
 ) -> None:
@@ -234,32 +203,32 @@ def test_the_speedup_at_the_target_is_that_of_the_race(
     starts = [
         max(curve[0].val_loss for curve in e.finished()) for e in inputs.entrants if e.finished()
     ]
-    assert max(line.get_xdata()) < min(starts)  # no loss that somebody meets at once
-    assert "Meets no loss of the range: Kron." in figures["iso_loss"].texts[1].get_text().replace(
-        "\n", " "
-    )
+    assert max(line.get_xdata()) < min(starts)  # no loss that a run meets at its start
+    assert "no loss of the range: Kron." in caption(figures["iso_loss"])
 
 
 def test_a_gain_of_which_one_part_is_within_chance_says_which(tmp_path: Path) -> None:
     """Fewer steps, each so much dearer that the time is the same."""
     write_race(tmp_path, [ADAMW, replace(MUON, optimizer_ms=MUON.optimizer_ms + 60)])
     found = title(_make.draw(chart("loss_curves"), load(tmp_path)))
-    assert found.endswith(", of which the time may be chance")
+    assert "time may be chance" in found and "steps may be chance" not in found
 
 
+@pytest.mark.slow
 def test_the_searches_of_many_are_told_as_a_range(
     inputs: Inputs, figures: dict[str, Figure]
 ) -> None:
-    """Who is first among neighbours is the luck of one seed."""
-    title = figures["lr_sensitivity"].texts[0].get_text().replace("\n", " ")
+    """The order of neighbours is the luck of one seed."""
     losses: dict[str, float] = {}
     for trial in inputs.trials:
         if trial.final_loss is not None:
             losses[trial.recipe] = min(trial.final_loss, losses.get(trial.recipe, math.inf))
     low, high = min(losses.values()), max(losses.values())
-    assert re.fullmatch(rf"The best .* end between {low:.3f} \(.+\) and {high:.3f} \(.+\)", title)
+    found = title(figures["lr_sensitivity"])
+    assert f"{low:.3f} (" in found and f"{high:.3f} (" in found
 
 
+@pytest.mark.slow
 def test_a_sweep_is_drawn_by_lr_around_the_tuned_one(
     inputs: Inputs, figures: dict[str, Figure]
 ) -> None:
@@ -291,11 +260,11 @@ def test_a_rule_that_diverges_beside_its_best_lr_is_not_the_most_tolerant() -> N
     assert cost_of_error(trials["adamw"]) == pytest.approx(between)
     assert cost_of_error(trials["lion"]) == math.inf
     assert cost_of_error(trials["muon"]) is None and cost_of_error(trials["sgd"]) is None
-    assert sweep_title(trials) == (
-        f"Half or twice the best lr costs AdamW {between:.3f} nats per token, Lion the run"
-    )
+    assert f"AdamW loses {between:.3f} nats per token, Lion diverges" in sweep_title(trials)
     trials["soap"] = trials["adamw"]
-    assert sweep_title(trials) == f"Half or twice the best lr costs from {between:.3f} to the run"
+    assert sweep_title(trials).endswith(
+        f"by at least {between:.3f} nats per token, and 1 of 3 optimizers diverge"
+    )
 
 
 def test_only_the_newest_sweep_of_a_recipe_counts(tmp_path: Path) -> None:
@@ -324,4 +293,3 @@ def test_a_class_by_its_path_has_a_name_and_its_lr_is_read() -> None:
     assert max(map(len, names.values())) <= 20
     trial = make_trial(recipe=labels[0][:-8], entrant=f"{labels[0]},betas=0.9/0.95,scope=matrices")
     assert learning_rate(trial) == 0.01
-    assert split(labels[0]) == split_entrant(labels[0])  # which a reader of CSVs cannot import

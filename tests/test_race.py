@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from data import corpus
 from leaderboard import verify
 from tracking import store
 from tracking.schema import Run
@@ -115,3 +119,31 @@ def test_two_races_at_once_leave_one_sound_file(micro_flags: list[str], tmp_path
     rows = store.read_runs(tmp_path / "results")
     assert len(rows) == 8 and len({run.race for run in rows}) == 2
     assert verify.problems(tmp_path / "results") == []
+
+
+def test_a_clone_stays_clean_when_its_user_races(micro_flags: list[str], tmp_path: Path) -> None:
+    clone = tmp_path / "clone"
+
+    def git(*arguments: str, root: Path = clone) -> str:
+        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    if not (ROOT / ".git").exists():
+        pytest.skip("this copy of the project is no git checkout")
+    for name in git("ls-files", root=ROOT).splitlines():
+        if (ROOT / name).exists():
+            (clone / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, clone / name)
+    git("init", "--quiet")
+    git("add", "--all")
+    git("-c", "user.name=x", "-c", "user.email=x@x", "commit", "--quiet", "--message=all")
+    shutil.copytree(ROOT / corpus.ROOT, clone / corpus.ROOT)
+    race = ["speedrun.py", "adamw", "muon", "--seeds=2", "--steps=4", *micro_flags[:-1]]
+    for words in (race, ["-m", "analysis.charts"], ["-m", "leaderboard.verify"]):
+        done = subprocess.run([sys.executable, *words], cwd=clone, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    rows = store.read_runs(clone / "results")
+    assert len(rows) == 4 and all(row.clean for row in rows)
+    assert (clone / "plots" / "loss_curves.png").exists()
+    assert git("status", "--porcelain") == ""

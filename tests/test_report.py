@@ -1,6 +1,5 @@
-"""What a report says of a race, and what it makes of a README."""
+"""What a report says of a race, and the pages that it writes."""
 
-import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,9 +11,9 @@ from analysis import report, table
 from errors import UserError
 from optim import recipes
 from tests.rows import entrant, make_run
-from tracking import store
-from tracking import tuned as settings
+from tracking import store, tuned
 from tracking.schema import Run
+from tracking.spelling import DISPLAY_NAMES
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -37,20 +36,20 @@ def test_summary_of_an_entrant():
     (row,) = table.summarise(runs)
     assert (row.label, row.n, row.reached, row.missed, row.diverged) == ("muon", 4, 2, 1, 1)
     assert row.steps.expected.value == pytest.approx((60 + 70 + 100 + 20) / 2)
-    assert row.steps.sd is None  # of runs that missed nobody knows where they would have reached
+    assert row.steps.sd is None  # a run that missed has no known cost
     assert table.summarise(runs[:2])[0].steps.sd == pytest.approx(50**0.5)
     assert row.tokens.expected.value == pytest.approx((4096 * 130 + 409600 + 81920) / 2)
     assert row.seconds.expected.value == pytest.approx((12 + 14 + 20 + 4) / 2)
     assert row.step_ms == pytest.approx(1000 * 64 / 320)
     assert row.optimizer_ms == pytest.approx(1000 * 3.2 / 320)
     assert row.state_bytes == 6_000_000
-    assert row.final_loss == pytest.approx(3.0)  # that of the diverged run is left out
+    assert row.final_loss == pytest.approx(3.0)  # without the loss of the diverged run
     assert row.final_loss_sd == pytest.approx(0)
     assert row.target == 3.5
 
 
-def test_every_recipe_is_spelled_as_prose_writes_it():
-    assert sorted(recipes()) == sorted(table.SPELLED)
+def test_every_recipe_has_a_name_in_prose():
+    assert sorted(recipes()) == sorted(DISPLAY_NAMES)
 
 
 def test_entrants_keep_the_order_in_which_they_first_ran():
@@ -85,90 +84,59 @@ def test_a_run_without_a_step_has_a_row():
     assert "0/0/1" in table.text([row])
 
 
-def test_the_sentence_of_a_win():
-    runs = entrant("adamw", [70.0, 70.0], 0.1) + entrant("muon", [50.0, 50.0], 0.1 * 1.4 / 1.3)
-    assert report.sentence(runs) == (
-        "Muon reached a validation loss of 3.5 in 28.6% fewer steps than AdamW (AdamW takes 1.40x "
-        "as many; 95% interval 1.40 to 1.40) and in 23.1% less time (1.30x as fast; 95% interval "
-        "1.30 to 1.30), so one Muon step costs 1.08x one AdamW step; 2 of 2 Muon runs and 2 of 2 "
-        "AdamW runs reached the target."
-    )
+RACES: dict[str, list[Run]] = {
+    "a win": entrant("adamw", [70.0, 70.0], 0.1) + entrant("muon", [50.0, 50.0], 0.1 * 1.4 / 1.3),
+    "a win in steps that is a loss in time": [
+        *entrant("adamw", [70.0, 70.0], 0.1), *entrant("soap", [50.0, 50.0], 0.2)
+    ],
+    "a loss": entrant("adamw", [50.0, 50.0]) + entrant("lion", [70.0, 70.0]),
+    "no significant difference": entrant("adamw", [40.0, 72.0]) + entrant("muon", [40.0, 70.0]),
+    "single runs": entrant("adamw", [70.0]) + entrant("muon", [50.0]),
+    "a slower baseline that missed": [
+        *entrant("adamw", [80.0, 90.0, None]), *entrant("muon", [50.0, 50.0, 50.0])
+    ],
+    "a slower challenger that missed": [
+        *entrant("adamw", [50.0, 51.0]), *entrant("muon", [80.0, None])
+    ],
+    "a baseline that never reached": entrant("adamw", [None] * 2) + entrant("muon", [50.0, 50.0]),
+    "a challenger that never reached": entrant("adamw", [50.0, 50.0]) + entrant("muon", [None] * 2),
+    "a bound that may be chance": entrant("adamw", [None] * 2) + entrant("muon", [85.0, 95.0]),
+    "neither reached": entrant("adamw", [None]) + entrant("muon", [None]),
+}  # fmt: skip
 
 
-def test_the_sentence_of_a_win_in_steps_that_is_a_loss_in_time():
-    runs = entrant("adamw", [70.0, 70.0], 0.1) + entrant("soap", [50.0, 50.0], 0.2)
-    (sentence,) = report.sentences(runs)
-    assert "in 28.6% fewer steps than AdamW (AdamW takes 1.40x as many;" in sentence
-    assert "and in 42.9% more time (slower: 0.70x as fast;" in sentence
-    assert "so one SOAP step costs 2.00x one AdamW step" in sentence
-
-
-def test_the_sentence_of_a_loss():
-    (sentence,) = report.sentences(entrant("adamw", [50.0, 50.0]) + entrant("lion", [70.0, 70.0]))
-    assert "in 40.0% more steps than AdamW (AdamW takes 0.71x as many;" in sentence
-    assert "in 40.0% more time (slower: 0.71x as fast;" in sentence
-
-
-def test_the_sentence_of_a_difference_that_the_seeds_cannot_carry():
-    (sentence,) = report.sentences(entrant("adamw", [40.0, 72.0]) + entrant("muon", [40.0, 70.0]))
-    assert (
-        len(re.findall(r"95% interval 0\.\d\d to \d+\.\d\d: not distinguishable\)", sentence)) == 2
-    )
-
-
-def test_the_sentence_of_single_runs():
-    (sentence,) = report.sentences(entrant("adamw", [70.0]) + entrant("muon", [50.0]))
-    assert sentence.count("no interval from a single run") == 2
-    assert "95%" not in sentence and "1.40x" in sentence
-
-
-def test_the_sentence_counts_runs_that_missed():
-    runs = entrant("adamw", [80.0, 90.0, None]) + entrant("muon", [50.0, 50.0, 50.0])
-    (sentence,) = report.sentences(runs)
-    assert "in over 44.4% fewer steps" in sentence  # 50 of (80 + 90 + 100) / 3
-    assert "AdamW takes over 1.80x as many; 95% interval of the bound 1." in sentence
-    assert sentence.endswith(
-        "3 of 3 Muon runs and 2 of 3 AdamW runs reached the target, "
-        "and what the others spent is counted."
-    )
-    (slower,) = report.sentences(entrant("adamw", [50.0, 51.0]) + entrant("muon", [80.0, None]))
-    assert "in over 78.2% more steps than AdamW (AdamW takes under 0.56x as many" in slower
+def test_the_sentences_read_as_reviewed(golden):
+    parts = [f"{name}:\n{report.sentence(race, challenger=race[-1].label)}\n"
+             for name, race in RACES.items()]  # fmt: skip
+    golden("sentences", "\n".join(parts))
 
 
 @pytest.mark.parametrize(
-    ("adamw", "muon", "tallies", "bounds"),
+    ("race", "numbers"),
     [
-        (
-            [None] * 2,
-            [50.0, 50.0],
-            ("2 of 2", "0 of 2"),
-            "over 2.00x in steps and over 2.00x in time",
-        ),
-        (
-            [50.0, 50.0],
-            [None] * 2,
-            ("0 of 2", "2 of 2"),
-            "under 0.50x in steps and under 0.50x in time",
-        ),
-        (
-            [None] * 2,
-            [85.0, 95.0],
-            ("2 of 2", "0 of 2"),
-            "over 1.11x in steps, not distinguishable and over 1.11x in time, not distinguishable",
-        ),
-        ([None], [None], ("0 of 1", "0 of 1"), None),
+        ("a win", ["28.6% fewer", "1.40x", "23.1% less", "1.30x", "1.08x", "2 of 2"]),
+        ("a win in steps that is a loss in time", ["28.6% fewer", "42.9% more", "0.70x", "2.00x"]),
+        ("a loss", ["40.0% more steps", "0.71x", "40.0% more time"]),
+        ("a slower baseline that missed", [  # 50 of (80 + 90 + 100) / 3
+            "over 44.4% fewer", "over 1.80x", "2 of 3"
+        ]),
+        ("a slower challenger that missed", ["over 78.2% more", "under 0.56x"]),
+        ("a baseline that never reached", ["over 2.00x in steps", "0 of 2", "2 of 2"]),
+        ("a challenger that never reached", ["under 0.50x in steps", "0 of 2", "2 of 2"]),
+        ("a bound that may be chance", ["over 1.11x in steps", "0 of 2", "2 of 2"]),
     ],
+)  # fmt: skip
+def test_the_numbers_of_the_sentence(race, numbers):
+    (sentence,) = report.sentences(RACES[race])
+    assert [number for number in numbers if number not in sentence] == []
+
+
+@pytest.mark.parametrize(
+    ("race", "times"),
+    [("no significant difference", 2), ("a bound that may be chance", 2), ("a win", 0)],
 )
-def test_the_sentence_where_one_never_reached(adamw, muon, tallies, bounds):
-    (sentence,) = report.sentences(entrant("adamw", adamw) + entrant("muon", muon))
-    assert sentence == (
-        f"Muon reached a validation loss of 3.5 in {tallies[0]} runs and AdamW in {tallies[1]}"
-        + (
-            f": what they spent bounds AdamW's cost over Muon's, {bounds}."
-            if bounds
-            else ", so there is no ratio between them."
-        )
-    )
+def test_the_sentence_says_where_the_seeds_show_no_difference(race, times):
+    assert report.sentences(RACES[race])[0].count("not distinguishable") == times
 
 
 def test_a_sentence_for_every_challenger():
@@ -198,19 +166,15 @@ def ended(label: str, losses: list[float | None], track: str = "gpt2") -> list[R
     ]
 
 
-def test_a_race_in_the_setting_of_track_3_is_judged_by_its_rule():
+def test_a_race_in_the_setting_of_track_3_is_judged_by_its_rule(golden):
     runs = ended("muon", [3.277, 3.279, 3.276, 3.28]) + ended("lion", [3.279] * 9)
     runs += ended("soap", [3.2, None]) + ended("sgd", [3.27])
-    rule = "under the rule of the speedruns' track 3."
-    rulings = [
-        "Muon: n = 4, mean final loss 3.27800, (3.28 - mean) √n = 0.00400 (z = 3.08), at least "
-        f"0.004: its runs count {rule}",
-        "Lion: n = 9, mean final loss 3.27900, (3.28 - mean) √n = 0.00300 (z = 2.31), below 0.004: "
-        f"its runs do not count {rule}",
-        f"SOAP: 1 of n = 2 runs diverged: its runs do not count {rule}",
-        "SGD: n = 1, mean final loss 3.27000, (3.28 - mean) √n = 0.01000 (z = 7.69), at least "
-        f"0.004: its runs count {rule}",
-    ]
+    rulings = report.rulings(runs)
+    golden("track3", "\n".join(rulings) + "\n")
+    numbers = ["= 0.00400 (z = 3.08)", "= 0.00300 (z = 2.31)", "1 of n = 2", "= 0.01000 (z = 7.69)"]
+    assert all(number in ruling for number, ruling in zip(numbers, rulings, strict=True))
+    counted = ["do not count" not in ruling for ruling in rulings]
+    assert counted == [True, False, False, True]
     assert report.sentences(runs) == rulings  # there is no baseline to compare them with
     runs += ended("adamw", [3.3])
     sentences = report.sentences(runs)
@@ -219,8 +183,6 @@ def test_a_race_in_the_setting_of_track_3_is_judged_by_its_rule():
         "AdamW: n = 1, mean final loss 3.3"
     )
     assert report.sentence(runs) == sentences[0]
-    readme = "<!-- begin:headline -->\n<!-- end:headline -->\n"
-    assert "\n\n".join(rulings) in report.rewrite(readme, runs, [], race=None)
 
 
 @pytest.mark.parametrize("track", ["tiny", "gpt2-2024", "medium", "custom"])
@@ -230,17 +192,29 @@ def test_no_other_track_is_judged_by_the_rule_of_track_3(track):
     assert sentence.startswith("Muon reached") and "track 3" not in sentence
 
 
-README = """# Race
-<!-- begin:headline -->
+# ---- Pages -------------------------------------------------------------------------------------
+
+PAGE = """# Race
+<!-- begin:headline duel -->
 old words
 <!-- end:headline -->
 text <!-- a comment -->
-<!-- begin:race -->
+<!-- begin:race duel -->
 <!-- end:race -->
-<!-- begin:machine tiny-0 -->
+<!-- begin:machine several/tiny-0 -->
 <!-- end:machine -->
+<!-- begin:league several/c -->
+<!-- end:league -->
+<!-- begin:resolution duel -->
+<!-- end:resolution -->
+<!-- begin:finals duel,several/c -->
+<!-- end:finals -->
 <!-- begin:tuned -->
 <!-- end:tuned -->
+<!-- begin:csv step.csv -->
+<!-- end:csv -->
+<!-- begin:file program.py -->
+<!-- end:file -->
 """
 
 
@@ -254,77 +228,115 @@ def three_races() -> list[Run]:
     return older + newer + race
 
 
-def test_the_readme_is_made_from_the_csvs():
-    tuned = [settings.Tuned("tiny", "muon", {"lr": 0.02}, 220, (3, 8))]
-    result = report.rewrite(README, three_races(), tuned, race=None)
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """A repository of two records and a page."""
+    records = tmp_path / "results" / "records"
+    for run in three_races():
+        store.append(records / ("duel" if run.race == "tiny-1" else "several") / "runs.csv", run)
+    tuned.write(
+        tuned.Tuned("tiny", "muon", {"lr": 0.02}, 220, (3, 8)), tmp_path / "optim" / "tuned.toml"
+    )
+    machine = '"A processor, 2 cores",2'
+    (tmp_path / "step.csv").write_text(
+        f"step,ms,note,device,threads\nMuon,20.5,,{machine}\nAdamW,0.8,,{machine}\n"
+    )
+    (tmp_path / "program.py").write_text("print('fast')\n")
+    (tmp_path / "README.md").write_text(PAGE)
+    return tmp_path
+
+
+def test_a_page_is_made_from_the_records(repository, golden):
+    result = report.rewrite(PAGE, repository)
+    golden("page", result)
     assert "old words" not in result and "text <!-- a comment -->" in result
     lines = result.splitlines()
     assert lines[2].startswith("Muon reached a validation loss of 3.5 in 28.6% fewer steps")
-    assert "| adamw | 2 | 2/0/0 |" in result and "race c " not in result
-    assert (
-        "4 runs of race tiny-0 on track tiny: A processor, 2 cores, processes: 1, threads: 2, "
-        "bfloat16, not compiled (no g++), torch 2.9.0, commit 0123456789ab." in lines
-    )
+    assert "| adamw | 2 | 2/0/0 |" in result
+    assert any(line.startswith("4 runs of race tiny-0 on track tiny: ") for line in lines)
     assert "| tiny | muon | lr=0.02 | 220 | our trial 3, 8 |" in lines
-    assert report.rewrite(result, three_races(), tuned, race=None) == result
+    assert report.rewrite(result, repository) == result
 
 
-def test_the_readme_before_anything_is_tuned():
-    assert "Nothing is tuned yet." in report.rewrite(README, three_races(), [], race=None)
+def test_every_page_is_rewritten(repository, capsys, monkeypatch):
+    monkeypatch.setattr(report, "REPOSITORY", repository)
+    for name in ("docs/rules.md", "results/records/duel/README.md"):
+        (repository / name).parent.mkdir(exist_ok=True)
+        (repository / name).write_text("<!-- begin:machine duel -->\n<!-- end:machine -->\n")
+    (repository / "docs" / "plain.md").write_text("No generated part.\n")
+    names = ["README.md", "docs/rules.md", "results/records/duel/README.md"]
+    before = (repository / "README.md").read_text()
+    changed = report.update_pages(repository, write=False)
+    assert [str(path.relative_to(repository)) for path in changed] == names
+    assert (repository / "README.md").read_text() == before
+    assert report.update_pages(repository) == changed and not report.update_pages(repository)
+    (repository / "docs" / "rules.md").write_text("<!-- begin:machine x -->\n<!-- end:machine -->")
+    with pytest.raises(
+        UserError, match="docs/rules.md: no record 'x' in results/records; known rec"
+    ):
+        report.update_pages(repository)
 
 
-def test_a_csv_in_the_readme_names_what_its_rows_share_below(tmp_path):
+def test_a_csv_on_a_page_names_below_it_what_its_rows_share(tmp_path):
     path = tmp_path / "step.csv"
-    readme = f"<!-- begin:csv {path} -->\n<!-- end:csv -->\n"
     machine = '"A processor, 2 cores",2'
     path.write_text(f"step,ms,note,device,threads\nMuon,20.5,,{machine}\nAdamW,0.8,,{machine}\n")
-    assert report.rewrite(readme, [], [], None).splitlines()[1:-1] == [
+    assert report.csv_table(path).splitlines() == [
         "| step | ms | note |",
         "| :-- | --: | --: |",
-        "| Muon | 20.5 |  |",  # what is empty in all rows is not said to be shared
+        "| Muon | 20.5 |  |",  # a column that is empty in all rows stays
         "| AdamW | 0.8 |  |",
         "",
         "All rows: device A processor, 2 cores; threads 2.",
     ]
     path.write_text("step,ms,device\nMuon,20.5,one\nAdamW,0.8,another\n")
-    assert "| AdamW | 0.8 | another |\n<!-- end" in report.rewrite(readme, [], [], None)
+    assert report.csv_table(path).endswith("| AdamW | 0.8 | another |")
     path.write_text("step,ms\nMuon,20.5\n")  # a single row shares nothing
-    assert "| Muon | 20.5 |\n<!-- end" in report.rewrite(readme, [], [], None)
+    assert report.csv_table(path).endswith("| Muon | 20.5 |")
     path.write_text("step,ms\nMuon,20.5\nAdamW\n")
-    with pytest.raises(UserError, match=r"step.csv, line 3: 1 cells, its header has 2; .*: make b"):
-        report.rewrite(readme, [], [], None)
+    with pytest.raises(UserError, match=r"step.csv line 3: 1 cells for 2 columns; restore"):
+        report.csv_table(path)
     path.write_text("")
-    assert "| " in report.rewrite(readme, [], [], None)
+    assert "| " in report.csv_table(path)
 
 
 @pytest.mark.parametrize(
-    ("readme", "message"),
+    ("page", "message"),
     [
-        ("<!-- begin:winner -->\n<!-- end:winner -->", "marker 'winner' must be headline, race"),
-        ("<!-- begin:race -->\n", "needs pairs"),
-        (README + "<!-- end:race -->\n", "needs pairs"),
-        ("no markers", "needs pairs"),
         (
-            "<!-- begin:race tiny-9 -->\n<!-- end:race -->",
-            "no race 'tiny-9' in runs.csv; its races",
+            "<!-- begin:winner -->\n<!-- end:winner -->",
+            "marker 'winner' must be one of headline, r",
         ),
+        ("<!-- begin:race duel -->\n", "0 pairs of lines"),
+        (PAGE + "<!-- end:race -->\n", "9 pairs of lines .* others do not"),
+        ("<!-- begin:race -->\n<!-- end:race -->", "begin:race --> needs a record or a file"),
+        ("<!-- begin:tuned duel -->\n<!-- end:tuned -->", "takes no argument"),
+        (
+            "<!-- begin:race trio -->\n<!-- end:race -->",
+            "no record 'trio' in results/records; known records: duel, several",
+        ),
+        (
+            "<!-- begin:race several -->\n<!-- end:race -->",
+            "record several has 2 races; choose one of: several/tiny-0, several/c",
+        ),
+        (
+            "<!-- begin:race duel/tiny-9 -->\n<!-- end:race -->",
+            "record duel has no race 'tiny-9'; choose one of: duel/tiny-1",
+        ),
+        ("<!-- begin:scale duel -->\n<!-- end:scale -->", "record duel has no points.csv"),
+        ("<!-- begin:csv none.csv -->\n<!-- end:csv -->", "cannot show .*none.csv: No such file"),
     ],
 )
-def test_a_readme_that_cannot_be_made(readme, message):
+def test_a_page_that_cannot_be_made(repository, page, message):
     with pytest.raises(UserError, match=message):
-        report.rewrite(readme, three_races(), [], race=None)
+        report.rewrite(page, repository)
 
 
-def test_only_custom_races_are_no_headline():
-    custom = [replace(run, track="custom") for run in three_races()]
-    with pytest.raises(UserError, match="no race to report; run: make speedrun"):
-        report.select(custom, None, official=True)
-    assert {run.race for run in report.select(custom, None)} == {"c"}
+# ---- The command -------------------------------------------------------------------------------
 
 
 def test_the_report_command(tmp_path, capsys):
-    root, readme = tmp_path / "results", tmp_path / "README.md"
-    readme.write_text(README)
+    root = tmp_path / "results"
     options = ["--root", str(root)]
     assert report.main(options) == 2
     assert capsys.readouterr().err == "runs.csv has no race to report; run: make speedrun\n"
@@ -336,19 +348,26 @@ def test_the_report_command(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "adamw" in printed and "Muon reached" in printed and "race tiny-1" in printed
     assert report.main([*options, "--race", "tiny-9"]) == 2
-    options += ["--readme", str(readme)]
-    assert report.main([*options, "--check"]) == 1 and readme.read_text() == README
-    assert "run: python -m analysis.report --readme" in capsys.readouterr().out
-    assert report.main(options) == 0 and "28.6% fewer steps" in readme.read_text()
-    assert report.main([*options, "--check"]) == 0
-    readme.write_text(readme.read_text().replace("28.6%", "35.0%"))
-    assert report.main([*options, "--check"]) == 1
+    assert "no race 'tiny-9' in runs.csv; its races: tiny-0, c" in capsys.readouterr().err
+
+
+def test_the_docs_command(repository, capsys, monkeypatch):
+    monkeypatch.setattr(report, "REPOSITORY", repository)
+    page = repository / "README.md"
+    assert report.main(["--docs", "--check"]) == 1 and page.read_text() == PAGE
+    assert capsys.readouterr().out == "out of date: README.md; run: make docs\n"
+    assert report.main(["--docs"]) == 0 and "28.6% fewer steps" in page.read_text()
+    assert report.main(["--docs", "--check"]) == 0
+    page.write_text(page.read_text().replace("28.6%", "35.0%"))
+    assert report.main(["--docs", "--check"]) == 1
+    with pytest.raises(SystemExit):
+        report.main(["--check"])
 
 
 def test_the_tools_need_neither_torch_nor_rich():
     code = (
         "import sys, analysis.report, leaderboard.verify; "
-        "print({'torch', 'rich', 'pandas'} & set(sys.modules))"
+        "print({'torch', 'rich'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True)
     assert done.stdout == b"set()\n"

@@ -116,7 +116,9 @@ def test_an_error_of_the_disk_leaves_the_file_as_it_was(tmp_path, monkeypatch, c
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, call, fail)
-    with pytest.raises(UserError, match="No space left on device; fix that"):
+    with pytest.raises(
+        UserError, match="No space left on device; free some space, then go on with --resume"
+    ):
         store.append(path, make_run())
     monkeypatch.undo()
     assert path.read_bytes() == before
@@ -270,6 +272,24 @@ def test_record_writes_source_curve_and_row(tmp_path):
     assert sorted(p.name for p in tmp_path.rglob("*") if p.is_file()) == sorted(
         ["runs.csv", "tuning.csv", "muon-0.csv", f"{store.source_hash(SOURCE)}.txt"]
     )
+
+
+def test_records_share_one_pool_of_sources(tmp_path):
+    digest, pool = store.source_hash(SOURCE), tmp_path / "records" / "sources"
+    assert store.records(tmp_path) == []
+    for name in ("second", "first"):
+        store.record(tmp_path / "records" / name, make_run(), make_points(), SOURCE)
+    store.record_trial(tmp_path / "records" / "third", make_trial(), SOURCE)
+    (tmp_path / "records" / "table").mkdir()  # no runs and no trials
+    assert [path.name for path in store.records(tmp_path)] == ["first", "second", "third"]
+    assert list(tmp_path.rglob("*.txt")) == [pool / f"{digest}.txt"]
+    first = tmp_path / "records" / "first"
+    assert store.source_path(first, digest) == pool / f"{digest}.txt"
+    own = first / "sources" / f"{digest}.txt"  # a source of its own comes first
+    own.parent.mkdir()
+    own.write_text(SOURCE)
+    assert store.source_path(first, digest) == own
+    assert store.source_path(tmp_path, digest) == tmp_path / "sources" / f"{digest}.txt"
 
 
 def test_the_row_is_written_last(tmp_path, monkeypatch):

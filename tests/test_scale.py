@@ -1,4 +1,4 @@
-"""Other batch sizes and widths: the transfer of settings, the races, what they amount to."""
+"""Other batch sizes and widths: the transfer of settings, the races, the speed-ups."""
 
 import math
 from pathlib import Path
@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 
 import speedrun
-from analysis import report, scale
+from analysis import scale
 from analysis.charts import _make
 from analysis.charts._inputs import load
 from errors import UserError
 from leaderboard import verify
 from studies import scale as driver
+from tests.races import chart, title
 from tests.scales import write_point, write_scale
-from tests.test_plots import chart, title
-from tracking import store
+from tracking import store, tuned
 from tracking.schema import ScalePoint
 
 TUNED = {
@@ -85,14 +85,14 @@ def test_points_that_their_runs_do_not_show_are_found(tmp_path: Path) -> None:
     assert list(scale.problems(folder)) == []
     assert not [line for line in verify.problems(tmp_path) if "points" in line]
     wrong = [
-        ScalePoint("nobody", 128, 6144, 60),
+        ScalePoint("unknown", 128, 6144, 60),
         ScalePoint("scale-w128-b3072-abc", 128, 6144, 120),
         ScalePoint("scale-w128-b6144-abc", 64, 6144, 61),
     ]
     for point in wrong:
         store.append(folder / "points.csv", point)
     found = "\n".join(verify.problems(tmp_path))
-    assert "point nobody: no run of this race" in found
+    assert "point unknown: no run of this race" in found
     assert "point scale-w128-b3072-abc: its runs do not take 6144 tokens a step" in found
     assert "muon ran to [60], not to 61 steps" in found
     assert "width 64 has models of different sizes" in found
@@ -106,7 +106,8 @@ def test_a_point_needs_its_trials(tmp_path: Path) -> None:
     assert any("3 trials re-checked muon, not 4" in p for p in scale.problems(table.parent))
 
 
-def test_a_point_is_rechecked_raced_and_gone_on_with(
+@pytest.mark.slow
+def test_a_point_is_rechecked_raced_and_resumed(
     micro_track: speedrun.Track, micro_options: speedrun.Options, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = {
@@ -129,10 +130,11 @@ def test_a_point_is_rechecked_raced_and_gone_on_with(
     assert store.read_runs(root) == runs and store.read_trials(root) == trials
 
 
-def test_settings_that_nobody_tuned_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(driver, "tuned_settings", lambda *_: {"lr": 0.1})
-    with pytest.raises(UserError, match="has no head_lr, weight_decay, steps; run: python"):
-        driver.tuned("muon")
+def test_settings_that_are_not_tuned_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    section = tuned.Tuned("tiny", "muon", {"lr": 0.1}, steps=9)
+    monkeypatch.setattr(tuned, "find", lambda *_: section)
+    with pytest.raises(UserError, match="has no head_lr, weight_decay; run: python"):
+        driver.base_settings("muon")
 
 
 def test_no_seeds_are_no_race(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -162,20 +164,15 @@ def test_published_figures_have_a_source_and_a_basis() -> None:
     assert track3.speedup_low == round(4950 / 3250, 2)
 
 
-def test_the_chart_and_the_readme_say_what_was_measured(tmp_path: Path) -> None:
+def test_the_chart_and_the_table_say_what_was_measured(tmp_path: Path) -> None:
     write_scale(tmp_path)
     inputs = load(tmp_path)
     figure = _make.draw(chart("scale"), inputs)
     by_size = {(m.width, m.batch_tokens): m for m in inputs.scale}
     low, high = by_size[128, 3072].speedup.value, by_size[128, 12288].speedup.value
-    assert title(figure).startswith(
-        f"AdamW takes {low:.2f}x as many steps as Muon at 3,072 tokens a step "
-        f"and {high:.2f}x at 12,288"
-    )
-    assert title(figure).endswith(f"and over {by_size[256, 6144].speedup.value:.2f}x at width 256")
+    assert f"{low:.2f}x as many steps as Muon at 3,072" in title(figure)
+    assert f"{high:.2f}x at 12,288" in title(figure)
+    assert f"over {by_size[256, 6144].speedup.value:.2f}x at width 256" in title(figure)
     drawn = {y for axes in figure.axes for line in axes.lines for y in line.get_ydata()}
     assert {m.speedup.value for m in inputs.scale} <= drawn
-    readme = f"<!-- begin:scale {tmp_path / scale.SCALE} -->\n<!-- end:scale -->"
-    assert "| 256 | 6,144 | 3.70 M | over 2.00x |" in report.rewrite(readme, [], [], None)
-    nothing = "<!-- begin:scale nowhere -->\n<!-- end:scale -->"
-    assert scale.NONE_YET in report.rewrite(nothing, [], [], None)
+    assert "| 256 | 6,144 | 3.70 M | over 2.00x |" in scale.markdown(inputs.scale)

@@ -4,23 +4,23 @@ import math
 
 import numpy as np
 import pytest
+from scipy.stats import t as student
 
 from analysis.stats import (
-    TRACK3_PRECISION,
+    TRACK3_MARGIN,
     TRACK3_SIGMA,
     Costs,
     Estimate,
     costs,
-    counts,
+    counts_in_track3,
     deviation,
     expected_cost,
     mean,
+    mean_below_target,
     one_sample,
-    precision,
+    paired_worse,
     speedup,
-    t_cdf,
-    t_quantile,
-    worse,
+    track3_statistic,
 )
 from errors import UserError
 from tests.rows import make_run
@@ -61,41 +61,6 @@ def test_crossing_uses_the_clock_of_its_own_interval():
     assert crossing(points, 3.5) == Crossing(15, 60, 65)
 
 
-@pytest.mark.parametrize(
-    ("df", "t975", "t95"),  # printed tables of Student's t
-    [
-        (1, 12.706205, 6.313752),
-        (2, 4.302653, 2.919986),
-        (4, 2.776445, 2.131847),
-        (10, 2.228139, 1.812461),
-        (30, 2.042272, 1.697261),
-        (1e7, 1.959964, 1.644854),  # the normal distribution
-    ],
-)
-def test_t_quantile_agrees_with_tables(df, t975, t95):
-    assert t_quantile(0.975, df) == pytest.approx(t975, abs=1e-6)
-    assert t_quantile(0.95, df) == pytest.approx(t95, abs=1e-6)
-    assert t_quantile(0.025, df) == pytest.approx(-t975, abs=1e-6)
-
-
-@pytest.mark.parametrize("df", [1, 1.3, 2.5, 4.77, 17.2])
-@pytest.mark.parametrize("t", [0.01, 0.6, 1.9, 4.0])
-def test_t_cdf_is_the_integral_of_the_density(df, t):
-    x = np.linspace(0, t, 20_001)
-    log_scale = math.lgamma((df + 1) / 2) - math.lgamma(df / 2) - math.log(df * math.pi) / 2
-    density = np.exp(log_scale - (df + 1) / 2 * np.log1p(x**2 / df))
-    area = float(np.trapezoid(density, x))
-    assert t_cdf(t, df) == pytest.approx(0.5 + area, abs=1e-8)
-    assert t_cdf(-t, df) == pytest.approx(0.5 - area, abs=1e-8)
-
-
-@pytest.mark.parametrize("df", [1, 3.7, 250])
-def test_t_quantile_inverts_t_cdf(df):
-    for p in (0.001, 0.3, 0.5, 0.8, 0.9999):
-        assert t_cdf(t_quantile(p, df), df) == pytest.approx(p, abs=1e-12)
-    assert (t_cdf(-math.inf, df), t_cdf(0, df), t_cdf(math.inf, df)) == (0, 0.5, 1)
-
-
 def test_expected_cost_is_the_mean_when_all_reached():
     estimate = expected_cost(Costs([90, 100, 110], [True] * 3))
     assert estimate is not None and estimate.value == pytest.approx(100)
@@ -127,7 +92,7 @@ def test_a_single_run_that_never_reached_is_a_bound_too():
     ratio = speedup(Costs([140], [False]), Costs([90, 100, 110], [True] * 3))
     error = 0.1 * math.sqrt(1 / 3 + 1)
     assert ratio is not None and ratio.at_least and ratio.estimate.value == pytest.approx(1.4)
-    assert ratio.p == pytest.approx(2 * t_cdf(-math.log(1.4) / error, 2))
+    assert ratio.p == pytest.approx(2 * student.cdf(-math.log(1.4) / error, 2))
 
 
 def test_a_miss_at_the_end_of_a_shorter_horizon_bounds_nothing():
@@ -145,10 +110,10 @@ def test_a_faster_entrant_that_missed_is_at_its_expected_cost():
     # z = (48 / 50 - 3 / 2, 1 - 3 / 2, 52 / 50): sum 0, variance .8108
     a, b = 0.1**2 / 3, (0.54**2 + 0.5**2 + 1.04**2) / 2 / 3
     df = (a + b) ** 2 / (a**2 / 2 + b**2 / 2)
-    assert ratio.p == pytest.approx(2 * t_cdf(-math.log(100 / 75) / math.sqrt(a + b), df))
+    assert ratio.p == pytest.approx(2 * student.cdf(-math.log(100 / 75) / math.sqrt(a + b), df))
 
 
-def test_the_more_runs_miss_the_smaller_the_bound_of_who_is_slower():
+def test_the_more_runs_miss_the_smaller_the_bound_on_the_slower_entrant():
     fast, reached = Costs([66, 68, 69, 71, 72], [True] * 5), [96, 97, 98, 99, 100]
     found = []
     for n in range(6):
@@ -170,7 +135,7 @@ def test_speedup_is_a_ratio_with_welch_satterthwaite_freedom():
     ratio = speedup(Costs([90, 100, 110], [True] * 3), Costs([48, 50, 52], [True] * 3))
     a, b = 0.1**2 / 3, 0.04**2 / 3  # squared standard errors of the two logarithms
     df = (a + b) ** 2 / (a**2 / 2 + b**2 / 2)
-    half = t_quantile(0.975, df) * math.sqrt(a + b)
+    half = student.ppf(0.975, df) * math.sqrt(a + b)
     assert ratio is not None
     low, high = 2 * math.exp(-half), 2 * math.exp(half)
     assert ratio.estimate == Estimate(*map(pytest.approx, (2, low, high)), 6)
@@ -255,15 +220,17 @@ def test_mean_and_deviation():
     assert deviation([7.0]) is None
 
 
-def test_worse_is_a_paired_test():
+def test_a_paired_test_says_which_losses_are_worse():
     # Differences .01, .02, .03: t = .02 / (.01 / sqrt(3)), p = .0371; without .03: t = 3, p = .102
-    assert worse([3.11, 3.52, 3.33], [3.1, 3.5, 3.3])
-    assert not worse([3.11, 3.52], [3.1, 3.5])
-    assert not worse([3.1, 3.5, 3.3], [3.11, 3.52, 3.33])
-    assert not worse([3.1, 3.5], [3.1, 3.5]) and not worse([3.2], [3.1])
-    assert worse([math.inf], [3.1]) and worse([3.0, math.inf], [3.1, 3.1])
-    assert not worse([math.inf, 3.0], [math.inf, 3.0]) and not worse([math.inf], [math.inf])
-    assert not worse([3.0, 3.0], [math.inf, 3.1])
+    assert paired_worse([3.11, 3.52, 3.33], [3.1, 3.5, 3.3])
+    assert not paired_worse([3.11, 3.52], [3.1, 3.5])
+    assert not paired_worse([3.1, 3.5, 3.3], [3.11, 3.52, 3.33])
+    assert not paired_worse([3.1, 3.5], [3.1, 3.5]) and not paired_worse([3.2], [3.1])
+    assert paired_worse([math.inf], [3.1]) and paired_worse([3.0, math.inf], [3.1, 3.1])
+    assert not paired_worse([math.inf, 3.0], [math.inf, 3.0]) and not paired_worse(
+        [math.inf], [math.inf]
+    )
+    assert not paired_worse([3.0, 3.0], [math.inf, 3.1])
 
 
 def test_one_sample():
@@ -274,6 +241,13 @@ def test_one_sample():
         1 - one_sample([1.0, 2.0, 3.0], 3.0)  # as far above as below
     )
     assert one_sample([1.0], 3.0) is None
+
+
+def test_a_mean_is_below_a_target_by_more_than_chance():
+    # t = -.02 / (.01 / sqrt(3)) = -3.46, p = .0371; of -.05: t = -8.66, p = .0065
+    assert mean_below_target([3.44, 3.45, 3.46], 3.5)
+    assert not mean_below_target([3.47, 3.48, 3.49], 3.5)
+    assert not mean_below_target([3.0], 3.5)  # a single run
 
 
 @pytest.mark.parametrize(
@@ -290,17 +264,19 @@ def test_one_sample():
     ],
 )
 def test_the_rule_of_track_3(losses, expected, passes):
-    assert precision(losses, 3.28) == pytest.approx(expected)
-    assert counts(losses, 3.28) is passes
+    assert track3_statistic(losses, 3.28) == pytest.approx(expected)
+    assert counts_in_track3(losses, 3.28) is passes
 
 
 def test_the_rule_of_track_3_on_the_losses_of_its_pull_request_312():
     digits = "765 965 675 978 961 999 696 746 929 910 1025 1060 822 837 969 966"
     losses = [3.27 + int(digit) / 1e5 for digit in digits.split()]
-    assert precision(losses, 3.28) == pytest.approx(0.0042425) and counts(losses, 3.28)
-    assert not counts(losses[:12], 3.28)  # 0.00373: more seeds decided it
+    assert track3_statistic(losses, 3.28) == pytest.approx(0.0042425) and counts_in_track3(
+        losses, 3.28
+    )
+    assert not counts_in_track3(losses[:12], 3.28)  # 0.00373: more seeds decided it
 
 
 def test_the_margin_of_track_3_is_a_p_of_a_thousandth():
-    tail = math.erfc(TRACK3_PRECISION / TRACK3_SIGMA / math.sqrt(2)) / 2
+    tail = math.erfc(TRACK3_MARGIN / TRACK3_SIGMA / math.sqrt(2)) / 2
     assert tail == pytest.approx(0.001, rel=0.05)

@@ -1,9 +1,10 @@
-"""Text into shards: what is read, in which order it stands, and in how much memory.
+"""data.text: which documents are read, in which order they are written, in how much memory.
 
     python -m pytest tests/test_text.py
 
-Claims: the shards are those of an independent few lines that hold everything in memory, for any
-number of workers and any division of the input; a bad input is one message and leaves nothing.
+Claims: the shards are the same as those of a few independent lines that keep everything in memory,
+for any number of workers and any division of the input; a bad input gives one message and leaves no
+file.
 """
 
 import hashlib
@@ -141,9 +142,9 @@ def test_shards_are_cut_at_the_size_asked_for(made: Path, tmp_path: Path) -> Non
 def test_the_seed_gives_another_order(tmp_path: Path) -> None:
     settings = Settings(seed=7)
     piece = text.Piece(Path("a.jsonl"), 1, [json.dumps({"text": t}).encode() for t in DOCUMENTS])
-    folder = external_sort.Buckets(tmp_path / "buckets", 5)
-    folder.add(text.encode(piece, VOCABULARY, settings))
-    assert [t.tolist() for _, t in folder.in_order()] == stream(DOCUMENTS, seed=7)
+    sort = external_sort.ExternalSort(tmp_path / "buckets", 5)
+    sort.add(text.encode(piece, VOCABULARY, settings))
+    assert [t.tolist() for _, t in sort.in_order()] == stream(DOCUMENTS, seed=7)
     assert stream(DOCUMENTS, seed=7) != stream(DOCUMENTS, seed=0)
     assert not (tmp_path / "buckets").exists()
 
@@ -287,6 +288,7 @@ class InThisProcess(text.ProcessPoolExecutor):
         return future
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_input(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -317,13 +319,13 @@ def test_a_bad_input_leaves_nothing(tmp_path: Path, source: Path) -> None:
 
 def test_mistakes_are_told_before_anything_is_read(tmp_path: Path, source: Path) -> None:
     out = tmp_path / "out"
-    with pytest.raises(UserError, match="c.txt is not there"):
+    with pytest.raises(UserError, match="c.txt does not exist"):
         build(out, [source, tmp_path / "c.txt"])
     with pytest.raises(UserError, match="is a folder: name its files"):
         build(out, [tmp_path])
     with pytest.raises(UserError, match="--workers 0"):
         build(out, [source], workers=0)
-    with pytest.raises(UserError, match="65537 tokens; a shard's uint16 holds 65536"):
+    with pytest.raises(UserError, match="65537 tokens, but a shard's uint16 holds 65536"):
         text.build(out, [source], [b""] * 65536, Settings(), 1)
     for settings, message in (
         ({"val_fraction": 0.0}, "--val-fraction 0.0"),
@@ -336,10 +338,10 @@ def test_mistakes_are_told_before_anything_is_read(tmp_path: Path, source: Path)
             build(out, [source], **settings)
     out.mkdir()
     (out / "mine").write_text("")
-    with pytest.raises(UserError, match="out is there already"):
+    with pytest.raises(UserError, match="out exists already"):
         build(out, [source])
     assert contents(out) == {"mine": b""}
-    with pytest.raises(UserError, match="name it: text:FOLDER"):
+    with pytest.raises(UserError, match="write: text:FOLDER"):
         data.open_dataset("text")
 
 
@@ -366,7 +368,7 @@ def test_the_command_makes_what_the_function_makes(made: Path, tmp_path: Path) -
     assert f"hash {data.open_dataset(f'text:{made}').hash[:12]}" in done.stdout
     again = subprocess.run([*command, *options], cwd=REPOSITORY, capture_output=True, text=True)
     assert again.returncode == 2 and again.stderr.count("\n") == 1
-    assert "is there already" in again.stderr
+    assert "exists already" in again.stderr
 
 
 # --- GPT-2's vocabulary ---------------------------------------------------------------------------

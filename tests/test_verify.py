@@ -7,19 +7,25 @@ from pathlib import Path
 import pytest
 
 from analysis import report
+from errors import UserError
 from leaderboard import verify
 from tests.rows import SOURCE, make_points, make_run, make_trial
 from tracking import store
 from tracking.schema import Run, Trial
 
 SOURCE_NAME = f"sources/{store.source_hash(SOURCE)}.txt"
-TUNED = "../optim/tuned.toml"  # as seen from the results
 CHOSEN = "steps = 150\ntrials = [1]\n"
+TUNED = '[tiny.muon]\nlr = 0.002\nb = "x"\n' + CHOSEN
 NO_CROSSING = dict(steps_to_target=None, tokens_to_target=None, seconds_to_target=None)
 
 
 def fill(root: Path) -> None:
     """A race of two entrants and two seeds, a run that diverged and one that missed; a tuning."""
+    fill_runs(root)
+    fill_trials(root)
+
+
+def fill_runs(root: Path) -> None:
     for seed in range(2):
         for label, floor in (("adamw", 3.2), ("muon", 3.0)):
             points = make_points(floor=floor + 0.01 * seed)
@@ -32,14 +38,22 @@ def fill(root: Path) -> None:
     store.record(root, lost, points, SOURCE)
     points = make_points(floor=4.0)
     store.record(root, make_run(points, entrant="sgd", label="sgd", run="sgd-0"), points, SOURCE)
+
+
+def fill_trials(root: Path) -> None:
     for recipe in ("adamw", "muon"):
         for trial in range(2):
             row = make_trial(recipe=recipe, trial=trial, entrant=f"{recipe}:lr={trial + 1}e-3,b=x")
             store.record_trial(root, row, SOURCE)
             row = replace(row, stage="horizon", steps=150, target=3.5, status="reached", seed=9)
             store.record_trial(root, row, SOURCE)
-    (root.parent / "optim").mkdir()
-    (root / TUNED).write_text('[tiny.muon]\nlr = 0.002\nb = "x"\n' + CHOSEN)
+
+
+def fill_records(results: Path) -> None:
+    """Two records, a race and a search, whose sources are in one pool; then tuned.toml."""
+    fill_runs(results / "records" / "race")
+    fill_trials(results / "records" / "search")
+    (results / "tuned.toml").write_text(TUNED)
 
 
 def test_verify_accepts_what_the_trainer_writes(tmp_path, capsys):
@@ -50,12 +64,148 @@ def test_verify_accepts_what_the_trainer_writes(tmp_path, capsys):
     assert capsys.readouterr().out == "6 runs and 8 tuning trials verified\n"
 
 
+# ---- Records -----------------------------------------------------------------------------------
+
+
+def test_records_are_verified_with_what_they_share(tmp_path, capsys):
+    fill_records(tmp_path)
+    assert sorted(path.name for path in (tmp_path / "records").iterdir()) == [
+        "race", "search", "sources",
+    ]  # fmt: skip
+    found, rows = verify._verify_all(tmp_path, tmp_path / "tuned.toml")
+    assert found == [] and list(map(str, rows.values())) == [
+        "6 runs and 0 tuning trials",
+        "0 runs and 8 tuning trials",
+    ]
+    assert verify._report(found, rows) == 0
+    assert capsys.readouterr().out.endswith("\n6 runs and 8 tuning trials verified\n")
+    assert verify.main(["--root", str(tmp_path / "records" / "race")]) == 0
+
+
+def in_record(name: str, tamper):
+    return lambda results: tamper(results / "records" / name)
+
+
+def copy_run(results: Path) -> None:
+    """The first run of a record in a second record, with its curve."""
+    race = results / "records" / "race"
+    run = store.read_runs(race)[0]
+    store.record(results / "records" / "again", run, store.read_curve(race, run.run), SOURCE)
+
+
+def add_run(**changes):
+    """A run of another record, which disagrees with the runs of its track."""
+
+    def tamper(results: Path) -> None:
+        points = make_points()
+        run = make_run(points, race="other", run="other-0", **changes)
+        store.record(results / "records" / "other", run, points, SOURCE)
+
+    return tamper
+
+
+def write_tuned(text: str):
+    return lambda results: (results / "tuned.toml").write_text(text)
+
+
+def search_more(results: Path) -> None:
+    """One more trial of muon's search, in another record."""
+    row = make_trial(recipe="muon", trial=2, entrant="muon:lr=7e-3,b=x")
+    store.record_trial(results / "records" / "more", row, SOURCE)
+
+
+@pytest.mark.parametrize(
+    ("tamper", "message"),
+    [
+        (
+            in_record("race", lambda root: change_run("muon-0", final_loss=2.9)(root)),
+            "race: run muon-0: final_loss 2.9, but its curve gives 3",
+        ),
+        (
+            in_record("race", lambda root: remove("curves/muon-0.csv")(root)),
+            "race: run muon-0: .* is missing",
+        ),
+        (
+            in_record("race", lambda root: drop_run("muon-0")(root)),
+            "race: .*curves/muon-0.csv: no row in runs.csv",
+        ),
+        (copy_run, "run adamw-0: 2 rows have this id"),
+        (copy_run, "race tiny-1: 2 runs of adamw with seed 0"),
+        (add_run(param_count=9), "track 1f2e: its runs differ in param_count: 9, 1000000"),
+        (add_run(final_bits_per_byte=0.9), "its runs differ in final_bits_per_byte over final_los"),
+        (
+            lambda results: (results / "records" / SOURCE_NAME).unlink(),
+            f"race: .*{SOURCE_NAME}: missing, although rows name it",
+        ),
+        (
+            lambda results: (results / "records" / "sources" / "ffff.txt").write_text("text"),
+            "sources/ffff.txt: no row names this source",
+        ),
+        (search_more, "recipes differ in their number of search trials: muon 3, adamw 2"),
+        (write_tuned("[tiny.muon]\nlr = 0.003\n" + CHOSEN), "settings differ from trial 1"),
+        (write_tuned("[tiny.muon]\nc = 1\n" + CHOSEN), "settings differ from trial 1"),
+        (write_tuned("[tiny.muon]\nb = 1\n" + CHOSEN), "settings differ from trial 1"),
+        (
+            write_tuned("[tiny.muon]\nsteps = 150\ntrials = []\n"),
+            "tiny.muon.: names neither a trial nor a source",
+        ),
+        (write_tuned("[tiny.muon]\nsteps = 150\ntrials = [7]\n"), "no tuning.csv has its trial 7"),
+        (
+            in_record("search", lambda root: change_trial("muon", 1, "horizon", steps=140)(root)),
+            "tiny.muon.: trial 1 did not reach the target in 150 steps",
+        ),
+        (
+            in_record(
+                "search",
+                lambda root: change_trial("muon", 1, "horizon", status="missed", final_loss=3.6)(
+                    root
+                ),
+            ),
+            "tiny.muon.: trial 1 did not reach the target in 150 steps",
+        ),
+        (
+            write_tuned(TUNED.replace("steps", "missed = true\nsteps")),
+            "tiny.muon.: no run of trial 1 missed the target in 150 steps",
+        ),
+    ],
+)
+def test_verify_finds_in_records(tmp_path, tamper, message):
+    fill_records(tmp_path)
+    tamper(tmp_path)
+    found, rows = verify._verify_all(tmp_path, tmp_path / "tuned.toml")
+    assert verify._report(found, rows) == 1
+    assert re.search(message, "\n".join(found))
+
+
 def test_an_entrant_that_misses_the_target_says_so(tmp_path):
-    root = tmp_path / "results"
-    fill(root)
-    change_trial("muon", 1, "horizon", status="missed", final_loss=3.6)(root)
-    write(TUNED, '[tiny.muon]\nlr = 0.002\nb = "x"\nmissed = true\n' + CHOSEN)(root)
-    assert verify.problems(root) == []
+    fill_records(tmp_path)
+    search = tmp_path / "records" / "search"
+    change_trial("muon", 1, "horizon", status="missed", final_loss=3.6)(search)
+    write_tuned(TUNED.replace("steps", "missed = true\nsteps"))(tmp_path)
+    assert verify.problems_of_records(tmp_path, tmp_path / "tuned.toml") == []
+
+
+def test_your_own_results_are_verified_beside_the_records(tmp_path):
+    fill_records(tmp_path)
+    row = make_trial(recipe="muon", trial=5, entrant="muon:lr=5e-3,b=x", stage="horizon")
+    row = replace(row, steps=150, target=3.5, status="reached", seed=9)
+    store.record_trial(tmp_path, row, SOURCE)
+    own = TUNED.replace("0.002", "0.005").replace("[1]", "[5]")
+    write_tuned(own)(tmp_path)  # settings from a search of the user's
+    found, rows = verify._verify_all(tmp_path, tmp_path / "tuned.toml")
+    assert found == [] and str(rows["your results"]) == "0 runs and 1 tuning trials"
+    (tmp_path / "curves").mkdir()
+    (tmp_path / "curves" / "lost.csv").write_text("")
+    found, _ = verify._verify_all(tmp_path, tmp_path / "tuned.toml")
+    assert len(found) == 1 and "lost.csv: no row in runs.csv" in found[0]
+
+
+def test_without_rows_there_is_nothing_to_verify(tmp_path):
+    with pytest.raises(UserError, match="nothing to verify"):
+        verify._verify_all(tmp_path, tmp_path / "tuned.toml")
+
+
+# ---- One folder --------------------------------------------------------------------------------
 
 
 def test_a_search_that_is_not_over_may_have_fewer_trials(tmp_path):
@@ -193,16 +343,19 @@ def repeat_line(name: str):
         ),
         (change_run("muon-0", state_bytes=1), "tiny-1: muon: its runs differ in state_bytes: 1, 5"),
         (change_run("muon-0", flops_per_step=1e9, mfu=0.025), "muon: .* in flops_per_step: 1e"),
-        (change_run("muon-0", param_count=9), "track 1f2e: its runs differ in param_count: 9, 1e"),
+        (change_run("muon-0", param_count=9), "track 1f2e: .* in param_count: 1000000, 9"),
         (
             change_run("muon-0", final_bits_per_byte=0.9),
-            "track 1f2e: .* final_bits_per_byte over final_loss: 0.3, 0.4",
+            "track 1f2e: .* final_bits_per_byte over final_loss: 0.4, 0.3",
         ),
         (change_run("muon-0", mfu=0.6), "muon-0: mfu 0.6, but its FLOPs, time and peak give 0.5"),
         (change_run("muon-0", seed=1), "race tiny-1: 2 runs of muon with seed 1"),
         (change_run("muon-0", run="muon-1"), "run muon-1: 2 rows have this id"),
         (repeat_line("runs.csv"), "run sgd-0: 2 rows have this id"),
-        (change_run("muon-0", entrant="muon:lr=1"), "label muon stands for muon:lr=1 and muon"),
+        (
+            change_run("muon-0", entrant="muon:lr=1"),
+            "label muon stands for several entrants: muon:lr=1, muon",
+        ),
         (change_run("muon-0", track_hash="ffff"), "differ in track_hash: 1f2e, ffff"),
         (change_run("muon-0", data_hash="ffff"), "differ in data_hash: abcd, ffff"),
         (change_run("muon-0", device="faster"), "differ in device: A processor, 2 cores, faster"),
@@ -239,26 +392,7 @@ def repeat_line(name: str):
         (change_trial("muon", 1, "horizon", final_loss=3.6), "muon 1 .*: reached 3.5 with 3.6"),
         (repeat_line("tuning.csv"), "trial muon:lr=2e-3,b=x .horizon.: 2 rows with seed 9"),
         (change_trial("muon", 1, recipe="adamw"), "number of search trials: adamw 2, muon 1"),
-        (write(TUNED, "[tiny.muon]\nlr = 0.003\n" + CHOSEN), "settings are not those of trial 1"),
-        (write(TUNED, "[tiny.muon]\nc = 1\n" + CHOSEN), "settings are not those of trial 1"),
-        (write(TUNED, "[tiny.muon]\nb = 1\n" + CHOSEN), "settings are not those of trial 1"),
-        (
-            write(TUNED, "[tiny.muon]\nsteps = 150\ntrials = []\n"),
-            "tiny.muon.: names neither a trial nor a source",
-        ),
-        (write(TUNED, "[tiny.muon]\nsteps = 150\ntrials = [7]\n"), "tuning.csv has no trial 7"),
-        (
-            change_trial("muon", 1, "horizon", steps=140),
-            "tiny.muon.: trial 1 did not reach the target in 150 steps",
-        ),
-        (
-            change_trial("muon", 1, "horizon", status="missed", final_loss=3.6),
-            "tiny.muon.: trial 1 did not reach the target in 150 steps",
-        ),
-        (
-            write(TUNED, '[tiny.muon]\nlr = 0.002\nb = "x"\nmissed = true\n' + CHOSEN),
-            "tiny.muon.: no run of trial 1 missed the target in 150 steps",
-        ),
+        (write("sources/ffff.txt", "text"), "sources/ffff.txt: no row names this source"),
     ],
 )
 def test_verify_finds(tmp_path, capsys, tamper, message):

@@ -1,4 +1,4 @@
-"""Where a curve first meets a target loss: the one rule, of the trainer and of `verify`."""
+"""Where a curve first meets a target loss. The trainer and the verifier share this rule."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,9 +18,9 @@ class Crossing:
 def crossing(points: Sequence[Validation], target: float) -> Crossing | None:
     """Where a curve first meets a target loss (nats per token); None if it never does.
 
-    That is between the first validation at or below the target and the one before, by linear
-    interpolation in the loss; steps, tokens and seconds share the fraction of the way. A curve
-    that starts at or below the target meets it at its first validation.
+    The crossing is interpolated linearly in the loss, between the first validation at or below the
+    target and the validation before it. Steps, tokens and seconds are interpolated with the same
+    fraction. A curve that starts at or below the target meets it at its first validation.
     """
     met = next((i for i, point in enumerate(points) if point.val_loss <= target), None)
     if met is None:

@@ -1,7 +1,7 @@
-"""What a race shows while it runs: a progress bar with the time left, a table of the runs so far.
+"""The display of a race while it runs: a progress bar with the time left, a table of finished runs.
 
-On a terminal the display is drawn in place, with rich; elsewhere, and where rich is not installed,
-each validation is a line.
+On a terminal the display is drawn in place, with rich. Without a terminal or without rich, each
+validation is printed as a line.
 """
 
 import re
@@ -12,9 +12,13 @@ import time
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from types import TracebackType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tracking.schema import Run
+
+if TYPE_CHECKING:  # rich is optional
+    from rich.console import RenderableType
+    from rich.live import Live as Drawn
 
 
 class Entrant(Protocol):
@@ -65,14 +69,14 @@ def _broken(row: Sequence[str], widths: Sequence[int]) -> list[str]:
 
 
 class Live:
-    """The display of a race of `total` runs, some of which may be there already (`done`).
+    """The display of a race of `total` runs, of which those in `done` are finished already.
 
-    A silent one shows nothing.
+    With `silent` it shows nothing.
     """
 
     def __init__(self, total: int, done: Sequence[Run] = (), silent: bool = False) -> None:
         self.total, self.runs, self.silent = total, list(done), silent
-        self._drawn: Any = None
+        self._drawn: Drawn | None = None
         self._label, self._begun, self._steps_left = "", 0.0, 0
 
     def __enter__(self) -> "Live":
@@ -101,7 +105,7 @@ class Live:
             self._drawn.__exit__(kind, error, trace)
 
     def start(self, label: str, seed: int, steps: int) -> None:
-        """A run begins; it warms up first."""
+        """Show that a run starts, with its warm-up."""
         self._label = f"run {len(self.runs) + 1}/{self.total}  {label}  seed {seed}"
         self._begun = 0.0
         if self._drawn:
@@ -112,7 +116,7 @@ class Live:
             print(f"{self._label}: {steps} steps", flush=True)
 
     def watch(self, step: int, steps: int, train_loss: float, val_loss: float | None) -> None:
-        """A step is done, or validated."""
+        """Show a step, and its validation if there was one; losses in nats per token."""
         self._begun = self._begun or time.monotonic()
         if self._drawn:
             loss = f"train {train_loss:.3f}" if val_loss is None else f"val {val_loss:.4f}"
@@ -126,7 +130,7 @@ class Live:
             )
 
     def finish(self, run: Run) -> None:
-        """A run is done and recorded."""
+        """Show that a run is finished and recorded."""
         self.runs.append(run)
         if not self._drawn and not self.silent:
             print(
@@ -134,7 +138,7 @@ class Live:
                 flush=True,
             )
 
-    def _draw(self) -> Any:
+    def _draw(self) -> "RenderableType":
         from rich.console import Group
         from rich.table import Table
 

@@ -1,16 +1,16 @@
-"""What a result is: every column of every CSV that this project writes, with type and unit.
+"""The columns of every CSV that a race or a study writes, with types and units.
 
-Nothing here reads or writes; `tracking.store` does. An optional column is an empty cell when it
-does not apply (a run that never met its target has no `steps_to_target`).
+`tracking.store` reads and writes them. An optional column has an empty cell if it does not apply:
+a run that did not reach its target has no `steps_to_target`.
 """
 
 from dataclasses import dataclass
 
 REACHED, MISSED, DIVERGED = "reached", "missed", "diverged"
 STATUSES = (REACHED, MISSED, DIVERGED)
-FINISHED = "finished"  # of a trial that has no target
-SWEEP = tuple(10 ** (k / 3) for k in range(-3, 4))  # times the tuned lr: the trials of a sweep
-# Columns that are the same in every run of a race, or its runs cannot be compared.
+FINISHED = "finished"  # the status of a trial without a target
+SWEEP = tuple(10 ** (k / 3) for k in range(-3, 4))  # the trials of a sweep: factors on the tuned lr
+# Columns with one value in all runs of a race; otherwise its runs could not be compared.
 COMMON = (
     "track_hash", "data_hash", "source_hash", "target", "engine", "world_size",
     "device", "threads", "dtype", "compiled", "torch",
@@ -19,11 +19,11 @@ COMMON = (
 
 @dataclass(frozen=True)
 class Provenance:
-    """What is needed to repeat a run, shared by races and tuning trials."""
+    """The columns that are needed to repeat a run of a race or a tuning trial."""
 
     started: str  # UTC, ISO 8601 with seconds
     track: str  # name; "custom" when any of the track's values was overridden
-    track_hash: str  # of every value that the track freezes
+    track_hash: str  # hash of every value that the track freezes
     label: str  # the entrant as it was typed: legend label
     entrant: str  # the entrant with every option spelled out: name:key=value,...
     seed: int
@@ -33,13 +33,13 @@ class Provenance:
     threads: int  # CPU threads of each process
     dtype: str  # of activations and matrix products: float32, bfloat16
     compiled: bool  # torch.compile was used
-    compile_note: str  # why not, when it was not
+    compile_note: str  # why it was not used; else empty
     torch: str  # version
     python: str  # version
     commit: str  # git commit; empty outside a checkout
     clean: bool  # the work tree had no uncommitted change
-    source_hash: str  # of the program's own files; the text is results/sources/<source_hash>.txt
-    data_hash: str  # of the manifest of the data
+    source_hash: str  # hash of the program's own files; the text is sources/<source_hash>.txt
+    data_hash: str  # hash of the manifest of the data
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Run(Provenance):
 class Validation:
     """One row of curves/<run>.csv: one validation.
 
-    Rates and means cover the steps since the row before; `grad_norm` is that of the last step.
+    Rates and means cover the steps since the previous row; `grad_norm` is of the last step.
     """
 
     step: int
@@ -98,8 +98,8 @@ class Validation:
 class Logit:
     """One row of logits/<run>.csv: the largest attention logit of one head in one training step.
 
-    Before the softmax, over the whole batch, with the weights before the step's update. With
-    QK-Clip every step has rows, without it the validated ones.
+    It is taken before the softmax, over the whole batch, with the weights before the step's update.
+    With QK-Clip every step has rows; without it, only the validated steps have.
     """
 
     step: int
@@ -124,9 +124,9 @@ class Trial(Provenance):
 
 @dataclass(frozen=True)
 class ScalePoint:
-    """One row of scale/points.csv: one finished race of AdamW against Muon at another scale.
+    """One row of points.csv: one finished race of AdamW against Muon at another scale.
 
-    Its runs are in scale/runs.csv, the trials of its settings in scale/tuning.csv.
+    Its runs are in runs.csv beside it, the trials of its settings in tuning.csv.
     """
 
     race: str
@@ -137,12 +137,12 @@ class ScalePoint:
 
 @dataclass(frozen=True)
 class Published:
-    """One row of published/speedups.csv: what others report of Muon over AdamW."""
+    """One row of published/speedups.csv: a speed-up of Muon over AdamW that others report."""
 
     source: str
     reference: str
     basis: str  # steps, tokens, FLOPs or seconds
-    params_low: int  # the range of sizes that it is reported for
+    params_low: int  # the range of model sizes that it is reported for
     params_high: int
     batch_tokens: int | None  # tokens of one step; empty where several or none are given
     speedup_low: float

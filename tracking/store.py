@@ -1,14 +1,17 @@
-"""Reads and writes the result files; the only code that does.
+"""Reads and writes the result files. No other code does.
 
-    results/runs.csv            a row a run           (schema.Run)
-    results/tuning.csv          a row a tuning trial  (schema.Trial)
-    results/curves/<run>.csv    a row a validation    (schema.Validation)
-    results/logits/<run>.csv    a row a head and step (schema.Logit), where they were measured
-    results/sources/<hash>.txt  the program that made them
+    results/runs.csv            one row for each run              (schema.Run)
+    results/tuning.csv          one row for each tuning trial     (schema.Trial)
+    results/curves/<run>.csv    one row for each validation       (schema.Validation)
+    results/logits/<run>.csv    one row for each head and step    (schema.Logit), if measured
+    results/sources/<hash>.txt  the program text behind the rows
 
-A row is one line, written whole under a lock and synced, so a file survives a kill at any moment
-and several races at once. Reading is strict: a file that is not exactly what `schema` declares is
-refused with the line's number, because a guessed number is worse than none.
+A record, results/records/<name>/, has the same files, but for the sources, which all records share
+in results/records/sources/.
+
+A row is one line. It is written whole, under a lock, and synced, so a file survives a kill at any
+moment and several races at once. Reading is strict: a file that does not match `schema` is refused
+with its line number, because a guessed number is worse than none.
 """
 
 import csv
@@ -27,23 +30,25 @@ from types import NoneType
 from typing import Any, TypeVar, get_args, get_type_hints
 
 from errors import UserError
+from tracking.files import cannot_write, write_atomic
 from tracking.schema import STATUSES, Logit, Run, Trial, Validation
 
 T = TypeVar("T")
+RESUME = "go on with --resume"
 RECORDS = "records"  # the folder of committed records in results/
 ROOM = 16 << 20  # bytes: several times the size of what a long race writes
 
-# int() and float() alone would also take "nan", "1_000" and " 1".
+# int() and float() would also take "nan", "1_000" and " 1".
 INT = re.compile(r"-?\d+", re.ASCII)
 FLOAT = re.compile(r"-?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 
-# ---- What one training run leaves --------------------------------------------------------------
+# ---- The files of a training run ---------------------------------------------------------------
 
 
 def ready(root: Path) -> None:
-    """Raises UserError now where results could not be written later. Creates the folder.
+    """Create the folder; raise UserError before training if results could not be written later.
 
-    Reads what is there too: a file that this version cannot extend is refused before training.
+    Existing files are read too: a file that this version cannot extend is refused now.
     """
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -63,20 +68,20 @@ def ready(root: Path) -> None:
 def record(
     root: Path, run: Run, points: Sequence[Validation], source: str, logits: Sequence[Logit] = ()
 ) -> None:
-    """Writes a finished run: its source, its curve, its logits and, last, its row in runs.csv.
+    """Write a finished run: its source, its curve, its logits and, last, its row in runs.csv.
 
-    The row comes last, so that a row always has its curve and its source, whenever the process
-    dies. `source` is the `source_text` of the program. Raises UserError when the disk is full.
+    The row comes last, so that a row always has its curve and its source, even if the process is
+    killed. `source` is the `source_text` of the program. Raises UserError if the disk is full.
     """
     _write_source(root, run.source_hash, source)
-    write_whole(curve_path(root, run.run), _header(Validation) + "".join(map(_line, points)))
+    _write_rows(curve_path(root, run.run), Validation, points)
     if logits:
-        write_whole(logits_path(root, run.run), _header(Logit) + "".join(map(_line, logits)))
+        _write_rows(logits_path(root, run.run), Logit, logits)
     append(root / "runs.csv", run)
 
 
 def record_trial(root: Path, trial: Trial, source: str) -> None:
-    """Writes a finished tuning trial: its source and, last, its row in tuning.csv."""
+    """Write a finished tuning trial: its source and, last, its row in tuning.csv."""
     _write_source(root, trial.source_hash, source)
     append(root / "tuning.csv", trial)
 
@@ -105,19 +110,19 @@ def read_logits(root: Path, run_id: str) -> list[Logit]:
 
 
 def curve_path(root: Path, run_id: str) -> Path:
-    """Where the curve of a run is. Raises UserError when the id cannot be a file name."""
+    """The path of a run's curve. Raises UserError if the id cannot be a file name."""
     if not run_id or Path(run_id).name != run_id or run_id.startswith("."):
         raise UserError(f"run id {run_id!r} must be a file name, as its curve is curves/<run>.csv")
     return root / "curves" / f"{run_id}.csv"
 
 
 def logits_path(root: Path, run_id: str) -> Path:
-    """Where the attention logits of a run are, if they were measured."""
+    """The path of a run's attention logits, if they were measured."""
     return root / "logits" / curve_path(root, run_id).name
 
 
 def source_path(root: Path, digest: str) -> Path:
-    """Where the program text with this hash is.
+    """The path of the program text with this hash.
 
     All records share the folder records/sources, so that a text is stored once.
     """
@@ -137,7 +142,7 @@ def records(root: Path) -> list[Path]:
 def source_text(files: Mapping[str, str]) -> str:
     """A program's files (name -> text) as one text, sorted by name.
 
-    The lengths make it unambiguous, whatever the files contain.
+    The lengths make the text unambiguous for any content.
     """
     return "".join(
         f"==== {name} ({len(text)} characters) ====\n{text}\n"
@@ -146,46 +151,31 @@ def source_text(files: Mapping[str, str]) -> str:
 
 
 def source_hash(source: str) -> str:
-    """First 16 hex digits of the SHA-256 of a source text: its name in results/sources."""
+    """First 16 hex digits of the SHA-256 of a source text: its file name in sources/."""
     return hashlib.sha256(source.encode()).hexdigest()[:16]
 
 
 def _write_source(root: Path, digest: str, source: str) -> None:
-    assert digest == source_hash(source), "the row's source_hash is not that of its source"
+    assert digest == source_hash(source), "the row's source_hash is not the hash of its source"
     path = source_path(root, digest)
     if not path.exists():
-        write_whole(path, source)
+        write_atomic(path, [source.encode()], RESUME)
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file that is either there whole or not at all. Raises UserError."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            file.write(text.encode())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise _cannot_write(path, error) from error
-
-
-def _cannot_write(path: Path, error: OSError) -> UserError:
-    return UserError(f"cannot write {path}: {error.strerror}; fix that, then go on with --resume")
+def _write_rows(path: Path, cls: type, rows: Sequence[Any]) -> None:
+    write_atomic(path, [_header(cls).encode(), *(_line(row).encode() for row in rows)], RESUME)
 
 
 # ---- One CSV file ------------------------------------------------------------------------------
 
 
 def append(path: Path, row: Any) -> None:
-    """Adds one dataclass instance to a CSV file as one line, or leaves the file as it was.
+    """Add one dataclass instance to a CSV file as one line, or leave the file as it was.
 
-    Creates the file with its header. Cuts off a last line without its newline, which a kill or a
-    full disk left behind. Holds the file's lock meanwhile, so processes can append at once.
-    Raises UserError when the file has other columns or cannot be written, and ValueError when a
-    value is one that the reader would refuse: of another type, not finite, endlessly long.
+    Creates the file with its header. Removes a last line without its newline, which a kill or a
+    full disk left. Holds the file's lock, so that several processes can append. Raises UserError if
+    the file has other columns or cannot be written. Raises ValueError for a value that the reader
+    would refuse: of another type, not finite, or too long.
     """
     line, header = _line(row), _header(type(row))
     try:
@@ -203,15 +193,15 @@ def append(path: Path, row: Any) -> None:
         finally:
             os.close(file)
     except OSError as error:
-        raise _cannot_write(path, error) from error
+        raise cannot_write(path, error, RESUME) from error
 
 
 def _extend(file: int, length: int, text: str) -> None:
-    """Makes an open file its first `length` bytes and `text`; without `text` if that fails."""
+    """Cut an open file to `length` bytes and add `text`; if that fails, only cut it."""
     os.ftruncate(file, length)
     data = text.encode()
     try:
-        if os.write(file, data) < len(data):  # the disk took a part of it and is full now
+        if os.write(file, data) < len(data):  # the disk became full
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         os.fsync(file)
     except OSError:
@@ -222,9 +212,9 @@ def _extend(file: int, length: int, text: str) -> None:
 def read(path: Path, cls: type[T]) -> list[T]:
     """The rows of a CSV file as instances of a dataclass; none when there is no file.
 
-    A last line without its newline was never finished and is left out. Everything else that `cls`
-    does not declare raises UserError with path and line: an unknown, missing or repeated column,
-    a wrong number of cells, a wrong type, a number that is not finite, an unknown status.
+    A last line without its newline was never finished and is left out. UserError, with path and
+    line, is raised for an unknown, missing or repeated column, a wrong number of cells, a wrong
+    type, a number that is not finite, and an unknown status.
     """
     try:
         lines = path.read_bytes().split(b"\n")[:-1]
@@ -244,7 +234,7 @@ def read(path: Path, cls: type[T]) -> list[T]:
                 rows.append(_row(names, cells, cls))
         except (ValueError, csv.Error) as error:  # ValueError: bytes that are not UTF-8, too
             raise UserError(
-                f"{path} line {number}: {error}; restore the file or remove what is wrong"
+                f"{path} line {number}: {error}; restore the file or remove the line"
             ) from error
     return rows
 
@@ -277,7 +267,7 @@ def _row(names: list[str], cells: list[str], cls: type[T]) -> T:
 
 
 def _columns(cls: type) -> dict[str, tuple[type, bool]]:
-    """Every column's name, type and whether it may be empty, in the order of declaration."""
+    """Each column's name, its type, and whether it may be empty, in the order of declaration."""
     columns = {}
     for name, hint in get_type_hints(cls).items():
         kinds = [kind for kind in get_args(hint) or (hint,) if kind is not NoneType]
@@ -305,7 +295,7 @@ def _format(value: Any, kind: type, optional: bool) -> str:
     if kind is str and isinstance(value, str):
         if len(value) > csv.field_size_limit():
             raise ValueError(f"has {len(value)} characters, more than csv can read back")
-        return " ".join(value.splitlines())  # a row is one line, or a torn one would look whole
+        return " ".join(value.splitlines())  # one line a row: a torn line must not look complete
     if kind is bool and isinstance(value, bool):
         return str(value).lower()
     if kind is int and type(value) is int:

@@ -1,10 +1,10 @@
-"""optim/tuned.toml: the settings that were found for each recipe on each track, and from where.
+"""optim/tuned.toml: the settings of each recipe on each track, and their origin.
 
     python -m tracking.tuned tiny    # the recipes that are tuned for a track, AdamW first
 
-A section `[track.recipe]` holds the recipe's options and, beside them, `steps` (the horizon) and
-either `trials` (indices of the tuner's trials) or `source` (where they were published); `missed`
-says that no horizon met the target. Read and written here alone.
+A section `[track.recipe]` holds the recipe's options, `steps` (the horizon), and either `trials`
+(indices of the tuner's trials) or `source` (where the settings were published). `missed` says that
+no horizon met the target. No other code reads or writes the file.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from errors import UserError
-from tracking import store
+from tracking.files import write_atomic
 
 TUNED = Path(__file__).parents[1] / "optim" / "tuned.toml"
 
@@ -56,7 +56,7 @@ class Tuned:
 def read(path: Path = TUNED) -> list[Tuned]:
     """The sections in the order of the file; none when there is no file.
 
-    Raises UserError when it is not of that form.
+    Raises UserError if the file has another form.
     """
     if not path.exists():
         return []
@@ -75,11 +75,11 @@ def read(path: Path = TUNED) -> list[Tuned]:
 
 def _section(track: str, recipe: str, section: dict[str, Any]) -> Tuned:
     if ("trials" in section) == ("source" in section):
-        raise ValueError(f"[{track}.{recipe}] has not just one of trials and source")
+        raise ValueError(f"[{track}.{recipe}] must have either trials or source")
     steps, trials = section.pop("steps"), tuple(section.pop("trials", ()))
     source, missed = section.pop("source", ""), section.pop("missed", False)
     if not isinstance(source, str):
-        raise TypeError(f"[{track}.{recipe}] has source {source}, which is no text")
+        raise TypeError(f"[{track}.{recipe}] has source {source}, which is not a text")
     return Tuned(track, recipe, section, steps, trials, source, bool(missed))
 
 
@@ -103,7 +103,7 @@ def recipes(track: str, path: Path = TUNED) -> list[str]:
 
 
 def fallback_tracks(track: str) -> tuple[str, ...]:
-    """Where the settings of a track are looked for, in this order."""
+    """The tracks whose settings are used for a track, in order."""
     return (track, SETTINGS_FALLBACK[track]) if track in SETTINGS_FALLBACK else (track,)
 
 
@@ -120,7 +120,7 @@ def write(section: Tuned, path: Path = TUNED) -> None:
         lines.append(f"[{each.track}.{name}]")
         lines += [f"{key} = {json.dumps(value)}" for key, value in (each.options | about).items()]
         lines.append("")
-    store.write_whole(path, "\n".join(lines))
+    write_atomic(path, ["\n".join(lines).encode()])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

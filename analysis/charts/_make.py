@@ -1,63 +1,72 @@
-"""Draws every chart of a race from the CSVs alone: a PNG and an SVG each.
+"""Draws charts from the CSVs alone: a PNG and an SVG each.
 
     python -m analysis.charts                                    # the newest race in results/
     python -m analysis.charts --race ID --root results --out plots
-    python -m analysis.charts --race ID --race ID                # the first; and both in final_losses
+    python -m analysis.charts --race ID --race ID                # the first; final_losses: both
+    python -m analysis.charts --figures                          # every committed chart
 
 Claims: the same CSVs and the same version of matplotlib give the same bytes, so that committed
 charts only change with their numbers. Needs neither torch nor a display.
 """
 
 import argparse
+import importlib
+import pkgutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import matplotlib
 from matplotlib.figure import Figure
 
 from analysis.charts._inputs import Inputs, MissingDataError, load
-from analysis.charts._style import SETTINGS, settle
-from analysis.charts.attention_logits import attention_logits
-from analysis.charts.final_losses import final_losses
-from analysis.charts.iso_loss import iso_loss
-from analysis.charts.loss_curves import loss_curves
-from analysis.charts.lr_sensitivity import lr_sensitivity, lr_sweep
-from analysis.charts.memory import memory, step_time
-from analysis.charts.pareto import loss_by, pareto, significance
-from analysis.charts.scale import scale
-from analysis.charts.speedup import speedup, time_to_target
+from analysis.charts._style import SETTINGS, freeze_layout
 from errors import UserError
+
+FOLDER = Path(__file__).parent
+RECORDS, PLOTS = Path("results", "records"), Path("plots")
 
 
 @dataclass(frozen=True)
 class Chart:
-    """One chart: its file name, the function that draws it, and what that needs."""
+    """One chart: its file name, the function that draws it, and whether it is of one race."""
 
     name: str
     draw: Callable[[Inputs], Figure]
-    of_race: bool = True  # else of trials, or of many races
+    of_race: bool  # else of trials, or of many races
 
 
-CHARTS = (
-    Chart("loss_curves", loss_curves),
-    Chart("time_to_target", time_to_target),
-    Chart("speedup", speedup),
-    Chart("memory", memory),
-    Chart("step_time", step_time),
-    Chart("loss_by_steps", partial(loss_by, unit="steps")),
-    Chart("loss_by_seconds", partial(loss_by, unit="seconds")),
-    Chart("iso_loss", iso_loss),
-    Chart("pareto", pareto),
-    Chart("significance", significance),
-    Chart("attention_logits", attention_logits),
-    Chart("final_losses", final_losses),
-    Chart("lr_sensitivity", lr_sensitivity, of_race=False),
-    Chart("lr_sweep", lr_sweep, of_race=False),
-    Chart("scale", scale, of_race=False),
-)
+def _found() -> tuple[Chart, ...]:
+    """A chart for each file of this folder whose name does not begin with "_"."""
+    names = sorted(m.name for m in pkgutil.iter_modules([str(FOLDER)]) if m.name[0] != "_")
+    modules = {name: importlib.import_module(f"analysis.charts.{name}") for name in names}
+    return tuple(Chart(name, module.draw, module.OF_RACE) for name, module in modules.items())
+
+
+CHARTS = _found()
+
+
+@dataclass(frozen=True)
+class Figures:
+    """The charts that are committed of one record, and the races that they show."""
+
+    charts: Sequence[str]
+    races: Sequence[str] = ()  # as in `load`: none is the newest
+
+
+DUEL = ("iso_loss", "loss_curves", "memory", "speedup", "step_time", "time_to_target")
+LEAGUE = (*DUEL, "loss_by_seconds", "loss_by_steps", "pareto", "significance")
+MUON_SPLIT = ("20261125T204909-tiny-mla-73df", "20261125T204909-tiny-gqa-f608")
+FIGURES = {
+    "tiny-duel": Figures(DUEL),
+    "tiny-league": Figures(LEAGUE),
+    "tiny-search": Figures(("lr_sensitivity",)),
+    "tiny-sweep": Figures(("lr_sweep",)),
+    "tiny-scale": Figures(("scale",)),
+    "qk-clip": Figures(("attention_logits",), ("20261126T041015-tiny-mla-1276",)),
+    "muon-split": Figures(("final_losses",), MUON_SPLIT),
+}
 
 
 def draw(chart: Chart, inputs: Inputs) -> Figure:
@@ -66,7 +75,7 @@ def draw(chart: Chart, inputs: Inputs) -> Figure:
         raise MissingDataError("no race in runs.csv; run: make speedrun")
     with matplotlib.rc_context(SETTINGS):
         figure = chart.draw(inputs)
-        settle(figure)
+        freeze_layout(figure)
     return figure
 
 
@@ -79,18 +88,20 @@ def save(figure: Figure, stem: Path) -> list[Path]:
     return paths
 
 
-def make(root: Path, out: Path, races: Sequence[str] = ()) -> list[str]:
-    """Draws all charts that can be drawn; returns a line for each, of its files or of why not.
+def make(
+    root: Path, out: Path, races: Sequence[str] = (), charts: Sequence[Chart] = CHARTS
+) -> list[str]:
+    """Draws the charts that can be drawn; returns a line for each: its files, or what is missing.
 
-    A chart that is skipped is also removed from `out`, so that no chart of another race stays
-    beside the new ones. Raises UserError for CSVs that cannot be read and for `out` that cannot be
-    written.
+    The old files of a chart that is skipped are removed from `out`, so that no chart of another
+    race stays beside the new ones. Raises UserError for CSVs that cannot be read and for `out`
+    that cannot be written.
     """
     inputs = load(root, races)
     lines = []
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for chart in CHARTS:
+        for chart in charts:
             stem = out / chart.name
             try:
                 paths = save(draw(chart, inputs), stem)
@@ -104,20 +115,48 @@ def make(root: Path, out: Path, races: Sequence[str] = ()) -> list[str]:
     return lines
 
 
+def make_figures(records: Path, plots: Path) -> list[str]:
+    """Draws every chart of FIGURES into plots/<record>/; returns a line for each.
+
+    Raises UserError as `make` does.
+    """
+    lines = []
+    for record, figures in FIGURES.items():
+        charts = [chart for chart in CHARTS if chart.name in figures.charts]
+        lines += make(records / record, plots / record, figures.races, charts)
+    return lines
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command. Returns its exit code: 0, or 2 for a UserError."""
-    parser = argparse.ArgumentParser(prog="python -m analysis.charts")
-    parser.add_argument("--root", type=Path, default=Path("results"), help="where runs.csv is")
-    parser.add_argument("--out", type=Path, default=Path("plots"), help="where the charts go")
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis.charts", description="Draws charts as PNG and SVG from the CSVs."
+    )
     parser.add_argument(
-        "--race",
-        action="append",
-        default=[],
-        help="id of the race; default: the newest; further ones are compared with it",
+        "--root", type=Path, default=Path("results"), help="folder of runs.csv; default: results"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("plots"), help="folder for the charts; default: plots"
+    )
+    parser.add_argument(
+        "--race", action="append", default=[], metavar="ID",
+        help="the race to draw; default: the newest; chart final_losses also shows further ones",
+    )  # fmt: skip
+    parser.add_argument(
+        "--figures",
+        action="store_true",
+        help="draw the committed charts of all records into plots/<record>/; no other option",
     )
     options = parser.parse_args(arguments)
+    others = (options.root, options.out, options.race)
+    if options.figures and others != (Path("results"), Path("plots"), []):
+        parser.error("--figures takes no other option")
     try:
-        print(*make(options.root, options.out, options.race), sep="\n")
+        if options.figures:
+            lines = make_figures(RECORDS, PLOTS)
+        else:
+            lines = make(options.root, options.out, options.race)
+        print(*lines, sep="\n")
     except UserError as error:
         print(error, file=sys.stderr)
         return 2

@@ -5,6 +5,7 @@ Ito (two changed for contrast on white), and no meaning rests on colour alone. C
 for a page 900 pixels wide, where the smallest type is 11 pixels high.
 """
 
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 from matplotlib.typing import RcKeyType
 
-from tracking.spelling import display_name, split
+from tracking.spelling import DISPLAY_NAMES, display_name, options_of, recipe_of, split
 
 WIDTH_IN = 9.0  # 900 pixels at 100 to the inch; PNGs have twice that
 DPI = 200
@@ -28,7 +29,7 @@ LINE_SPACING = 1.3
 
 INK, MUTED, FAINT = "#1F1F1F", "#5F5F5F", "#D9D9D9"
 
-# Used through matplotlib.rc_context, so that importing this changes nothing for anyone else.
+# Used through matplotlib.rc_context, so that an import changes no setting of other programs.
 SETTINGS: dict[RcKeyType, Any] = {
     "svg.hashsalt": "speedrun",  # the ids in an SVG are random without it
     "svg.fonttype": "path",  # the same picture where the font is missing
@@ -59,7 +60,7 @@ SETTINGS: dict[RcKeyType, Any] = {
     "hatch.linewidth": 0.6,
 }
 
-RESERVED = {"adamw": "#0072B2", "muon": "#D55E00"}  # blue and vermilion: theirs alone
+RESERVED = {"adamw": "#0072B2", "muon": "#D55E00"}  # blue and vermilion, for no other entrant
 PALETTE = (
     "#009E73",  # bluish green
     "#CC79A7",  # reddish purple
@@ -71,6 +72,7 @@ PALETTE = (
 MARKERS = ("^", "D", "v", "P", "h", ">")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)))
 SLOTS = len(PALETTE) * len(DASHES)
+SLOT = {name: i for i, name in enumerate(n for n in DISPLAY_NAMES if n not in RESERVED)}
 
 
 @dataclass(frozen=True)
@@ -83,21 +85,27 @@ class Look:
     dashes: Any  # a matplotlib line style
 
 
-def looks(history: Iterable[str], shown: Iterable[str]) -> dict[str, Look]:
-    """The look of each name in `shown`, given all names ever recorded, oldest first.
+def looks(shown: Iterable[str]) -> dict[str, Look]:
+    """The look of each label or recipe in `shown`.
 
-    A name's look follows from when it first appeared, so an append-only file never changes it,
-    whoever else races. Two names of one chart never share a look, up to `SLOTS` of them: the
-    later one moves on to the next free look.
+    A recipe of `DISPLAY_NAMES` has one look in all charts of all records: it follows from its
+    place in that table. Another label starts from a look that follows from its spelling, and
+    takes the next one that is free in this chart. Two names of one chart never share a look, up
+    to `SLOTS` of them.
     """
-    order = [name for name in dict.fromkeys(history) if name not in RESERVED]
+    names = list(dict.fromkeys(shown))
     taken: dict[str, int] = {}
-    for name in sorted(set(shown) - set(RESERVED), key=order.index):
-        first = order.index(name)
+    for name in sorted(set(names) - set(RESERVED), key=lambda name: (name not in SLOT, name)):
+        first = _first_slot(name)
         candidates = [(first + i) % SLOTS for i in range(SLOTS)]
         free = [slot for slot in candidates if slot not in taken.values()]
         taken[name] = (free or candidates)[0]
-    return {name: _look(name, taken.get(name, 0)) for name in shown}
+    return {name: _look(name, taken.get(name, 0)) for name in names}
+
+
+def _first_slot(name: str) -> int:
+    recipe = recipe_of(name).replace("_", "-")
+    return SLOT.get(recipe, zlib.crc32(name.encode())) % SLOTS
 
 
 def _look(name: str, slot: int) -> Look:
@@ -153,10 +161,10 @@ def wrap(text: str, width_in: float, size_pt: float, bold: bool = False) -> str:
     return "\n".join(lines)
 
 
-def sheet(title: str, caption: str, footer: str, body_in: float) -> Figure:
+def new_figure(title: str, caption: str, footer: str, body_in: float) -> Figure:
     """An empty figure `WIDTH_IN` wide with its frame of text; `body_in` inches high within it.
 
-    Axes added to it share the body by matplotlib's constrained layout, until `settle`.
+    Axes added to it share the body by matplotlib's constrained layout, until `freeze_layout`.
     """
     width = WIDTH_IN - 2 * MARGIN_IN
     blocks = [
@@ -191,11 +199,11 @@ def sheet(title: str, caption: str, footer: str, body_in: float) -> Figure:
     return figure
 
 
-def settle(figure: Figure) -> None:
-    """Lays the axes out and fixes them there; a settled figure stays as it is.
+def freeze_layout(figure: Figure) -> None:
+    """Lays the axes out and fixes them there; a frozen figure stays as it is.
 
     The solver's last digits differ from process to process, and the ids in an SVG are hashes of
-    them, so the places are rounded.
+    them, so positions are rounded.
     """
     engine = figure.get_layout_engine()
     if not isinstance(engine, ConstrainedLayoutEngine):
@@ -265,10 +273,9 @@ def row_height_in(names: Sequence[str]) -> float:
 
 
 def _stack(label: str) -> str:
-    """name:key=value,key=value with one or two options a line."""
-    name, options = split(label)
-    lines = [display_name(name)]
-    for option in filter(None, options.split(",")):
+    """The recipe's name on a line, then its options, one or two a line."""
+    lines = [display_name(recipe_of(label))]
+    for option in _options(label):
         if len(lines) > 1 and len(lines[-1]) + len(option) < 24:
             lines[-1] += f", {option}"
         else:
@@ -279,23 +286,26 @@ def _stack(label: str) -> str:
 def short_names(labels: Sequence[str]) -> dict[str, str]:
     """A unique name of about 20 characters at most for each of these labels.
 
-    The recipe alone where that is enough, else with the first option that no other label of the
-    recipe has in common; numbered where even these are alike.
+    The recipe alone where that is unique, else with the first option that no other label of the
+    recipe has; numbered where these are alike too.
     """
-    pairs = [split(label) for label in labels]
-    options = [set(text.split(",")) for _, text in pairs]
     result: dict[str, str] = {}
-    for label, (name, text) in zip(labels, pairs, strict=True):
+    for label in labels:
+        name, text = split(label)
         short = _cut(display_name(name), 20)
-        rivals = [o for (n, t), o in zip(pairs, options, strict=True) if n == name and t != text]
+        rivals = [set(_options(o)) for o in labels if recipe_of(o) == name and split(o)[1] != text]
         if rivals and text:
-            own = [option for option in text.split(",") if option not in set.union(*rivals)]
-            short += " " + _cut((own or text.split(","))[0], 19 - len(short))
+            own = [option for option in _options(label) if option not in set.union(*rivals)]
+            short += " " + _cut((own or _options(label))[0], 19 - len(short))
         unnumbered, count = short, 2
         while short in result.values():
             short, count = f"{unnumbered} ({count})", count + 1
         result[label] = short
     return result
+
+
+def _options(label: str) -> list[str]:
+    return [f"{key}={value}" for key, value in options_of(label).items()]
 
 
 def _cut(text: str, length: int) -> str:

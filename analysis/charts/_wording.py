@@ -1,8 +1,8 @@
-"""Words and numbers that several charts say alike."""
+"""Words and numbers that several charts share."""
 
 from collections.abc import Callable, Iterable
 
-from analysis.charts._inputs import Entrant, Inputs
+from analysis.charts._inputs import Inputs, Series
 from analysis.stats import Estimate
 from tracking.schema import Run, Trial
 
@@ -14,17 +14,18 @@ def interval(estimate: Estimate, form: Callable[[float], str]) -> str:
     return f"{form(estimate.low)} to {form(estimate.high)}"
 
 
-def doubt(inputs: Inputs, baseline: Entrant, challenger: Entrant, *units: str) -> str:
+def significance_note(inputs: Inputs, baseline: Series, challenger: Series, *units: str) -> str:
     """What a title adds when the race cannot tell two entrants apart in some of these units.
 
-    That is after Holm's correction for all pairs of the race; empty otherwise.
+    The test is corrected by Holm's method for all pairs of the race. Empty where it tells them
+    apart in every unit.
     """
     pairs = {unit: inputs.pairs(unit).of(baseline.label, challenger.label) for unit in units}
     doubtful = [unit for unit, p in pairs.items() if p.p is not None and not p.distinct]
     if len(doubtful) == len(units):
         return ", which may be chance"
     words = {"steps": "steps", "seconds": "time"}
-    return "".join(f", of which the {words[unit]} may be chance" for unit in doubtful)
+    return "".join(f"; the difference in {words[unit]} may be chance" for unit in doubtful)
 
 
 def seeds(inputs: Inputs) -> str:
@@ -36,7 +37,7 @@ def seeds(inputs: Inputs) -> str:
 
 
 def device(row: Run | Trial) -> str:
-    """What a row was run on; older rows have it as "1 cores"."""
+    """The machine of a row; older rows have it as "1 cores"."""
     return row.device.replace(", 1 cores", ", 1 core")
 
 

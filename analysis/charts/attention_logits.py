@@ -3,7 +3,6 @@
 Drawn where a race measured logits: with --log-logits, and for every entrant that clips.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,10 +12,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from analysis.charts import _style
-from analysis.charts._inputs import Entrant, Inputs, MissingDataError
+from analysis.charts._inputs import Inputs, MissingDataError, Series
 from analysis.charts._wording import footer
 from analysis.finals import common_steps, largest_by_step
+from tracking.spelling import options_of, recipe_of
 
+OF_RACE = True
+CLIPS = "muonclip"  # the recipe whose option tau is QK-Clip's
 BODY_IN = 3.4
 PANEL_IN = 2.7  # height of the axes, at least
 PANEL_WIDTH_IN = 8.0
@@ -25,15 +27,15 @@ LINE_IN = _style.SMALL_PT * _style.LINE_SPACING / 72
 
 @dataclass(frozen=True)
 class Growth:
-    """One entrant's largest logit over all layers and heads: an array of steps, one a seed."""
+    """One entrant's largest logit over all layers and heads, for each seed and step."""
 
-    entrant: Entrant
-    steps: np.ndarray  # those that every seed has
+    entrant: Series
+    steps: np.ndarray  # (steps,): those measured in every seed
     largest: np.ndarray  # (seeds, steps)
-    tau: float | None  # what it clips at
+    tau: float | None  # logit above which QK-Clip scales a head down
 
     def peak(self, steps: Sequence[int]) -> float:
-        """The largest of a run at these steps, averaged over runs."""
+        """The largest logit of each run at these steps, averaged over runs."""
         return float(self.largest[:, np.isin(self.steps, steps)].max(axis=1).mean())
 
     @property
@@ -42,7 +44,7 @@ class Growth:
         return np.asarray(self.largest.mean(axis=0))
 
 
-def attention_logits(inputs: Inputs) -> Figure:
+def draw(inputs: Inputs) -> Figure:
     """A line for each entrant that was measured, and each tau. Raises MissingDataError."""
     growths = [growth for e in inputs.entrants if (growth := _growth(e)) is not None]
     if not growths:
@@ -51,19 +53,22 @@ def attention_logits(inputs: Inputs) -> Figure:
             "run: python speedrun.py muonclip:tau=20 muonclip:tau=1e9 --track tiny-mla"
         )
     caption = (
-        "The largest logit before the softmax over all layers, heads and tokens of a step's batch."
+        "The largest logit before the softmax, over all layers, heads and tokens of a step's batch."
     )
     if any(len(growth.largest) > 1 for growth in growths):
-        caption += " Line: mean over seeds; band: lowest and highest."
+        caption += " Line: mean over seeds. Band: lowest to highest seed."
     if any(growth.tau is not None for growth in growths):
         caption += (
-            " Heads above tau are scaled down to it after each step; "
-            "its update can lift them above again."
+            " After each step QK-Clip scales heads above tau down to tau; the next update can lift "
+            "them above it again."
         )
     if len({tuple(growth.steps) for growth in growths}) > 1:
-        caption += " Whoever does not clip was measured at its validations; the title is of these."
+        caption += (
+            " Optimizers were measured at different steps, those without QK-Clip at validations "
+            "only; the title compares them at the steps that all have."
+        )
     names = _style.short_names([growth.entrant.label for growth in growths])
-    figure = _style.sheet(_title(growths, names), caption, footer(inputs), BODY_IN)
+    figure = _style.new_figure(_title(growths, names), caption, footer(inputs), BODY_IN)
     axes = figure.subplots()
     low = min(float(growth.largest.min()) for growth in growths)
     high = max(float(growth.largest.max()) for growth in growths)
@@ -85,19 +90,20 @@ def attention_logits(inputs: Inputs) -> Figure:
     return figure
 
 
-def _growth(entrant: Entrant) -> Growth | None:
+def _growth(entrant: Series) -> Growth | None:
     """None if no run of the entrant was measured."""
     runs = [largest_by_step(rows) for rows in entrant.logits if rows]
     steps = common_steps(runs)
     if not steps:
         return None
     largest = np.array([[run[step] for step in steps] for run in runs])
-    tau = re.match(r"muonclip:.*\btau=([^,]+)", entrant.runs[0].entrant)
-    return Growth(entrant, np.array(steps), largest, float(tau[1]) if tau else None)
+    spelled = entrant.runs[0].entrant
+    tau = options_of(spelled).get("tau") if recipe_of(spelled) == CLIPS else None
+    return Growth(entrant, np.array(steps), largest, float(tau) if tau else None)
 
 
 def _title(growths: Sequence[Growth], names: Mapping[str, str]) -> str:
-    """The peaks of whoever grows most and of whoever is held lowest, where all were measured."""
+    """The highest peak without QK-Clip and the lowest with it, at steps measured in all runs."""
     common = common_steps(growth.steps.tolist() for growth in growths)
     if not common:
         return "The largest attention logit"
@@ -131,7 +137,7 @@ def _line(axes: Axes, growth: Growth) -> None:
 
 
 def _labels(axes: Axes, growths: Sequence[Growth], names: Mapping[str, str]) -> None:
-    """A name and the last value to the right of each line, as high as the others allow."""
+    """A name and the last value right of each line, near its height, but clear of other names."""
     texts = [
         f"{names[growth.entrant.label]}: {_style.number(growth.mean[-1])}" for growth in growths
     ]

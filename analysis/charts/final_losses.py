@@ -1,7 +1,7 @@
-"""Final losses of entrants on several tracks: what a model does to an optimizer.
+"""Final losses of optimizers on several tracks: how the model changes their order.
 
-Drawn where races on more than one track are named. Their runs must have one horizon, as a loss in
-the middle of a schedule says little.
+Drawn where races on more than one track are named. All runs must have the same horizon, because a
+loss in the middle of a schedule says little.
 """
 
 from collections.abc import Sequence
@@ -11,18 +11,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.charts import _style
-from analysis.charts._inputs import Entrant, Inputs, MissingDataError
+from analysis.charts._inputs import Inputs, MissingDataError, Series
 from analysis.charts._wording import footer, interval
 from analysis.finals import comparable, losses, tally, told_apart
 from analysis.stats import mean
 
+OF_RACE = True
 ROW_IN = 0.5  # for an entrant
 
 
-def final_losses(inputs: Inputs) -> Figure:
+def draw(inputs: Inputs) -> Figure:
     """A row for each entrant and track, lowest mean first: every run, the mean and its interval."""
-    everybody = (*inputs.entrants, *inputs.others)
-    rows = [e for e in everybody if losses(e.runs)]
+    entrants = (*inputs.entrants, *inputs.others)
+    rows = [e for e in entrants if losses(e.runs)]
     if len({entrant.track for entrant in rows}) < 2:
         raise MissingDataError(
             "it needs races on two tracks; run: python -m analysis.charts --race ID --race ID"
@@ -31,19 +32,19 @@ def final_losses(inputs: Inputs) -> Figure:
     if len(horizons) > 1:
         raise MissingDataError(
             f"runs of {min(horizons)} and {max(horizons)} steps do not compare; "
-            f"race all with the same: steps={max(horizons)}"
+            f"race all of them with steps={max(horizons)}"
         )
     rows.sort(key=lambda entrant: mean(losses(entrant.runs)).value)
     names = _names(rows)
-    caption = "Marker: a run; bar and numbers: mean and its 95% interval. "
+    caption = "Marker: one run. Bar and numbers: mean and its 95% interval. "
     unstable = [
         f"{e.name} on {e.track} ({tally(e.runs)})"
-        for e in everybody
+        for e in entrants
         if len(losses(e.runs)) < len(e.runs)
     ]
     if unstable:
         caption += f"Runs that diverged are not drawn: {', '.join(unstable)}. "
-    figure = _style.sheet(
+    figure = _style.new_figure(
         _title(rows, names),
         caption + told_apart({n: comparable(e.runs) for n, e in zip(names, rows, strict=True)}),
         footer(replace(inputs, entrants=rows)),
@@ -64,21 +65,21 @@ def final_losses(inputs: Inputs) -> Figure:
     return figure
 
 
-def _names(rows: Sequence[Entrant]) -> list[str]:
-    """Each entrant as it is told from others on its track, and the track."""
+def _names(rows: Sequence[Series]) -> list[str]:
+    """The shortest name of each entrant that is unique on its track, and the track."""
     tracks = {
         e.track: _style.short_names([o.label for o in rows if o.track == e.track]) for e in rows
     }
     return [f"{tracks[entrant.track][entrant.label]} on {entrant.track}" for entrant in rows]
 
 
-def _title(rows: Sequence[Entrant], names: Sequence[str]) -> str:
+def _title(rows: Sequence[Series], names: Sequence[str]) -> str:
     steps = rows[0].runs[0].steps_planned
     low, high = (f"{names[i]} at {mean(losses(rows[i].runs)).value:.3f}" for i in (0, -1))
     return f"After {steps} steps the loss is lowest with {low}, highest with {high}"
 
 
-def _row(axes: Axes, row: int, entrant: Entrant) -> None:
+def _row(axes: Axes, row: int, entrant: Series) -> None:
     values, look = losses(entrant.runs), entrant.look
     axes.plot(
         values, [row - 0.15] * len(values), look.marker, color=look.color, markersize=6,

@@ -1,4 +1,4 @@
-"""Speed-up against the loss that is aimed at, from the curves of a race."""
+"""Speed-up over AdamW at every validation loss, from the curves of a race."""
 
 import math
 from collections.abc import Sequence
@@ -6,46 +6,46 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
 
 from analysis.charts import _style
-from analysis.charts._inputs import Entrant, Inputs, MissingDataError
-from analysis.charts._wording import doubt, footer
-from analysis.charts.speedup import RATIO_TICKS
+from analysis.charts._inputs import Inputs, MissingDataError, Series
+from analysis.charts._ratios import mark_ratios
+from analysis.charts._wording import footer, significance_note
 from analysis.stats import Costs, Estimate, speedup
 from tracking.crossing import crossing
 from tracking.schema import DIVERGED, REACHED
 
+OF_RACE = True
 COLUMNS = 4
 LOSSES = 48  # at which the ratio is taken
 DASHES = (0, (4, 1.6))
 
 
-def iso_loss(inputs: Inputs) -> Figure:
+def draw(inputs: Inputs) -> Figure:
     """A panel for each challenger: the baseline's cost of a loss over its own."""
     baseline = inputs.baseline
     others = [e for e in inputs.ranking("seconds") if e is not baseline]
     if baseline is None or not others:
         raise MissingDataError(
-            "it needs adamw and another entrant; run: python speedrun.py adamw muon"
+            "it needs adamw and another optimizer; run: python speedrun.py adamw muon"
         )
     losses = _losses(inputs, baseline)
     shown = {e.label: lines for e in others if (lines := _lines(baseline, e, losses))["steps"]}
     if not shown:
-        raise MissingDataError("no loss that two entrants both meet; run: make compare")
+        raise MissingDataError("no loss that two optimizers both reach; run: make compare")
     drawn = [entrant for entrant in others if entrant.label in shown]
     columns = min(COLUMNS, len(drawn))
     rows = math.ceil(len(drawn) / columns)
     left_out = ", ".join(entrant.name for entrant in others if entrant not in drawn)
-    figure = _style.sheet(
+    figure = _style.new_figure(
         _title(inputs, baseline, drawn[0], shown[drawn[0].label]),
-        f"{baseline.name}'s cost of a validation loss over the entrant's, where all runs that did "
-        "not diverge met it. Solid: seconds, with its 95% interval; dashed: steps; vertical line: "
-        "the target. Each run's schedule ends near the target. At higher losses it is still at a "
-        "high lr, so an entrant that cools down later looks slower there than a run scheduled for "
-        "that loss would be: only the ratio at the target is the race's result, where all runs of "
-        "both reached it."
-        f"{f' Meets no loss of the range: {left_out}.' if left_out else ''}",
+        f"{baseline.name}'s cost to reach a validation loss, divided by the optimizer's cost. "
+        "Solid: in seconds, with its 95% interval. Dashed: in steps. Vertical line: the target. A "
+        "loss is shown where all runs of both reached it; diverged runs are left out. Schedules "
+        "end near the target, so at higher losses the lr is still high, and an optimizer whose lr "
+        "falls later looks slower there than with a schedule made for that loss. Only the ratio at "
+        "the target is the race's result, and only where all runs of both reached the target."
+        f"{f' Reaches no loss of the range: {left_out}.' if left_out else ''}",
         footer(inputs),
         (1.65 if rows > 1 else 2.8) * rows + 0.5,
     )
@@ -67,8 +67,8 @@ def iso_loss(inputs: Inputs) -> Figure:
 Lines = dict[str, list[tuple[float, Estimate]]]  # by unit: loss and ratio, losses falling
 
 
-def _losses(inputs: Inputs, baseline: Entrant) -> np.ndarray:
-    """Losses that are aimed at, falling: from early in the baseline's runs to its end."""
+def _losses(inputs: Inputs, baseline: Series) -> np.ndarray:
+    """Losses of the x axis, falling: from early in the baseline's runs to their end."""
     curves = [curve for curve in baseline.finished() if curve]
     if not curves:
         raise MissingDataError(f"every run of {baseline.name} diverged; run: make tune")
@@ -83,7 +83,7 @@ def _xy(curve: Sequence) -> tuple[list[float], list[float]]:
     return [point.step for point in curve], [point.val_loss for point in curve]
 
 
-def _lines(baseline: Entrant, entrant: Entrant, losses: np.ndarray) -> Lines:
+def _lines(baseline: Series, entrant: Series, losses: np.ndarray) -> Lines:
     lines: Lines = {"steps": [], "seconds": []}
     for loss in losses.tolist():
         for unit, line in lines.items():
@@ -94,10 +94,10 @@ def _lines(baseline: Entrant, entrant: Entrant, losses: np.ndarray) -> Lines:
     return lines
 
 
-def _costs(entrant: Entrant, unit: str, loss: float) -> Costs | None:
+def _costs(entrant: Series, unit: str, loss: float) -> Costs | None:
     """What the runs that did not diverge spent to a loss; None unless all of them met it.
 
-    None too where one was there at its first validation already: nobody knows for how long.
+    Also None where a run is there at its first validation already: what it spent is unknown.
     """
     curves = entrant.finished()
     met = [crossing(curve, loss) for curve in curves]
@@ -107,22 +107,22 @@ def _costs(entrant: Entrant, unit: str, loss: float) -> Costs | None:
     return Costs(spent, [True] * len(spent))
 
 
-def _title(inputs: Inputs, baseline: Entrant, entrant: Entrant, lines: Lines) -> str:
+def _title(inputs: Inputs, baseline: Series, entrant: Series, lines: Lines) -> str:
     ratios, target = dict(lines["seconds"]), f"{inputs.target:g}"
     loss = min(ratios)
     statuses = {run.status for e in (baseline, entrant) for run in e.runs}
     if statuses == {REACHED} and inputs.target in ratios:
         loss, where = inputs.target, f"the target {target}"
-        note = doubt(inputs, baseline, entrant, "seconds")
+        note = significance_note(inputs, baseline, entrant, "seconds")
     else:
         where = f"loss {loss:.3f}"
-        left_out = ", without those that diverged" if DIVERGED in statuses else ""
-        note = f"; not all runs of both reach {target}{left_out}"
+        left_out = "; diverged runs are left out" if DIVERGED in statuses else ""
+        note = f" (not all runs of both reach {target}{left_out})"
     ratio = ratios[loss].value
     return f"{entrant.name} is {ratio:.2f}x as fast as {baseline.name} to {where}{note}"
 
 
-def _panel(axes: Axes, entrant: Entrant, name: str, lines: Lines, target: float) -> None:
+def _panel(axes: Axes, entrant: Series, name: str, lines: Lines, target: float) -> None:
     look = entrant.look
     x = [loss for loss, _ in lines["seconds"]]
     low = [r.value if r.low is None else r.low for _, r in lines["seconds"]]
@@ -148,12 +148,7 @@ def _scales(axes: Axes, losses: np.ndarray, shown: Sequence[Lines]) -> None:
     low, high = min(*values, 1.0) / span**0.12, max(*values, 1.0) * span**0.06
     axes.set_yscale("log")
     axes.set_ylim(low, high)
-    chosen = [[t for t in marks if low <= t <= high] for marks in RATIO_TICKS]
-    marks = next((c for c in chosen if 2 <= len(c) <= 7), chosen[-1])
-    axes.yaxis.set_major_locator(FixedLocator(marks))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}x")
+    mark_ratios(axes.yaxis, low, high, most=7)
     margin = 0.03 * (losses[0] - losses[-1])
     axes.set_xlim(losses[0] + margin, losses[-1] - margin)  # towards lower losses
     axes.xaxis.set_major_locator(_style.ticks(4))

@@ -8,42 +8,24 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.charts import _style
-from analysis.charts._inputs import Entrant, Inputs
-from analysis.charts._wording import doubt, footer
+from analysis.charts._curves import (
+    LABEL_IN,
+    MANY,
+    PANEL_IN,
+    QUANTITIES,
+    Quantity,
+    Window,
+    mean_curve,
+    window_of,
+)
+from analysis.charts._inputs import Inputs, Series
+from analysis.charts._wording import footer, significance_note
 from analysis.report import change
 from analysis.stats import costs, mean, speedup
 from tracking.schema import DIVERGED, REACHED, Validation
 
-PANEL_IN = 2.7  # height of the part with the curves
-STAIR_IN = 0.17  # height of one line of text below them
+OF_RACE = True
 PANEL_WIDTH_IN = 2.5  # at least
-MANY = 7  # entrants from which on each also has a panel of its own; see analysis.charts.pareto
-
-
-@dataclass(frozen=True)
-class Quantity:
-    """What one panel has on its x axis."""
-
-    unit: str  # as in `stats.costs`
-    column: str  # of Validation
-    label: str  # {} is the unit's name
-    units: Sequence[_style.Unit]
-
-
-QUANTITIES = (
-    Quantity("steps", "step", "optimizer steps", (_style.Unit(1, ""),)),
-    Quantity("tokens", "tokens", "training tokens{}", _style.COUNTS),
-    Quantity("seconds", "train_seconds", "training time{}", _style.SECONDS),
-)
-
-
-@dataclass(frozen=True)
-class Window:
-    """The range of losses that is shown: curves above `floor`, text down to `bottom`."""
-
-    bottom: float
-    floor: float
-    top: float
 
 
 @dataclass(frozen=True)
@@ -62,20 +44,22 @@ class Panel:
         return np.array([getattr(p, self.quantity.column) for p in points]) / self.unit.size
 
 
-def loss_curves(inputs: Inputs) -> Figure:
+def draw(inputs: Inputs) -> Figure:
     """Three panels that share their y axis: mean and range over seeds, target, crossings."""
     window = window_of(inputs)
-    caption = "Line: mean over seeds; band: lowest and highest." if _repeated(inputs) else ""
+    caption = "Line: mean over seeds. Band: lowest to highest seed." if _repeated(inputs) else ""
     if any(entrant.cost("steps") for entrant in inputs.entrants):
-        caption += " Marker on the target, and number below: mean crossing of the runs that met it."
+        caption += (
+            " Marker on the target and number below: mean over the runs that reached the target."
+        )
     if any(run.status == DIVERGED for run in inputs.runs):
-        caption += " Thin line to a cross: a run that diverged."
+        caption += " Thin line that ends in a cross: a run that diverged."
     if len(inputs.entrants) >= MANY:
-        caption += " Each entrant by itself: charts loss_by_steps and loss_by_seconds."
-    height = PANEL_IN + STAIR_IN * len(inputs.entrants) + 0.6
-    figure = _style.sheet(_title(inputs), caption.strip(), footer(inputs), height)
+        caption += " Charts loss_by_steps and loss_by_seconds have a panel for each optimizer."
+    height = PANEL_IN + LABEL_IN * len(inputs.entrants) + 0.6
+    figure = _style.new_figure(_title(inputs), caption.strip(), footer(inputs), height)
     panels = figure.subplots(1, len(QUANTITIES), sharey=True)
-    for axes, quantity in zip(panels, QUANTITIES, strict=True):
+    for axes, quantity in zip(panels, QUANTITIES.values(), strict=True):
         _panel(axes, inputs, quantity, window)
     panels[0].set_ylabel("validation loss (nats per token)", loc="top")
     ticks = _style.ticks(6).tick_values(window.floor, window.top)
@@ -107,46 +91,12 @@ def _title(inputs: Inputs) -> str:
     link = "and" if (steps.estimate.value > 1) == (time.estimate.value > 1) else "but"
     return (
         f"{reaches} in {change(steps, 'fewer')} steps {link} {change(time, 'less')} time "
-        f"than {rival.name}{doubt(inputs, rival, winner, 'steps', 'seconds')}"
+        f"than {rival.name}{significance_note(inputs, rival, winner, 'steps', 'seconds')}"
     )
 
 
-def window_of(inputs: Inputs) -> Window:
-    """Everything near the target: the last three fifths of the runs that met it."""
-    shown = [e for e in inputs.entrants if e.cost("steps")] or inputs.entrants
-    tops, floors = [inputs.target], [inputs.target]
-    for entrant in shown:
-        steps, loss, low, _ = mean_curve(entrant.finished(), "step")
-        if len(steps):
-            tops.append(float(np.interp(0.4 * steps[-1], steps, loss)))
-            floors.append(float(low.min()))
-    spread = max(max(tops) - min(floors), 0.1)
-    floor, top = min(floors) - 0.03 * spread, max(tops) + 0.03 * spread
-    stairs = (STAIR_IN * len(inputs.entrants) + 0.1) / PANEL_IN
-    return Window(floor - stairs * (top - floor), floor, top)
-
-
-def mean_curve(
-    curves: Sequence[Sequence[Validation]], column: str
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Mean x, and mean, lowest and highest loss, at the steps where all curves have a validation.
-
-    Four arrays of one length, which is 0 when there is no curve.
-    """
-    by_step = [{point.step: point for point in curve} for curve in curves]
-    steps = sorted(set.intersection(*map(set, by_step))) if by_step else []
-    shape = (len(steps), len(by_step))
-    x = np.array([[getattr(c[s], column) for c in by_step] for s in steps]).reshape(shape)
-    loss = np.array([[c[s].val_loss for c in by_step] for s in steps]).reshape(shape)
-    if not steps:
-        empty = np.zeros(0)
-        return empty, empty, empty, empty
-    return x.mean(1), loss.mean(1), loss.min(1), loss.max(1)
-
-
 def _panel(axes: Axes, inputs: Inputs, quantity: Quantity, window: Window) -> None:
-    points = [p for e in inputs.entrants for curve in e.curves for p in curve]
-    largest = max((float(getattr(p, quantity.column)) for p in points), default=0.0) or 1.0
+    largest = quantity.largest(inputs)
     unit = _style.unit(largest, quantity.units)
     panel = Panel(axes, quantity, unit, 1.03 * largest / unit.size, window, inputs.target)
     for entrant in inputs.entrants:
@@ -159,7 +109,7 @@ def _panel(axes: Axes, inputs: Inputs, quantity: Quantity, window: Window) -> No
         textcoords="offset points",
         size=_style.SMALL_PT,
     )
-    _stairs(panel, inputs.entrants)
+    _crossing_labels(panel, inputs.entrants)
     axes.set_xlim(0, panel.right)
     axes.set_xlabel(quantity.label.format(f" ({unit.name})" if unit.name else ""))
     axes.xaxis.set_major_locator(_style.ticks(5))
@@ -167,14 +117,14 @@ def _panel(axes: Axes, inputs: Inputs, quantity: Quantity, window: Window) -> No
     axes.spines.left.set_bounds(window.floor, window.top)
 
 
-def _curves(panel: Panel, entrant: Entrant) -> None:
+def _curves(panel: Panel, entrant: Series) -> None:
     axes, look = panel.axes, entrant.look
-    x, loss, low, high = mean_curve(entrant.finished(), panel.quantity.column)
-    x /= panel.unit.size
-    axes.fill_between(x, low, high, color=look.color, alpha=0.22, linewidth=0)
+    means = mean_curve(entrant.finished(), panel.quantity.column)
+    x = means.x / panel.unit.size
+    axes.fill_between(x, means.low, means.high, color=look.color, alpha=0.22, linewidth=0)
     axes.plot(
         x,
-        loss,
+        means.loss,
         color=look.color,
         linestyle=look.dashes,
         linewidth=1.6,
@@ -185,13 +135,13 @@ def _curves(panel: Panel, entrant: Entrant) -> None:
     for run, curve in zip(entrant.runs, entrant.curves, strict=True):
         if run.status != DIVERGED or not curve:
             continue
-        x, losses = panel.column(curve), [point.val_loss for point in curve]
-        axes.plot(x, losses, color=look.color, linewidth=0.7, alpha=0.8)
+        at, losses = panel.column(curve), [point.val_loss for point in curve]
+        axes.plot(at, losses, color=look.color, linewidth=0.7, alpha=0.8)
         end = min(losses[-1], panel.window.top)
-        axes.plot(x[-1], end, "x", color=look.color, markersize=7, mew=1.8, clip_on=False)
+        axes.plot(at[-1], end, "x", color=look.color, markersize=7, mew=1.8, clip_on=False)
 
 
-def _stairs(panel: Panel, entrants: Sequence[Entrant]) -> None:
+def _crossing_labels(panel: Panel, entrants: Sequence[Series]) -> None:
     """Drop lines from the crossings to a name and number each, one line of text below another.
 
     The earliest crossing has the uppermost line of text, so that the drop lines of the others
@@ -205,13 +155,13 @@ def _stairs(panel: Panel, entrants: Sequence[Entrant]) -> None:
         if values:
             met[entrant.label] = mean(values).value / panel.unit.size
     order = sorted(entrants, key=lambda e: met.get(e.label, float("inf")))
-    step = (panel.window.floor - panel.window.bottom) / (len(entrants) + 0.1 / STAIR_IN)
+    step = (panel.window.floor - panel.window.bottom) / (len(entrants) + 0.1 / LABEL_IN)
     for row, entrant in enumerate(order):
         y = panel.window.floor - (row + 0.6) * step
-        _stair(panel, entrant, names[entrant.label], met.get(entrant.label), y)
+        _crossing_label(panel, entrant, names[entrant.label], met.get(entrant.label), y)
 
 
-def _stair(panel: Panel, entrant: Entrant, name: str, x: float | None, y: float) -> None:
+def _crossing_label(panel: Panel, entrant: Series, name: str, x: float | None, y: float) -> None:
     """One line of text, at loss y; x is the mean crossing, None when no run met the target."""
     look = entrant.look
     if x is None:

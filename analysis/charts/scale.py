@@ -12,13 +12,14 @@ from analysis.scale import Measured, published
 from analysis.stats import Estimate
 from tracking.schema import Published
 
+OF_RACE = False
 OURS = _style.RESERVED["muon"]
 BODY_IN = 6.4
 GREY = _style.Look("#8A97A5", (0.29, 0.35, 0.42), "d", "-")
 
 
-def scale(inputs: Inputs) -> Figure:
-    """Two panels: batch sizes at the width of tiny, widths at its batch; published points too."""
+def draw(inputs: Inputs) -> Figure:
+    """Two panels: batch sizes at the width of tiny, widths at its batch; with published points."""
     points, others = inputs.scale, published()
     if not points:
         raise MissingDataError("no races at other batch sizes and widths; run: make scale")
@@ -26,13 +27,13 @@ def scale(inputs: Inputs) -> Figure:
     widths = _axis(points, lambda m: m.batch_tokens, lambda m: m.params)
     seeds = min(m.speedup.n for m in points)
     bound = "; arrow: a bound" if any(m.bound for m in points) else ""
-    figure = _style.sheet(
+    figure = _style.new_figure(
         _title(batches, widths),
-        "Filled: ours, in steps, for equal final loss of runs that each end their own schedule; "
-        f"whiskers: 95% intervals{bound}. Grey: published figures, each on its own basis "
-        "(in brackets), corpus and tuning, so levels compare loosely.",
-        f"Ours: track tiny with other batches and widths, {seeds} runs or more behind each point, "
-        "settings transferred from tiny and re-checked · results/scale, results/published",
+        "Filled: our races, in steps to an equal final loss, each run to the end of its own "
+        f"schedule; whiskers: 95% intervals{bound}. Grey: published speed-ups, each with its own "
+        "basis (in brackets), corpus and tuning, so that their levels compare only loosely.",
+        f"Ours: track tiny with other batches and widths, at least {seeds} runs a point, settings "
+        "transferred from tiny and checked again · results/published",
         BODY_IN,
     )
     panels = figure.subplots(2, 1, sharey=True)
@@ -71,7 +72,7 @@ def _value(point: Measured) -> str:
     ratio = point.speedup
     chance = ratio.low is not None and ratio.high is not None and ratio.low <= 1 <= ratio.high
     value = f"{point.bound} {ratio.value:.2f}x".strip()
-    return f"{value} (which may be chance)" if chance else value
+    return f"{value} (may be chance)" if chance else value
 
 
 def _batch_range(point: Published) -> tuple[float, float]:

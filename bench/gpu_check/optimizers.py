@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import optim
-import optim.kernels  # adds backends
+import optim.kernels
 from bench.gpu_check.config import Config
 from bench.gpu_check.runner import Recorder
 from muon import BACKENDS, COEFFICIENTS, Coefficients, Muon, candidates, newton_schulz
@@ -57,6 +57,7 @@ def name_of(dtype: torch.dtype) -> str:
 
 def run(config: Config, recorder: Recorder, seconds: float) -> None:
     """The part `optimizers`."""
+    optim.kernels.register()
     device, toy = config.device, config.size == "toy"
     m, n = (48, 160) if toy else (512, 1536)
     for name in STEPS:

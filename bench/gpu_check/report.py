@@ -16,6 +16,7 @@ from analysis.report import sentences
 from bench.gpu_check.runner import FAILED, PASSED, SKIPPED, Check, Measure, Result
 from bench.gpu_check.training import GOAL, PARTS
 from errors import UserError
+from tracking.files import write_atomic
 from tracking.store import read_runs
 
 TOY = "Every part at toy size: no number below says anything about speed."
@@ -43,9 +44,9 @@ def write(out: Path, results: Sequence[Result], facts: dict[str, str], done: boo
         if measures:
             with matplotlib.rc_context(_style.SETTINGS):
                 figure = chart(measures, facts)
-                _style.settle(figure)
+                _style.freeze_layout(figure)
             save(figure, out / "measures")
-        (out / "report.md").write_text(page(out, results, measures, facts), encoding="utf-8")
+        write_atomic(out / "report.md", [page(out, results, measures, facts).encode()])
 
 
 def _csv(path: Path, names: list[str], rows: Any) -> None:
@@ -219,7 +220,7 @@ def chart(measures: Sequence[Measure], facts: dict[str, str]) -> Figure:
         ({"": _values(measures, "newton_schulz")}, "Newton-Schulz (ms)"),
     )
     rows = max(len(_cases(series)) for series, _ in panels)
-    figure = _style.sheet(title, caption, footer, 2 * (0.8 + 0.36 * rows))
+    figure = _style.new_figure(title, caption, footer, 2 * (0.8 + 0.36 * rows))
     for axes, (series, label) in zip(figure.subplots(2, 2).flatten(), panels, strict=True):
         _bars(axes, series, label)
     return figure

@@ -1,32 +1,18 @@
-"""Triton kernels for Muon: importing this adds its backends to `muon.BACKENDS`, if triton is there.
+"""Newton-Schulz in Triton: backends for Muon, which `register` adds if triton is installed.
 
-"triton-64" and "triton-128" are the published iteration with symmetric products, in tiles of that
-side; `ns_backend=triton` is the faster of them. Triton itself is imported by `symmetric.py`, when
-one of them is first asked about, so a machine without it only lacks these backends.
+"triton-64" and "triton-128" are the published iteration with symmetric products, in square tiles of
+64 or 128 rows; `ns_backend=triton` is the faster of them. `symmetric.py` imports triton when a
+backend is first used, so without triton these backends are missing and all else works.
 """
 
 from functools import partial
 from importlib.util import find_spec
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from muon import BACKENDS, Backend, Coefficients
-
-
-class Tile(NamedTuple):
-    """How the kernel cuts its work: square tiles of the product, each by one program."""
-
-    side: int
-    depth_bytes: int  # of a row of X, loaded in one stage of the pipeline
-    num_warps: int
-    num_stages: int
-
-    def shared_bytes(self) -> int:
-        """Shared memory that the pipeline takes at most: two operands a stage."""
-        return 2 * self.num_stages * self.side * self.depth_bytes
-
+from muon import Backend, Coefficients, register_backend
+from optim.kernels.tile import Tile
 
 # Compiled for sm_80 and sm_90 in bfloat16, neither spills registers; both fit the 99 KiB of
 # consumer GPUs.
@@ -37,7 +23,7 @@ TILES = (
 
 
 def iterate(X: Tensor, abc: Coefficients, tile: Tile) -> Tensor:
-    """The published iteration, in little more than nm^2 + m^3 + 2nm^2 FLOPs a step."""
+    """The published iteration on X (K m n), in about nm^2 + m^3 + 2nm^2 FLOPs a step."""
     from optim.kernels.symmetric import product
 
     for a, b, c in abc:
@@ -60,8 +46,9 @@ def applies(device: torch.device, dtype: torch.dtype, abc: Coefficients, tile: T
     return gpu.major >= 8 and tile.shared_bytes() <= shared_bytes
 
 
-if find_spec("triton"):
-    BACKENDS.update(
-        (f"triton-{tile.side}", Backend(partial(iterate, tile=tile), partial(applies, tile=tile)))
-        for tile in TILES
-    )
+def register() -> None:
+    """Add the backends to Muon's, if triton is installed."""
+    if find_spec("triton"):
+        for tile in TILES:
+            backend = Backend(partial(iterate, tile=tile), partial(applies, tile=tile))
+            register_backend(f"triton-{tile.side}", backend)

@@ -3,9 +3,9 @@
     Y = alpha X X^T + beta X        for X (K m n); beta only where X is symmetric
 
 Only tiles on or above the diagonal are computed; their transposes are stored with them. That is
-half the arithmetic of A = X X^T and of B = c A A + b A, so a step of the iteration takes at most
-a third less on square matrices and a quarter less on very wide ones. Each element is summed by
-one program in one order: the same input gives the same bits every time.
+half the arithmetic of A = X X^T and of B = c A A + b A, so a step of the iteration takes up to a
+third less time on square matrices and up to a quarter less on very wide ones. One program sums each
+element in one order, so the same input gives the same bits every time.
 
 Runs on NVIDIA GPUs, and on a CPU where TRITON_INTERPRET=1 was set before triton was imported.
 """
@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from optim.kernels import Tile
+from optim.kernels.tile import Tile
 
 
 @triton.jit
@@ -35,14 +35,14 @@ def _product(  # type: ignore[no-untyped-def]
     DEPTH: tl.constexpr,
 ):
     # Tiles (i, j) with i <= j, numbered down the columns: number = j (j + 1) / 2 + i. The root
-    # may round either way; integers put it right.
+    # may round up or down; the integer comparisons correct it.
     number = tl.program_id(0)
     j = ((tl.sqrt(8.0 * number + 1.0) - 1.0) / 2.0).to(tl.int32)
     j = tl.where(j * (j + 1) // 2 > number, j - 1, j)
     j = tl.where((j + 1) * (j + 2) // 2 <= number, j + 1, j)
     i = number - j * (j + 1) // 2
 
-    matrix = tl.program_id(1).to(tl.int64)  # offsets beyond 2^31 exist
+    matrix = tl.program_id(1).to(tl.int64)  # offsets may exceed 2^31
     X += matrix * x_matrix
     Y += matrix * m * m
     rows = i * SIDE + tl.arange(0, SIDE)
@@ -59,7 +59,7 @@ def _product(  # type: ignore[no-untyped-def]
         b = tl.load(right, mask=has_column & inside[:, None], other=0.0)
         if WIDEN:
             a, b = a.to(tl.float32), b.to(tl.float32)
-        # Full float32, not TF32: what torch's own products do unless told otherwise.
+        # Full float32, not TF32, as torch's own products do by default.
         total = tl.dot(a, b, total, input_precision="ieee")
         left += DEPTH * x_column
         right += DEPTH * x_column
@@ -71,7 +71,7 @@ def _product(  # type: ignore[no-untyped-def]
         old = X + rows[:, None] * x_row + columns[None, :] * x_column
         total += beta * tl.load(old, mask=inside_tile, other=0.0).to(tl.float32)
     value = total.to(Y.dtype.element_ty)
-    if i == j:  # of whose halves one is kept, for rounding may set them apart
+    if i == j:  # keep one half: rounding may make the halves differ
         value = tl.where(rows[:, None] <= columns[None, :], value, tl.trans(value))
     else:
         mirrored = (columns < m)[:, None] & (rows < m)[None, :]
@@ -102,7 +102,7 @@ def product(X: Tensor, tile: Tile, alpha: float = 1.0, beta: float = 0.0) -> Ten
         alpha,
         beta,
         ADD_X=beta != 0.0,
-        # The interpreter's tl.dot takes the bits of bfloat16 for integers.
+        # The interpreter's tl.dot reads the bits of bfloat16 as integers.
         WIDEN=interpreted() and X.dtype == torch.bfloat16,
         SIDE=tile.side,
         DEPTH=tile.depth_bytes // X.element_size(),
