@@ -146,8 +146,10 @@ class Program:
         machine.synchronize(self.device)
 
     def _dummies(self) -> tuple[Tensor, Tensor]:
-        tokens = torch.zeros(self.microbatch, self.seq_len, dtype=torch.int64)
-        return self.to_device(tokens, tokens)
+        # Two tensors: for one tensor in both places torch.compile makes another program than for a
+        # batch, which would then be compiled in the first step, on the clock.
+        shape = self.microbatch, self.seq_len
+        return self.to_device(*(torch.zeros(shape, dtype=torch.int64) for _ in range(2)))
 
     def try_step(self, tau: float | None) -> float:
         """A step on dummy tokens without communication: 0, or what went wrong in this process."""

@@ -122,6 +122,22 @@ def test_warm_up_restores_weights_and_optimizer_state(
         assert trainer.engine.state_bytes()["state"] == 0
 
 
+def test_warm_up_calls_the_model_as_a_step_does(micro_track: Track, micro_options: Options) -> None:
+    """torch.compile would compile anew, on the clock, where inputs and targets are one tensor."""
+    trainer = Trainer(micro_track, micro_options)
+    model = trainer.program.model
+    same: list[bool] = []
+
+    def watched(inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        same.append(inputs is targets or inputs.data_ptr() == targets.data_ptr())
+        return model(inputs, targets)
+
+    trainer.program.model = watched
+    trainer.build(entrant("muon"))
+    trainer.program.warm_up(tau=None)
+    assert same == [False, False]  # a forward and backward pass, and a validation
+
+
 @pytest.mark.parametrize("name", ["muon", "adamw"])
 def test_the_same_seed_gives_the_same_curve_bit_for_bit(
     name: str, micro_track: Track, micro_options: Options

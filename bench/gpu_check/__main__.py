@@ -142,6 +142,10 @@ def check(arguments: argparse.Namespace) -> int:
     kind, name = look()
     if kind == "cpu" and not arguments.cpu:
         print("no GPU is here: each part at toy size on the CPU, as with --cpu")
+    if kind == "cpu":
+        # Optimizers import it at their first step: import it once here, and not in each part. Where
+        # there is a GPU the import could begin CUDA, after which this process could not fork.
+        import torch._dynamo
     short = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") if kind != "cpu" else "cpu-toy"
     out = arguments.out / f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{short}"
     try:

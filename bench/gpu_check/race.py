@@ -28,6 +28,7 @@ TARGET_BITS = 1.8  # per byte, for any vocabulary; the target of `tiny` is 1.81
 EPOCHS = 4  # at most: with more, a model learns the text by heart
 MOST_SEEDS = 3
 RESERVE = 0.1  # of the time, because runs differ
+DRAWING = 10.0  # seconds for the charts of the race
 VAL_EVERY, VAL_EVERY_LATE = 25, 5  # steps
 VALIDATIONS = 1 / VAL_EVERY + 0.1 / VAL_EVERY_LATE  # per step, at most
 
@@ -115,12 +116,14 @@ def run(config: Config, recorder: Recorder, seconds: float) -> None:
         costs.append(probe(config, trainer, name))
         log("{:.3f} s a step, {:.1f} s for the rest of a run".format(*costs[-1]))
     epoch_steps = tokens(trainer.data, trainer.data.train) / track.batch_tokens
-    left = seconds - (time.monotonic() - begun)
-    steps, seeds = horizon(config, costs, left, epoch_steps)
+    spent = time.monotonic() - begun
+    steps, seeds = horizon(config, costs, seconds - spent - DRAWING, epoch_steps)
     if not steps:
-        spent = f"{seconds - left:.0f} of {seconds:.0f} s went to compiling and short runs"
-        few = f"too few are left for {config.sizes.least_steps} steps each"
-        recorder.skip("race", f"{spent}, {few}; give more --minutes")
+        recorder.skip(
+            "race",
+            f"{spent:.0f} of {seconds:.0f} s went to compiling and short runs, too few are left "
+            f"for {config.sizes.least_steps} steps each; give more --minutes",
+        )
         return
     entrants = [config.entrant(name, steps) for name in ENTRANTS]
     for entrant in entrants:
