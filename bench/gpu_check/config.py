@@ -124,7 +124,7 @@ class Config:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The precision of matrix products in every part: bfloat16 on a GPU that has its units."""
+        """The precision of training and of what is timed: bfloat16 on a GPU that has its units."""
         gpu = self.device.type == "cuda"
         units = gpu and torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if units else torch.float32
