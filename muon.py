@@ -222,20 +222,21 @@ def choose(
     """The name in BACKENDS to iterate with on X of `shape` (K, m, n).
 
     "auto" takes the fastest. On a CPU, that is the one with fewer FLOPs. On a GPU, each process
-    measures once for each shape; while a step is being compiled or captured it cannot, and takes
-    the published form. "plain" is the published form. Any other name is taken as it is, or its
-    fastest variant if it has several. The choice changes results by rounding alone. Raises
-    ValueError if no backend of that name applies.
+    measures once for each shape, but cannot while a step is compiled or captured, and then takes
+    "plain", the published form. Any other name is taken as it is, or its fastest variant if it has
+    several. The choice changes results by rounding alone. Raises ValueError if none applies.
     """
     if backend == "auto" and device.type != "cuda":
         cheaper = _gram_is_cheaper(shape[-2], shape[-1], len(abc))
         return "gram" if cheaper and _gram_is_accurate(device, dtype, abc) else "plain"
+    if backend == "auto" and torch.compiler.is_compiling():
+        return "plain"
     names = candidates(dtype, device, abc, backend)
     if len(names) == 1 or device.type != "cuda":
         return names[0]
     key = (backend, *shape, dtype, abc)
     if key not in _chosen:
-        if torch.compiler.is_compiling() or torch.cuda.is_current_stream_capturing():
+        if torch.cuda.is_current_stream_capturing():
             return names[0]
         _chosen[key] = _fastest(names, shape, dtype, device, abc)
     return _chosen[key]

@@ -439,3 +439,14 @@ def test_a_race_is_shown_in_lines_where_rich_is_missing(
         live.start("muon", 0, 10)
         live.watch(5, 10, 4.0, 3.9)
     assert "step    5/10  train 4.0000  val 3.9000" in capsys.readouterr().out
+
+
+def test_with_a_gpu_it_gets_to_its_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the command itself does differently there: the parts are other processes."""
+    seen: list[Config] = []
+    monkeypatch.setattr(command, "look", lambda: ("cuda:0", "NVIDIA H200"))
+    monkeypatch.setattr(command, "conduct", lambda config, *_: seen.append(config) or [])
+    assert command.main([f"--out={tmp_path}"]) == 0
+    (config,) = seen
+    assert (config.size, config.compile, config.device.type) == ("full", True, "cuda")
+    assert config.out.name.endswith("-nvidia-h200")

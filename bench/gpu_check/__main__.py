@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -145,7 +146,7 @@ def check(arguments: argparse.Namespace) -> int:
     if kind == "cpu":
         # Optimizers import it at their first step: import it once here, and not in each part. Where
         # there is a GPU the import could begin CUDA, after which this process could not fork.
-        import torch._dynamo
+        import_module("torch._dynamo")
     short = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") if kind != "cpu" else "cpu-toy"
     out = arguments.out / f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{short}"
     try:
