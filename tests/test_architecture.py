@@ -151,6 +151,7 @@ def test_the_readme_is_short() -> None:
     assert (ROOT / "README.md").read_text().count("\n") <= 200
 
 
+@pytest.mark.slow
 def test_results_can_be_read_drawn_and_verified_without_torch() -> None:
     program = (
         "import sys, analysis.report, analysis.charts.__main__, leaderboard.verify\n"
@@ -160,6 +161,7 @@ def test_results_can_be_read_drawn_and_verified_without_torch() -> None:
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=120)
 
 
+@pytest.mark.slow
 def test_the_pages_show_what_the_csvs_hold() -> None:
     texts = "".join(path.read_text() for path in report.pages())
     shown = {name for _, name, *_ in report.MARKED.findall(texts)}
@@ -169,6 +171,7 @@ def test_the_pages_show_what_the_csvs_hold() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_the_committed_results_verify() -> None:
     command = [sys.executable, "-m", "leaderboard.verify"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)

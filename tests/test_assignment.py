@@ -40,6 +40,7 @@ def test_it_needs_neither_data_nor_results_and_shows_every_parameter(
     assert totals and totals.groups() == ("84,934,656", "339,738,624")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(optim.recipes()))
 def test_the_bytes_shown_are_those_of_a_run(
     name: str, micro_track: speedrun.Track, micro_options: speedrun.Options

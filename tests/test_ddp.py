@@ -27,6 +27,7 @@ from tests.world import ROOT, TAU, clip, train
 from tracking import store
 from tracking.schema import Run
 
+pytestmark = pytest.mark.slow  # each test starts processes
 SCRIPT = ROOT / "tests" / "world.py"
 
 

@@ -52,6 +52,7 @@ def test_the_memory_planned_is_the_memory_of_a_run(
     assert rows["parameters"] == [f"{count:,}"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["adafactor", "kron", "soap"])
 def test_state_is_planned_to_the_byte(
     name: str, micro_track: speedrun.Track, micro_options: speedrun.Options

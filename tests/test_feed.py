@@ -64,6 +64,7 @@ def test_what_a_gpu_copies_from_is_pinned() -> None:
     assert torch.from_numpy(pinned((4, 8))).is_pinned()
 
 
+@pytest.mark.slow
 def test_a_run_leaves_no_reader_behind(micro_flags: list[str]) -> None:
     """Neither a run that ends nor one that diverges."""
     # Named, because with a GPU the default track is another one.

@@ -330,6 +330,7 @@ def test_a_race_of_any_class_is_recorded_resumed_and_verified(
     assert verify.problems(root) == []
 
 
+@pytest.mark.slow
 def test_a_class_is_tuned_like_a_recipe(micro_track: Track, micro_options: Options) -> None:
     name = "lib:torch.optim.NAdam"
     trainer = Trainer(micro_track, micro_options)

@@ -18,6 +18,7 @@ from leaderboard import verify
 from tracking import store
 from tracking.schema import Run
 
+pytestmark = pytest.mark.slow  # each test starts processes
 ROOT = Path(__file__).parents[1]
 # What another run of the same race may change: when, how fast, and in how much memory.
 VARIES = ("started", "race", "run", "seconds", "memory", "peak", "mfu")

@@ -364,6 +364,7 @@ def test_the_docs_command(repository, capsys, monkeypatch):
         report.main(["--check"])
 
 
+@pytest.mark.slow
 def test_the_tools_need_neither_torch_nor_rich():
     code = (
         "import sys, analysis.report, leaderboard.verify; "

@@ -138,6 +138,7 @@ def test_warm_up_calls_the_model_as_a_step_does(micro_track: Track, micro_option
     assert same == [False, False]  # a forward and backward pass, and a validation
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["muon", "adamw"])
 def test_the_same_seed_gives_the_same_curve_bit_for_bit(
     name: str, micro_track: Track, micro_options: Options
@@ -153,6 +154,7 @@ def test_the_same_seed_gives_the_same_curve_bit_for_bit(
     assert losses(Trainer(micro_track, micro_options), 3) == first
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss_and_the_target_decides_the_status(
     micro_track: Track, micro_options: Options
 ) -> None:
@@ -163,6 +165,7 @@ def test_training_lowers_the_loss_and_the_target_decides_the_status(
     assert Trainer(hard, micro_options).run(entrant("muon"), seed=0).status == MISSED
 
 
+@pytest.mark.slow
 def test_a_run_that_explodes_ends_as_diverged_and_the_race_goes_on(
     micro_flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -211,6 +214,7 @@ def test_a_compilation_that_fails_is_noted_and_the_run_goes_on(
     assert trainer.program.eager_reason == "compilation failed: no such instruction"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "error", [torch.OutOfMemoryError("no room"), RuntimeError("cuBLAS: CUBLAS_STATUS_ALLOC_FAILED")]
 )

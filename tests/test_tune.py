@@ -289,6 +289,7 @@ def test_whoever_is_tuned_races_in_a_comparison(tmp_path: Path) -> None:
         tuned.recipes("gpt2", path)
 
 
+@pytest.mark.slow
 def test_tuning_writes_rows_and_goes_on_where_it_stopped(
     micro_flags: list[str],
     tmp_path: Path,
