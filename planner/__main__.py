@@ -12,7 +12,7 @@ from errors import UserError
 from planner import assignment, dry_run
 from planner.hardware import Machine
 from runtime import command_line
-from speedrun import TRACKS, Options, command_line_of, entrants_of, settle_track
+from speedrun import TRACKS, Options, entrants_of, make_parser, settle_track
 from tracking import tuned
 
 
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.add_argument("track", help=f"one of {', '.join(TRACKS)}")
         command = partial(tokens_command, parser.parse_args(words[1:]))
         return command_line.run("planner tokens", command, "nothing was changed")
-    parser = command_line_of(planner.__doc__, f"python -m planner {name}")
+    parser = make_parser(planner.__doc__, f"python -m planner {name}")
     parser.add_argument("entrants", nargs="*", metavar="ENTRANT", help="default: adamw muon")
     parser.add_argument(
         "--seeds", type=int, default=3, metavar="INT", help="runs of each entrant (default: 3)"

@@ -67,6 +67,14 @@ def given(arguments: argparse.Namespace, declared: type) -> dict[str, Any]:
     return {f.name: getattr(arguments, f.name) for f in fields(declared) if f.name in arguments}
 
 
+def at_least(options: Any, **least: int) -> None:
+    """Raise UserError if one of these fields of a dataclass is below its least value."""
+    for name, bound in least.items():
+        value = getattr(options, name)
+        if value < bound:
+            raise UserError(f"{flag(name)} {value}: must be {bound} or more; or leave it out")
+
+
 def run(program: str, command: Callable[[], object], stopped: str) -> int:
     """Run a command; its exit code: 0, 2 after a user's mistake, 130 after Ctrl-C.
 

@@ -24,7 +24,7 @@ from analysis.scale import CHALLENGER
 from analysis.table import BASELINE
 from errors import UserError
 from optim.entrants import Entrant
-from runtime import command_line, provenance
+from runtime import command_line
 from speedrun import TRACKS, Options, Track, Trainer, enter, race
 from studies import tune
 from tracking import resume, spelling, store, tuned
@@ -146,7 +146,7 @@ def _begun(
     trainer: Trainer, entrants: Sequence[Entrant], point: Point, root: Path
 ) -> tuple[str, list[Run]]:
     """The race's id, which follows from the program, and its finished runs."""
-    facts = trainer.provenance(entrants[0], 0, provenance.program_text())
+    facts = trainer.facts(entrants[0], seed=0)
     race_id = f"scale-w{point.width}-b{point.batch_tokens}-{facts['source_hash'][:6]}"
     if not any(run.race == race_id for run in store.read_runs(root)):
         return race_id, []

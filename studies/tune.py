@@ -40,8 +40,8 @@ from analysis import stats
 from errors import UserError
 from optim import Option
 from optim.entrants import Entrant, assigned, entrant_options
-from runtime import command_line, provenance
-from speedrun import Options, Outcome, Schedule, Trainer, command_line_of, enter, settle_track
+from runtime import command_line
+from speedrun import Options, Outcome, Schedule, Trainer, enter, make_parser, settle_track
 from tracking import spelling, store, tuned
 from tracking.schema import DIVERGED, FINISHED, REACHED, SWEEP, Trial
 
@@ -154,7 +154,7 @@ class Study:
         self.options = entrant_options(self.recipe, Schedule)
         self.fixed = assigned(entrant, self.options)
         self.points = self._points(plan.trials)
-        self._root, self._source = Path(trainer.options.results), provenance.program_text()
+        self._root = Path(trainer.options.results)
         if "steps" in self.fixed:
             raise UserError(f"{entrant}: the tuner sets the steps; leave them out")
         if plan.stage == "sweep" and self.fixed:
@@ -202,10 +202,10 @@ class Study:
         trial = self._find(job)
         if trial is None:
             entrant = self._entrant(job)
-            facts = self.trainer.provenance(entrant, job.seed, self._source)
+            facts = self.trainer.facts(entrant, job.seed)
             out = self.trainer.run(entrant, job.seed, only_last=True)
             trial = self._row(job, facts, out)
-            store.record_trial(self._root, trial, self._source)
+            store.record_trial(self._root, trial, self.trainer.source)
             loss = trial.status if trial.final_loss is None else f"{trial.final_loss:.4f}"
             print(
                 f"{self.recipe} {job.stage} {job.trial} seed {job.seed} {trial.steps}: {loss}",
@@ -442,7 +442,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; its exit code: 0, 2 after a user's mistake, 130 after Ctrl-C."""
-    parser = command_line_of(__doc__, "python -m studies.tune")
+    parser = make_parser(__doc__, "python -m studies.tune")
     parser.add_argument("entrants", nargs="*", metavar="ENTRANT", help="default: adamw muon")
     parser.add_argument(
         "--trials", type=int, default=32, metavar="INT", help="of each recipe (default: 32)"

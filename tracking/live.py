@@ -9,7 +9,7 @@ import shutil
 import sys
 import textwrap
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -19,6 +19,10 @@ from tracking.schema import Run
 if TYPE_CHECKING:  # rich is optional
     from rich.console import RenderableType
     from rich.live import Live as Drawn
+
+
+# step, steps, training loss, validation loss or None
+Watch = Callable[[int, int, float, float | None], None]
 
 
 class Entrant(Protocol):

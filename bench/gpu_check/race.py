@@ -19,7 +19,6 @@ from bench.gpu_check.config import ENTRANTS, TRACK, Config
 from bench.gpu_check.runner import Recorder
 from data import Dataset, open_dataset, shards
 from errors import UserError
-from runtime import provenance
 from speedrun import Outcome, Trainer
 from tracking import resume
 from tracking.schema import DIVERGED
@@ -129,7 +128,7 @@ def run(config: Config, recorder: Recorder, seconds: float) -> None:
     for entrant in entrants:
         trainer.check(entrant)
     log(f"race for {steps} steps, {seeds} {'seed' if seeds == 1 else 'seeds'} of each entrant")
-    facts = trainer.provenance(entrants[0], 0, provenance.program_text())
+    facts = trainer.facts(entrants[0], seed=0)
     spellings = [entrant.canonical for entrant in entrants]
     race_id, done = resume.open_race(config.out, spellings, resume=None, expected=facts)
     runs = speedrun.race(trainer, entrants, seeds, race_id, done)
