@@ -21,7 +21,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -33,7 +33,7 @@ from torch import Tensor
 import engines
 import optim
 from analysis import report, table
-from data import open_dataset
+from data import DATASETS, open_dataset
 from data.loader import Batches, ValBatches, val_batches
 from errors import UserError
 from layers.config import GPTConfig, preset
@@ -65,7 +65,7 @@ class Track:
     """What a race is about. With any other value, or another horizon for all, it is "custom"."""
 
     name: str
-    dataset: str = knob("data: sotu, fineweb or text:FOLDER")
+    dataset: str = knob(f"one of {', '.join(DATASETS)}; the last with a folder, text:FOLDER")
     model: str = knob("one of the presets in layers/config.py")
     width: int | None = knob("channels, in place of the preset's; heads keep their size")
     seq_len: int = knob("tokens of a sequence")
@@ -187,7 +187,7 @@ def enter(text: str, track: str, steps: int | None = None) -> Entrant:
 class Options:
     """How the runs are run. No option may change the result by more than rounding."""
 
-    engine: str = knob("layout over processes: auto, single or ddp", "auto")
+    engine: str = knob(f"layout over processes: auto, {', '.join(engines.names())}", "auto")
     dtype: str = knob("precision of matrix products: auto, float32 or bfloat16", "auto")
     threads: int = knob("CPU threads of a process; 0: its share of the cores", 0)
     compile: bool = knob("compile the model with torch.compile", True)
@@ -213,7 +213,7 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         name = "bfloat16" if machine.bfloat16_speed(device) > 1.5 else "float32"
     if name not in names:
-        raise UserError(f"--dtype {name}: must be auto, float32 or bfloat16")
+        raise UserError(f"--dtype {name}: must be auto, float32 or bfloat16; leave it out")
     return names[name]
 
 
@@ -555,21 +555,29 @@ def race(
     return runs
 
 
-def make_parser(description: str | None, program: str) -> argparse.ArgumentParser:
-    """A parser with the flags of a track and of how it is run, for this command and others."""
+def make_parser(
+    description: str | None, program: str, only: Collection[str] | None = None, race: bool = True
+) -> argparse.ArgumentParser:
+    """The parser of this command, and of others that take entrants and a track.
+
+    only: the Options that the command uses; None: all. race: with --seeds and --steps.
+    """
     parser = argparse.ArgumentParser(
         prog=program,
         description=description,
         usage=f"{program} [ENTRANT ...] [options]",
         formatter_class=command_line.HelpFormatter,
     )
+    parser.add_argument("entrants", nargs="*", metavar="ENTRANT", help="default: adamw muon")
     names = ", ".join(TRACKS)
     parser.add_argument("--track", help=f"one of {names} (default: gpt2 with a GPU, else tiny)")
-    parser.add_argument(
-        "--steps", type=int, metavar="INT", help="horizon of every entrant; makes the track custom"
-    )
-    command_line.add(parser, Options, "how it runs")
-    note = "a quick look: change the track, which makes it custom"
+    if race:
+        note = "runs of each entrant (default: 3)"
+        parser.add_argument("--seeds", type=int, default=3, metavar="INT", help=note)
+        note = "horizon of every entrant; makes the track custom"
+        parser.add_argument("--steps", type=int, metavar="INT", help=note)
+    command_line.add(parser, Options, "how it runs", only=only)
+    note = "the track: changing any of these makes it custom"
     command_line.add(parser, Track, note, default="the track's")
     return parser
 
@@ -579,9 +587,10 @@ def settle_track(arguments: argparse.Namespace) -> Track:
     if arguments.track is None:
         arguments.track = "gpt2" if torch.cuda.is_available() else "tiny"
     if arguments.track not in TRACKS:
-        raise UserError(f"--track {arguments.track}: must be one of {', '.join(TRACKS)}")
+        names = ", ".join(TRACKS)
+        raise UserError(f"--track {arguments.track}: must be one of {names}; try --track tiny")
     track, overrides = TRACKS[arguments.track], command_line.given(arguments, Track)
-    if overrides or arguments.steps is not None:
+    if overrides or getattr(arguments, "steps", None) is not None:
         track = replace(track, name="custom", **overrides)
     return track
 
@@ -598,7 +607,7 @@ def entrants_of(arguments: argparse.Namespace) -> list[Entrant]:
 
 
 def conduct(arguments: argparse.Namespace) -> None:
-    """Race, then print the table and who won."""
+    """Race, then print the table and what the race shows."""
     options = Options(**command_line.given(arguments, Options))
     track, root = settle_track(arguments), Path(options.results)
     store.ready(root)
@@ -625,13 +634,8 @@ def conduct(arguments: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; its exit code: 0, 2 after a user's mistake, 130 after Ctrl-C."""
     parser = make_parser(__doc__, "speedrun.py")
-    parser.add_argument("entrants", nargs="*", metavar="ENTRANT", help="default: adamw muon")
-    parser.add_argument(
-        "--seeds", type=int, default=3, metavar="INT", help="runs of each entrant (default: 3)"
-    )
-    parser.add_argument(
-        "--resume", nargs="?", const="", metavar="RACE", help="go on with a race (the newest)"
-    )
+    note = "go on with RACE; without a name, with the newest race"
+    parser.add_argument("--resume", nargs="?", const="", metavar="RACE", help=note)
     arguments = parser.parse_args(argv)
     left = "what is finished is recorded: go on with --resume"
     try:

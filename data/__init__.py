@@ -1,7 +1,7 @@
 """Opens a prepared data set by its name: its shards, vocabulary size and hash.
 
     dataset = open_dataset("sotu")
-    dataset = open_dataset("text:/somewhere/mine")      # a folder that data.text has made
+    dataset = open_dataset("text:data/mine")      # a folder that data.text has made
 
 To add a data set, write a file in this package with `open_prepared(root, val_tokens) -> Dataset`,
 and add its line to DATASETS. Reading shards needs numpy alone; a tokenizer or the text of a corpus

@@ -90,17 +90,22 @@ class Engine(Protocol):
         """Leave the process group."""
 
 
+def names() -> list[str]:
+    """The engines: the files of this folder."""
+    return [m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_")]
+
+
 def make(name: str, device: torch.device, timeout: float = 300) -> Engine:
     """The engine called `name`: the class `Engine` of the file of that name in this folder.
 
     "auto" is ddp where torchrun started several processes, single elsewhere. timeout: seconds
     without progress after which a run of several processes is given up. Raises UserError.
     """
-    names = [m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_")]
     if name == "auto":
         name = "ddp" if int(os.environ.get("WORLD_SIZE", 1)) > 1 else "single"
-    if name not in names:
-        raise UserError(f"engine {name!r}: must be one of auto, {', '.join(names)}; see --help")
+    if name not in names():
+        known = ", ".join(names())
+        raise UserError(f"--engine {name}: must be one of auto, {known}; leave it out")
     return import_module(f"{__name__}.{name}").Engine(device, timeout)
 
 

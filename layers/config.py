@@ -31,9 +31,10 @@ class GPTConfig:
     softcap: float = 15.0  # bound of the output logits; 0: none
     vocab_multiple: int = 1  # rows of the tables are padded to a multiple of it
     tied: bool = False  # one table is both embedding and head
-    bias: bool = True  # in every linear layer but a tied head and those of mla, and in LayerNorm
+    # in every linear layer except a tied head and the layers of mla, and in LayerNorm
+    bias: bool = True
     norm: Literal["rms", "layer"] = "rms"
-    norm_gain: bool = True  # in every norm but those of queries and keys
+    norm_gain: bool = True  # in every norm except the norms of queries and keys
     norm_embed: bool = True  # a norm of the embedding
     qk_norm: bool = True  # queries and keys have length sqrt(D); without it: scale 1 / sqrt(D)
     positions: Literal["rope", "learned"] = "rope"
@@ -130,7 +131,9 @@ def preset(name: str, vocab_size: int, block_size: int, width: int | None = None
     these rules do not divide.
     """
     if name not in PRESETS:
-        raise UserError(f"unknown model {name!r}: must be one of {', '.join(PRESETS)}")
+        raise UserError(
+            f"--model {name}: must be one of {', '.join(PRESETS)}; leave it out for the track's own"
+        )
     config = GPTConfig(vocab_size, block_size, **PRESETS[name])
     if width is None:
         return config
@@ -139,7 +142,7 @@ def preset(name: str, vocab_size: int, block_size: int, width: int | None = None
     if width < 1 or width % unit:
         times = f" times the {sharing} heads that share a key" if sharing > 1 else ""
         raise UserError(
-            f"width {width}: must be a multiple of the head size {config.head_size}{times}; "
+            f"--width {width}: must be a multiple of the head size {config.head_size}{times}; "
             f"run with --width {max(1, round(width / unit)) * unit}"
         )
     sizes = {

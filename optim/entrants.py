@@ -4,7 +4,7 @@
     muon:lr=0.05,steps=90        the same with two options replaced
     lib:heavyball.SOAP:lr=3e-3   any optimizer class, by its dotted path (optim/library.py)
 
-The options of an entrant are those of its recipe and those of the schedule.
+An entrant has the options of its recipe and the options of the schedule.
 """
 
 import difflib
@@ -141,17 +141,20 @@ def _convert(text: str, key: str, value: str, kind: type) -> Any:
         converted = kind(value)
     except (KeyError, ValueError):
         raise UserError(
-            f"{text}: {key}={value}: must be {'true or false' if kind is bool else kind.__name__}"
+            f"{text}: {key}={value}: must be "
+            f"{'true or false' if kind is bool else kind.__name__}; change the value"
         ) from None
     # Rules refuse bad options by comparisons, but no comparison refuses NaN.
     for number in converted if isinstance(converted, tuple) else (converted,):
         if isinstance(number, float) and not math.isfinite(number):
-            raise UserError(f"{text}: {key}={value}: must be finite")
+            raise UserError(f"{text}: {key}={value}: must be finite; change the value")
         # Some rules do not check these themselves.
         if key.endswith(("lr", "weight_decay", "eps")) and number < 0:
-            raise UserError(f"{text}: {key}={value}: must be at least 0")
+            raise UserError(f"{text}: {key}={value}: must be at least 0; change the value")
         if FRACTION.fullmatch(key) and not 0 <= number < 1:
-            raise UserError(f"{text}: {key}={value}: must be at least 0 and below 1")
+            raise UserError(
+                f"{text}: {key}={value}: must be at least 0 and below 1; change the value"
+            )
     return converted
 
 

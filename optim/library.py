@@ -63,7 +63,7 @@ class numbers(tuple[Any, ...]):  # noqa: N801  as above
 
 
 def rule(path: str) -> OptimizerClass:
-    """The class at a dotted path. Raises UserError if it cannot be imported or is no optimizer."""
+    """The class at a dotted path. Raises UserError if it cannot be imported or is not an optimizer."""
     module_name, _, name = path.rpartition(".")
     if not all(path.split(".")) or not module_name:
         raise UserError(f"lib:{path}: must be a module and a class, such as lib:torch.optim.NAdam")
@@ -216,7 +216,9 @@ def recipe_of(name: str) -> Recipe:
                 f"install {settings['version']}"
             )
         if settings["scope"] not in ("matrices", "all"):
-            raise UserError(f"{name}: scope={settings['scope']}: must be matrices or all")
+            raise UserError(
+                f"{name}: scope={settings['scope']}: must be matrices or all; type scope=matrices"
+            )
         _try(name, found, given)
         rates = [settings[key] for key in ("embed_lr", "head_lr", "vector_lr")]
         matrices = Group(found, pick(roles, "matrix"), **given)

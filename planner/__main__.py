@@ -37,7 +37,8 @@ def assignment_command(arguments: argparse.Namespace) -> None:
 def tokens_command(arguments: argparse.Namespace) -> None:
     """Print the training tokens of the longest run on a track, of all recipes tuned there."""
     if arguments.track not in TRACKS:
-        raise UserError(f"{arguments.track}: must be a track: one of {', '.join(TRACKS)}")
+        names = ", ".join(TRACKS)
+        raise UserError(f"{arguments.track}: must be one of {names}; run: planner tokens gpt2")
     track = TRACKS[arguments.track]
     steps = [section.steps for section in tuned.read() if section.track == track.name]
     print(max([track.search_steps, *steps]) * track.batch_tokens)
@@ -58,11 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.add_argument("track", help=f"one of {', '.join(TRACKS)}")
         command = partial(tokens_command, parser.parse_args(words[1:]))
         return command_line.run("planner tokens", command, "nothing was changed")
-    parser = make_parser(planner.__doc__, f"python -m planner {name}")
-    parser.add_argument("entrants", nargs="*", metavar="ENTRANT", help="default: adamw muon")
-    parser.add_argument(
-        "--seeds", type=int, default=3, metavar="INT", help="runs of each entrant (default: 3)"
-    )
+    used = ("loss_chunk",) if name == "race" else ()
+    parser = make_parser(planner.__doc__, f"python -m planner {name}", only=used)
     chosen = assignment_command
     if name == "race":
         chosen = race_command

@@ -12,7 +12,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import MISSING, field, fields
 from typing import Any, get_type_hints
 
@@ -36,14 +36,21 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def add(parser: argparse.ArgumentParser, declared: type, title: str, default: str = "") -> None:
+def add(
+    parser: argparse.ArgumentParser,
+    declared: type,
+    title: str,
+    default: str = "",
+    only: Collection[str] | None = None,
+) -> None:
     """A flag for each field of a dataclass that is declared with `knob`.
 
-    default: what a flag without a default of its own falls back to, in words.
+    default: what a flag without a default of its own falls back to, in words. only: the fields that
+    this command uses; None: all.
     """
     group, hints = parser.add_argument_group(title), get_type_hints(declared)
     for each in fields(declared):
-        if "help" not in each.metadata:
+        if "help" not in each.metadata or (only is not None and each.name not in only):
             continue
         kind = int if hints[each.name] == (int | None) else hints[each.name]
         fallback = default if each.default is MISSING else _shown(each.default)

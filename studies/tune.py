@@ -92,7 +92,10 @@ class Plan:
         if self.trials < 1:
             raise UserError(f"--trials {self.trials}: must be at least 1; run with --trials 32")
         if self.stage not in (*STAGES, "sweep"):
-            raise UserError(f"--stage {self.stage}: must be one of {', '.join(STAGES)}, sweep")
+            known = ", ".join((*STAGES, "sweep"))
+            raise UserError(
+                f"--stage {self.stage}: must be one of {known}; leave it out for horizon"
+            )
 
 
 class Incomplete(Exception):  # noqa: N818
@@ -442,10 +445,13 @@ def run(arguments: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; its exit code: 0, 2 after a user's mistake, 130 after Ctrl-C."""
-    parser = make_parser(__doc__, "python -m studies.tune")
-    parser.add_argument("entrants", nargs="*", metavar="ENTRANT", help="default: adamw muon")
+    parser = make_parser(__doc__, "python -m studies.tune", race=False)
     parser.add_argument(
-        "--trials", type=int, default=32, metavar="INT", help="of each recipe (default: 32)"
+        "--trials",
+        type=int,
+        default=32,
+        metavar="INT",
+        help="search trials of each recipe (default: 32)",
     )
     parser.add_argument(
         "--shard", default="1/1", metavar="I/N", help="part I of N of the trials (default: 1/1)"
@@ -454,7 +460,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--stage",
         default="horizon",
         metavar="STAGE",
-        help=f"the last of {', '.join(STAGES)}; or sweep, of the tuned lr (default: horizon)",
+        help=f"last stage to run: {', '.join(STAGES)}; or sweep (default: horizon)",
     )
     stopped = "finished trials are recorded: the same command goes on"
     return command_line.run("studies.tune", partial(run, parser.parse_args(argv)), stopped)

@@ -270,6 +270,7 @@ def test_a_plan_that_makes_no_sense_is_refused(
     assert message in error and error.count("\n") == 1
 
 
-def test_a_plan_writes_no_results(tmp_path: Path) -> None:
-    plan(tmp_path / "plan.csv", "muon", "--track=tiny", f"--results={tmp_path / 'results'}")
-    assert not (tmp_path / "results").exists()
+def test_a_plan_writes_no_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    plan(tmp_path / "plan.csv", "muon", "--track=tiny")
+    assert [path.name for path in tmp_path.iterdir()] == ["plan.csv"]

@@ -3,8 +3,8 @@
     python -m pytest tests/test_engine.py
 
 Claims: a plan trained by it equals the same groups given to torch's plain AdamW, and AdamW's
-equations in float64; what it saves restores everything; its bytes and norms are those worked out
-by hand.
+equations in float64; what it saves restores everything; its bytes and norms equal the numbers
+worked out by hand.
 """
 
 import math
@@ -262,5 +262,5 @@ def test_one_process_is_its_own_mean_and_maximum() -> None:
 
 @pytest.mark.parametrize("name", ["dpp", "", "os", "engines.single"])
 def test_an_unknown_engine_is_refused(name: str) -> None:
-    with pytest.raises(UserError, match=f"engine {name!r}: must be one of .*single"):
+    with pytest.raises(UserError, match=f"--engine {name}: must be one of .*single"):
         engines.make(name, torch.device("cpu"))

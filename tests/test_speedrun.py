@@ -306,7 +306,7 @@ def test_the_track_hash_follows_every_value_but_the_target() -> None:
         (["--seeds=0"], "--seeds 0"),
         (["--target=inf"], "--target inf.*finite"),
         (["--steps=0"], "steps=0"),
-        (["--engine=magic"], "engine 'magic'.*single"),
+        (["--engine=magic"], "--engine magic.*single"),
         (["--dtype=float8"], "--dtype float8.*bfloat16"),
         (["--resume=nope"], "--resume nope.*make speedrun"),
     ],

@@ -27,7 +27,7 @@ SETTINGS_FALLBACK = {"tiny-gqa": "tiny", "tiny-mla": "tiny", "tiny-classic": "ti
 
 HEADER = """\
 # Settings by track and recipe, written by the tuner: python -m studies.tune. `trials` are the
-# indices of the trials that they come from; those of the project are in results/records/, and
+# indices of the trials that they come from; the project's trials are in results/records/, and
 # docs/comparison.md says how they were searched. `missed`: no horizon met the target, and `steps`
 # is the longest that was tried. `source` is the public log or pull request that they were
 # published in. Track 3 sums gradients over the 524,288 tokens of a batch, which are averaged here,

@@ -1,10 +1,11 @@
 """Checks and measures this project on a machine with a GPU, in one command of nine minutes at most.
 
     make gpu-check                                # or: python -m bench.gpu_check
-    python -m bench.gpu_check --data text:mine    # race on this text, prepared by data.text
+    python -m bench.gpu_check --data text:data/mine    # race on this text, prepared by data.text
     python -m bench.gpu_check --cpu               # each part at toy size: tests this program
 
-Needs no network, and of Python packages only torch, numpy, pandas, scipy and matplotlib. It checks
+Needs no network, and of Python packages only torch, numpy, pandas, scipy and matplotlib. It has its
+own checks, because the tests need pytest, which is not among these packages. It checks
 the optimizers, the model and the training on the device, measures the step of the track `gpt2` on
 random tokens, and races AdamW against Muon in the time that is left. The results go to
 results/gpu/<date>-<device>/: checks.csv, measures.csv, parts.csv, charts, report.md, and the rows

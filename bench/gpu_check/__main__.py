@@ -24,6 +24,7 @@ from data import corpus, open_dataset
 from data.manifest import MANIFEST
 from errors import UserError
 from runtime import machine, provenance
+from tracking import store
 
 # A share is of the whole time: the most that a part may take, which it mostly does not reach. The
 # last part, the race, has all the time that is left, and at least its share: no part before it may
@@ -70,7 +71,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     arguments = parser.parse_args(argv)
     if not 0.5 <= arguments.minutes < 1000:
-        raise UserError(f"--minutes {arguments.minutes}: must be at least 0.5; leave it out for 9")
+        raise UserError(
+            f"--minutes {arguments.minutes}: must be from 0.5 to 1000; leave it out for 9"
+        )
     if arguments.data is None and (corpus.ROOT / MANIFEST).exists():
         arguments.data = corpus.PACKAGE
     if arguments.data is not None:
@@ -101,14 +104,18 @@ def look() -> tuple[str, str]:
 
 
 def facts_of(name: str, config: Config, arguments: argparse.Namespace) -> dict[str, str]:
-    """What the report says about the machine."""
+    """What the report says about the machine and the program."""
+    commit = machine.git(provenance.ROOT, "rev-parse", "HEAD")[:12] or "unknown"
+    if machine.git(provenance.ROOT, "status", "--porcelain"):
+        commit += " with uncommitted changes"
     return {
         "device": name,
         "size": config.size,
         "torch": torch.__version__,
         "CUDA": torch.version.cuda or "none",
         "Python": platform.python_version(),
-        "commit": machine.git(provenance.ROOT, "rev-parse", "HEAD")[:12] or "unknown",
+        "commit": commit,
+        "program": store.source_hash(provenance.program_text()),
         "began": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         "text": arguments.data or "none",
     }
