@@ -47,7 +47,7 @@ sweep: .venv/optimizers data  ## run all tuned optimizers at 7 learning rates ar
 	$(PY) -m studies.tune $(ENTRANTS) --track $(TRACK) --stage sweep $(ARGS)
 
 plots: setup  ## draw the charts of the newest race into plots/
-	$(PY) -m analysis.charts $(ARGS)
+	$(PY) -m analysis.charts
 
 report: setup  ## print the table of the newest race
 	$(PY) -m analysis.report
