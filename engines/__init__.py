@@ -1,8 +1,8 @@
 """How a model is laid out over processes.
 
 An engine promises one thing to the update rules: each sees whole, local, plain tensors, and only
-those that this process owns. `single`, one process and one device, is the reference that every
-other engine must agree with.
+the tensors that this process owns. `single`, one process and one device, is the reference that
+every other engine must agree with.
 """
 
 import os

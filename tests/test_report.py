@@ -205,8 +205,8 @@ text <!-- a comment -->
 <!-- end:machine -->
 <!-- begin:league several/c -->
 <!-- end:league -->
-<!-- begin:resolution duel -->
-<!-- end:resolution -->
+<!-- begin:detectable duel -->
+<!-- end:detectable -->
 <!-- begin:finals duel,several/c -->
 <!-- end:finals -->
 <!-- begin:tuned -->

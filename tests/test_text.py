@@ -2,7 +2,7 @@
 
     python -m pytest tests/test_text.py
 
-Claims: the shards are the same as those of a few independent lines that keep everything in memory,
+Claims: the shards equal the shards of a few independent lines that keep everything in memory,
 for any number of workers and any division of the input; a bad input gives one message and leaves no
 file.
 """

@@ -55,7 +55,7 @@ def ready(root: Path) -> None:
         free = shutil.disk_usage(root).free
     except OSError as error:
         raise UserError(
-            f"cannot use {root} for results: {error.strerror}; choose --results"
+            f"cannot use {root} for results: {error.strerror}; choose another folder with --results"
         ) from error
     if not os.access(root, os.W_OK):
         raise UserError(f"cannot write to {root}; choose a folder of yours with --results")
@@ -100,7 +100,7 @@ def read_curve(root: Path, run_id: str) -> list[Validation]:
     """The validations of one run, first to last. Raises UserError when the run has no curve."""
     path = curve_path(root, run_id)
     if not path.exists():
-        raise UserError(f"{path} is missing; every run has a curve: restore it or remove the run")
+        raise UserError(f"{path} is missing, but every run has a curve: restore it with runs.csv")
     return read(path, Validation)
 
 
