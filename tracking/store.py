@@ -100,7 +100,7 @@ def read_curve(root: Path, run_id: str) -> list[Validation]:
     """The validations of one run, first to last. Raises UserError when the run has no curve."""
     path = curve_path(root, run_id)
     if not path.exists():
-        raise UserError(f"{path} is missing, but every run has a curve: restore it with runs.csv")
+        raise UserError(f"{path} is missing; every run has a curve: restore it or remove the run")
     return read(path, Validation)
 
 
@@ -112,7 +112,10 @@ def read_logits(root: Path, run_id: str) -> list[Logit]:
 def curve_path(root: Path, run_id: str) -> Path:
     """The path of a run's curve. Raises UserError if the id cannot be a file name."""
     if not run_id or Path(run_id).name != run_id or run_id.startswith("."):
-        raise UserError(f"run id {run_id!r} must be a file name, as its curve is curves/<run>.csv")
+        raise UserError(
+            f"run id {run_id!r}: must be a file name, as its curve is curves/<run>.csv; "
+            "restore runs.csv"
+        )
     return root / "curves" / f"{run_id}.csv"
 
 

@@ -92,9 +92,9 @@ def make(
 ) -> list[str]:
     """Draws the charts that can be drawn; returns a line for each: its files, or what is missing.
 
-    chosen: the charts to draw; None: all.     The old files of a chart that is skipped are removed from `out`, so that no chart of another
-    race stays beside the new ones. Raises UserError for CSVs that cannot be read and for `out`
-    that cannot be written.
+    chosen: the charts to draw; None: all. The old files of a chart that is skipped are removed from
+    `out`, so that no chart of another race stays beside the new ones. Raises UserError for CSVs
+    that cannot be read and for `out` that cannot be written.
     """
     inputs = load(root, races)
     lines = []
