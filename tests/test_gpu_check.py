@@ -116,7 +116,7 @@ def test_every_property_is_checked(folder: Path) -> None:
         ("training", "muon, eager, deterministic: the same seed gives the same curve"),
         ("step", "muon, eager: state off the planner's, bytes"),
         ("step", "adamw, eager: parts of the step over all of it"),
-        ("graphs and ddp", "ddp of one process: losses off those of launched kernels"),
+        ("graphs and ddp", "ddp of one process: losses off the losses of launched kernels"),
         ("race", "runs that diverged"),
     ):
         assert any(name.startswith(f"{part}: ") and words in name for name in names), words
@@ -397,8 +397,8 @@ def test_ddp_is_compared_with_the_plain_program(
     checks, measures = runner.read(tmp_path / "rows")
     assert [(check.check, check.status) for check in checks] == [
         ("one CUDA graph", SKIPPED),
-        ("ddp of one process: losses off those of launched kernels", PASSED),
-        ("ddp of one process: norm of the gradients off theirs", FAILED),
+        ("ddp of one process: losses off the losses of launched kernels", PASSED),
+        ("ddp of one process: norm of the gradients off the norm with launched kernels", FAILED),
     ]
     assert {measure.case for measure in measures} == {"launched", "ddp of one process"}
 
