@@ -275,7 +275,7 @@ def test_without_time_left_a_part_is_skipped_and_the_page_still_comes(
     [
         (["--minutes=0.1"], "--minutes 0.1: must be from 0.5 to 1000"),
         (["--data=text:/nowhere"], "no data set is prepared in /nowhere"),
-        (["--data=pile"], "unknown data set 'pile'"),
+        (["--data=pile"], "--dataset pile: must be one of"),
     ],
 )
 def test_a_mistake_is_known_before_anything_runs(
