@@ -156,8 +156,9 @@ class GPT(nn.Module):
 
         Biases start at 0, gains at 1. With `init` "zero_proj", projections back into the residual
         stream start at 0, embeddings at N(0, 1), other matrices at a variance of .33 / fan_in. With
-        "gpt2" (Radford et al. 2019), all have a standard deviation of .02, the projections back
-        into the residual stream that over the square root of their number.
+        "gpt2" (Radford et al. 2019), all matrices have a standard deviation of .02, except the
+        projections back into the residual stream: theirs is .02 over the square root of their
+        number.
         """
         generator = torch.Generator().manual_seed(seed)
         for name, param in self.named_parameters():
@@ -168,7 +169,7 @@ class GPT(nn.Module):
                 param.fill_(std)
 
     def _init_std(self, name: str, param: Tensor) -> float:
-        """Standard deviation of the entries of a matrix, or the value of those of a vector."""
+        """Standard deviation of a matrix's entries, or the value of every entry of a vector."""
         proj = name.endswith("proj.weight")
         if param.ndim == 1:
             return 0.0 if name.endswith("bias") else 1.0

@@ -118,9 +118,9 @@ def newton_schulz(
 
     X: (K, m, n), any m and n, in the dtype to compute in. Returns a new tensor like X. Its singular
     values are near 1, not equal to 1: with five steps of "jordan" they are within [0.68, 1.13] if
-    those of the input were at least 0.01 of its Frobenius norm (Jordan et al. 2024). Zero gives
-    zero. `eps` bounds the norm from below; it is small, so that the scale of the input does not
-    matter. `backend`: see `choose`; raises ValueError if none of that name applies.
+    the singular values of the input were at least 0.01 of its Frobenius norm (Jordan et al. 2024).
+    Zero gives zero. `eps` bounds the norm from below; it is small, so that the scale of the input
+    does not matter. `backend`: see `choose`; raises ValueError if none of that name applies.
     """
     abc = _each(coefficients, steps)
     transposed = X.size(-2) > X.size(-1)

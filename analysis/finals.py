@@ -50,7 +50,9 @@ def markdown(races: Sequence[tuple[Path, Sequence[Run]]]) -> str:
     horizons = sorted({run.steps_planned for run in compared})
     if len(horizons) > 1:
         names = ", ".join(dict.fromkeys(run.race for run in compared))
-        raise UserError(f"races {names}: horizons {horizons} do not compare; name races of one")
+        raise UserError(
+            f"races {names}: horizons {horizons} do not compare; name races of one horizon"
+        )
     logits = {
         run.run: largest_by_step(read_logits(root, run.run)) for root, runs in races for run in runs
     }

@@ -25,18 +25,19 @@ from tracking.schema import DIVERGED, MISSED, REACHED, Run
 from tracking.spelling import display_name
 
 NOTE = (
-    "Brackets are 95% confidence intervals. If runs of an entrant missed the target, its cost is "
-    "the total that all of its runs spent, divided by the number of runs that reached the target. "
-    "Such a cost has no interval. If no run reached the target, the cost is a bound: it is over "
-    "the mean of what the runs spent. "
+    "Brackets are 95% confidence intervals.",
+    "If runs missed the target, cost = total spent / number of runs that reached, without an "
+    "interval.",
+    "If no run reached the target, the cost is a bound: the cost is more than the mean of what the "
+    "runs spent.",
     'A ratio with "over" or "under" is a bound: runs of the slower entrant missed and no run of '
     "the faster entrant did, so each miss counts with what it spent. Its brackets are the interval "
-    "of the bound. "
+    "of the bound.",
     "Two entrants are distinguishable if Welch's t-test on the logarithms of their costs has p < "
     f"{SIGNIFICANT:.2g} after Holm's correction for all pairs of the race. For an entrant that "
-    "never reached the target, the test takes the other entrant's spread. The test covers the "
-    "variation between seeds, not the variation between searches for settings. Final losses are "
-    "not compared, because the entrants have different horizons."
+    "never reached the target, the test takes the other entrant's spread.",
+    "The test covers the variation between seeds, not the variation between searches for settings.",
+    "Final losses are not compared, because the entrants have different horizons.",
 )
 
 
@@ -46,9 +47,10 @@ def text(runs: Sequence[Run]) -> str:
 
 
 def markdown(runs: Sequence[Run]) -> str:
-    """The table as Markdown, with its note."""
+    """The table as Markdown, with its notes as a list."""
     headings, *cells = _grid(runs)
-    return f"{markdown_grid(headings, cells)}\n\n{NOTE}"
+    notes = "\n".join(f"- {sentence}" for sentence in NOTE)
+    return f"{markdown_grid(headings, cells)}\n\n{notes}"
 
 
 def _grid(runs: Sequence[Run]) -> list[list[str]]:

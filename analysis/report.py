@@ -11,7 +11,7 @@ A generated part of a page is between `<!-- begin:NAME ARGUMENT -->` and `<!-- e
     race RECORD          its table
     machine RECORD       the machine that it ran on
     league RECORD        the league table
-    resolution RECORD    the differences that its number of seeds can show
+    detectable RECORD    the differences that its number of seeds can show
     finals RECORD,...    final losses and attention logits of one or several races
     scale RECORD         speed-ups at other batch sizes and widths
     tuned                the settings in optim/tuned.toml
@@ -150,17 +150,26 @@ def _sentence(
     fewer, less = steps.ratio, time.ratio
     price = fewer.estimate.value / less.estimate.value
     alike = fewer.at_least == less.at_least and fewer.at_most == less.at_most
+    of_price = " (ratio of the costs to the target)"
     all_reached = reached_a == len(base) and reached_b == len(group)
     return (
-        f"{b} reached {target} in {change(fewer, 'fewer')} steps than {a} "
-        f"({a} takes {league.multiple(fewer)} as many; {_interval(steps)}) "
-        f"and in {change(less, 'less')} time "
-        f"({'slower: ' if less.estimate.value < 1 else ''}{league.multiple(less)} as fast; "
-        f"{_interval(time)}). "
-        f"{f'So one {b} step costs {price:.2f}x one {a} step. ' if alike else ''}"
+        f"{b} reached {target} in {_gain(steps, 'fewer', f'steps than {a}')} "
+        f"and in {_gain(time, 'less', 'time')}. "
+        f"{f'So one {b} step costs {price:.2f}x one {a} step{of_price}. ' if alike else ''}"
         f"{tally_b} {b} runs and {tally_a} {a} runs reached the target"
         f"{'' if all_reached else '; the cost counts what the other runs spent'}."
     )
+
+
+def _gain(pair: Pair, less: str, what: str) -> str:
+    """A speed-up as a factor, in per cent and with its interval, or as a slow-down below 1."""
+    assert pair.ratio is not None
+    ratio, word = pair.ratio, less
+    if ratio.estimate.value < 1:
+        ratio, word = ratio.inverse(), "more"
+    over = "over " if ratio.bound else ""
+    factor = f"{over}{ratio.estimate.value:.2f}x {word}"
+    return f"{factor} {what} ({change(pair.ratio, less)}; {_interval(pair, ratio)})"
 
 
 def change(ratio: Ratio, less: str) -> str:
@@ -173,13 +182,13 @@ def change(ratio: Ratio, less: str) -> str:
     return f"{over}{abs(saved):.1%} {less if saved >= 0 else 'more'}"
 
 
-def _interval(pair: Pair) -> str:
-    assert pair.ratio is not None
-    ratio = pair.ratio.estimate
-    if ratio.low is None or ratio.high is None or pair.p is None:
+def _interval(pair: Pair, ratio: Ratio) -> str:
+    """The interval of a pair's ratio, or of its inverse."""
+    low, high = ratio.estimate.low, ratio.estimate.high
+    if low is None or high is None or pair.p is None:
         return "no interval from a single run"
-    of = " of the bound" if pair.ratio.bound else ""
-    words = f"95% interval{of} {ratio.low:.2f} to {ratio.high:.2f}"
+    of = " of the bound" if ratio.bound else ""
+    words = f"95% interval{of} {low:.2f} to {high:.2f}"
     if pair.distinct:
         return words
     among = f" among {pair.family} pairs (p = {pair.p:.2f})" if pair.family > 1 else ""
@@ -272,7 +281,8 @@ def find_record(name: str, repository: Path = REPOSITORY) -> Path:
     known = {path.name: path for path in records(repository / "results")}
     if name not in known:
         raise UserError(
-            f"no record {name!r} in results/records; known records: {', '.join(known) or 'none'}"
+            f"no record {name!r} in results/records; known records: {', '.join(known) or 'none'}; "
+            "name one of them"
         )
     return known[name]
 
@@ -305,7 +315,7 @@ OF_RACE: dict[str, Callable[[Sequence[Run]], str]] = {
     "race": _table,
     "machine": machine,
     "league": league.markdown,
-    "resolution": league.detectable_note,
+    "detectable": league.detectable_note,
 }
 MARKERS = (*OF_RACE, "finals", "scale", "tuned", "csv", "file")
 
@@ -338,7 +348,7 @@ def rewrite(page: str, repository: Path = REPOSITORY) -> str:
     def fill(match: re.Match[str]) -> str:
         begin, name, argument, _, end = match.groups()
         if name not in MARKERS:
-            raise UserError(f"marker {name!r} must be one of {', '.join(MARKERS)}")
+            raise UserError(f"marker {name!r} must be one of {', '.join(MARKERS)}; mend the marker")
         if (argument is None) != (name == "tuned"):
             wanted = "takes no argument" if argument else "needs a record or a file"
             raise UserError(f"marker {begin.strip()} {wanted}; see analysis/report.py")
@@ -385,25 +395,34 @@ def select(runs: Sequence[Run], race: str | None) -> list[Run]:
     """The runs of a race, or of the newest race for None. Raises UserError if there is none."""
     if not runs:
         raise UserError("runs.csv has no race to report; run: make speedrun")
-    race = race or max(runs, key=lambda run: run.started).race
+    newest = max(runs, key=lambda run: run.started).race
+    race = race or newest
     chosen = [run for run in runs if run.race == race]
     if not chosen:
-        known = ", ".join(dict.fromkeys(run.race for run in runs))
-        raise UserError(f"no race {race!r} in runs.csv; its races: {known}")
+        known = list(dict.fromkeys(run.race for run in runs))
+        raise UserError(
+            f"no race {race!r} in runs.csv; its races: {', '.join(known)}; run with --race {newest}"
+        )
     return chosen
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command. Its exit code is 0, 1 (pages are out of date) or 2 (a user's mistake)."""
-    parser = argparse.ArgumentParser(prog="python -m analysis.report")
-    parser.add_argument("--root", type=Path, default=Path("results"), help="folder of runs.csv")
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis.report",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--root", type=Path, default=Path("results"), help="folder of runs.csv; default: results"
+    )
     parser.add_argument("--race", help="id of the race; default: the newest")
     parser.add_argument("--docs", action="store_true", help="write README.md and docs/*.md")
     parser.add_argument("--check", action="store_true", help="with --docs: only check the pages")
     options = parser.parse_args(arguments)
-    if options.check and not options.docs:
-        parser.error("--check needs --docs")
     try:
+        if options.check and not options.docs:
+            raise UserError("--check: is for the pages; run with --docs --check")
         if options.docs:
             changed = update_pages(REPOSITORY, write=not options.check)
             names = ", ".join(str(path.relative_to(REPOSITORY)) for path in changed)
@@ -415,7 +434,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         race = select(read_runs(options.root), options.race)
         parts = [text(summarise(race)), TABLE_NOTE, *sentences(race)]
         if len(by_label(race)) > 2:
-            parts += [league.text(race), league.NOTE]
+            parts += [league.text(race), " ".join(league.NOTE)]
         print(*parts, league.detectable_note(race), machine(race), sep="\n\n")
         return 0
     except UserError as error:

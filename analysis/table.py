@@ -15,8 +15,8 @@ from tracking.spelling import recipe_of
 BASELINE = "adamw"
 TABLE_NOTE = (
     "± is the standard deviation between runs. Steps, tokens and seconds are means. If runs did "
-    "not reach the target, they are the total that all runs spent, divided by the number of runs "
-    "that reached it."
+    "not reach the target, these numbers are the total that all runs spent, divided by the number "
+    "of runs that reached it."
 )
 
 # ---- One row for each entrant ------------------------------------------------------------------

@@ -6,6 +6,7 @@ Each writes its rows to results/bench/<name>.csv, and every row names the machin
 that docs/performance.md shows are in results/records/bench-epyc/.
 """
 
+import argparse
 import csv
 import statistics
 import time
@@ -34,6 +35,13 @@ def medians(contenders: Mapping[str, Callable[[], object]], rounds: int) -> dict
             if number >= 0:
                 times[name].append(1e3 * (time.perf_counter() - begun))
     return {name: statistics.median(values) for name, values in times.items()}
+
+
+def read_command_line(prog: str, description: str | None) -> None:
+    """Print the help for --help, and refuse any other argument; both end the program."""
+    parser = argparse.ArgumentParser(prog=prog, description=description)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.parse_args()
 
 
 def environment(device: torch.device) -> Row:

@@ -76,7 +76,8 @@ def measure(order: str, batches: Batches) -> list[Row]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.data", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--folder", default=None, help="where the shards are made")
+    parser.add_argument("--folder", default=tempfile.gettempdir(),
+                        help="where the shards are made (default: %(default)s)")  # fmt: skip
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(dir=parser.parse_args().folder) as folder:
         paths = make_shards(Path(folder))

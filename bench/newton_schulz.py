@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from bench import Row, environment, medians, write
+from bench import Row, environment, medians, read_command_line, write
 from muon import BACKENDS, COEFFICIENTS, Coefficients, candidates, choose
 from optim import kernels
 from runtime import machine
@@ -68,6 +68,7 @@ def rows_of(
 
 
 def main() -> None:
+    read_command_line("python -m bench.newton_schulz", __doc__)
     device = machine.local_device()
     torch.set_num_threads(machine.cores())
     dtype = choose_dtype("auto", device)

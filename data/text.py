@@ -158,7 +158,9 @@ def _rows(path: Path, field: str) -> Iterator[str | None]:
         for batch in file.iter_batches(batch_size=256, columns=[field]):
             yield from batch.column(0).to_pylist()
     except pyarrow.ArrowException as error:
-        raise UserError(f"{path} is not Parquet: {str(error).splitlines()[0]}") from error
+        raise UserError(
+            f"{path} is not Parquet: {str(error).splitlines()[0]}; mend it or leave it out"
+        ) from error
 
 
 # ---------------------------------------------------------------------------------------------
@@ -214,7 +216,7 @@ def _text(path: Path, number: int, document: bytes | str | None, settings: Setti
             f"{path} line {number}: no text in the field {settings.field!r}; choose one by "
             f"--field: {names}"
         )
-    # JSON can spell a lone surrogate, which is no character: it is replaced by U+FFFD.
+    # JSON can spell a lone surrogate, which is not a character: it is replaced by U+FFFD.
     return row[settings.field].encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
@@ -244,11 +246,13 @@ def build(
         out.parent.mkdir(parents=True, exist_ok=True)
         beside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     except OSError as error:
-        raise UserError(f"cannot write to {out.parent}: {error.strerror}") from error
+        raise UserError(
+            f"cannot write to {out.parent}: {error.strerror}; choose another OUT"
+        ) from error
     try:
         vocabulary = beside / f"vocabulary{len(ranked) + 1}.tiktoken"
         write_atomic(vocabulary, [bpe.dump(ranked)])
-        sort = ExternalSort(beside / "buckets", buckets=-(-size // BUCKET_BYTES))
+        sort = ExternalSort(beside / "buckets", buckets=min(1 << 16, -(-size // BUCKET_BYTES)))
         with closing(_encoded(files, vocabulary, settings, workers, size)) as encoded:
             for documents in encoded:
                 sort.add(documents)
@@ -257,14 +261,16 @@ def build(
         beside.chmod(0o755)
         os.rename(beside, out)
     except OSError as error:
-        raise UserError(f"{out} cannot be made: {error.strerror or error}") from error
+        raise UserError(
+            f"{out} cannot be made: {error.strerror or error}; make room, or choose another OUT"
+        ) from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return made
 
 
 def _input_bytes(files: Sequence[Path]) -> int:
-    """Roughly how many bytes of text the files hold. Raises UserError if one is no file."""
+    """Roughly how many bytes of text the files hold. Raises UserError if one is not a file."""
     size = 1
     for path in files:
         if not path.is_file():
@@ -353,7 +359,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m data.text", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("out", type=Path, metavar="OUT", help="the folder to make")
-    parser.add_argument("files", type=Path, nargs="+", metavar="FILES")
+    parser.add_argument(
+        "files", type=Path, nargs="+", metavar="FILES", help="JSON-lines, Parquet or plain text"
+    )
     parser.add_argument("--vocab", default="gpt2", help="gpt2 (default) or a .tiktoken file")
     add = parser.add_argument
     add("--field", default="text", help="field of JSON, column of Parquet (default: %(default)s)")

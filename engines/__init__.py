@@ -1,8 +1,8 @@
 """How a model is laid out over processes.
 
 An engine promises one thing to the update rules: each sees whole, local, plain tensors, and only
-those that this process owns. `single`, one process and one device, is the reference that every
-other engine must agree with.
+the tensors that this process owns. `single`, one process and one device, is the reference that
+every other engine must agree with.
 """
 
 import os
@@ -18,16 +18,19 @@ from torch import Tensor, nn
 from errors import UserError
 
 
-class Plan(Protocol):
+class PlannedGroup(Protocol):
     """A group of parameters that share a rule; see `optim.Group`."""
 
-    rule: Any  # a subclass of torch.optim.Optimizer
+    rule: type[torch.optim.Optimizer]
     params: tuple[Any, ...]
     options: dict[str, Any]
 
 
 class Engine(Protocol):
-    """What the trainer may ask of a layout. Losses and norms are those of the global batch."""
+    """What the trainer may ask of a layout.
+
+    Losses and norms are computed over the global batch.
+    """
 
     name: str
     device: torch.device
@@ -46,8 +49,8 @@ class Engine(Protocol):
     def roles(self) -> list[Any]:
         """The model's table of roles, with the parameters that this process updates."""
 
-    def build(self, plan: Sequence[Plan]) -> None:
-        """Build the optimizers of a plan, one per rule, in place of those before."""
+    def build(self, plan: Sequence[PlannedGroup]) -> None:
+        """Build the optimizers of a plan, one per rule, in place of the earlier ones."""
 
     def set_lr(self, factor: float) -> None:
         """Set every learning rate to `factor` times the plan's."""
@@ -59,7 +62,7 @@ class Engine(Protocol):
         """Update the parameters and clear the gradients."""
 
     def evaluation(self) -> AbstractContextManager[None]:
-        """A context in which the weights are those that validation is to see.
+        """A context in which the weights are the ones to validate.
 
         Some rules train other weights than they evaluate, such as schedule-free ones, and have the
         methods `eval` and `train`. Afterwards the weights are as before, to the bit.

@@ -81,7 +81,10 @@ class Engine(single.Engine):
             self.exposed_communication.append((self._computed, self.mark()))
 
     def _reduce(self, _: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
-        """Average a bucket of gradients over the processes; leave those of early microbatches."""
+        """Average a bucket of gradients over the processes.
+
+        It leaves the gradients of early microbatches as they are.
+        """
         gradients = bucket.buffer()
         if not self._last:
             kept: torch.futures.Future[Tensor] = torch.futures.Future()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engines import Plan
+from engines import PlannedGroup
 from errors import UserError
 
 
@@ -32,8 +32,12 @@ class Engine:
     keep_grads = False
 
     def __init__(self, device: torch.device, timeout: float) -> None:
-        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-            raise UserError("engine single: is for one process; leave --engine out, or take ddp")
+        processes = int(os.environ.get("WORLD_SIZE", 1))
+        if processes > 1:
+            raise UserError(
+                f"--engine single: torchrun started {processes} processes, single takes one; "
+                "leave --engine out"
+            )
         self.device = device
         self.exposed_communication: list[tuple[Any, Any]] = []
         self.optimizers: list[torch.optim.Optimizer] = []
@@ -46,7 +50,7 @@ class Engine:
         rows: list[Any] = self.model.roles()  # type: ignore[operator]
         return rows
 
-    def build(self, plan: Sequence[Plan]) -> None:
+    def build(self, plan: Sequence[PlannedGroup]) -> None:
         """One optimizer per rule, so that a rule may batch over all its groups.
 
         Each group's options go through the rule's constructor, which refuses wrong ones.

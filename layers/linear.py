@@ -7,7 +7,7 @@ from torch import Tensor, nn
 class Linear(nn.Linear):
     """y = x W^T + b, with W (n_out n_in) and b cast to the type of the input.
 
-    splits: row counts of the matrices stacked in W, top to bottom, such as those of q, k and v;
+    splits: row counts of the matrices stacked in W, top to bottom, such as the rows of q, k and v;
         one matrix if left out. head_rows: rows of a head in each of them; 0: they have no heads.
     """
 

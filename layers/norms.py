@@ -1,7 +1,7 @@
 """RMSNorm and LayerNorm, both in the type of their input.
 
 Autocast would compute them in float32 and return float32; here the result has the input's type, so
-that the activations of the residual stream keep theirs.
+that activations of the residual stream keep their type.
 """
 
 import torch

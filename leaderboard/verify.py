@@ -1,6 +1,6 @@
 """Recomputes what runs.csv and tuning.csv claim, from the curves, the sources and each other.
 
-    python -m leaderboard.verify                  # all records, tuned.toml and your own results
+    python -m leaderboard.verify                  # records, tuned.toml, GPU checks, your results
     python -m leaderboard.verify --root FOLDER    # this folder alone
 
 Prints a line for every claim that does not follow from the files and exits 1, or prints how many
@@ -9,7 +9,8 @@ runs and trials hold and exits 0. It needs neither torch nor the machine of the 
 Without --root, each record in results/records is checked, then what must agree between records: a
 run has one row, runs of a track have one model and one batch, recipes of a track had the same
 number of search trials. Every source must belong to a row. The settings in optim/tuned.toml must
-come from the trials of the records, or from your own results/tuning.csv.
+come from the trials of the records, or from your own results/tuning.csv. Each folder of
+results/gpu that has a race is checked by itself.
 """
 
 import argparse
@@ -40,7 +41,7 @@ from tracking.schema import (
     Trial,
     Validation,
 )
-from tracking.spelling import options_of
+from tracking.spelling import options_of, recipe_of
 from tracking.store import (
     RECORDS,
     read_curve,
@@ -183,14 +184,14 @@ def _check_curve(run: Run, points: Sequence[Validation]) -> Iterator[str]:
     if last and last.step == run.steps:
         if not _equal(last.train_seconds, run.train_seconds):
             yield f"train_seconds {run.train_seconds:g}, but its curve {last.train_seconds:g}"
-        yield from _check_laps(run, points)
+        yield from _check_intervals(run, points)
     elif run.status != DIVERGED:
         yield f"its curve has no validation at its last step {run.steps}"
     elif last and (last.step > run.steps or last.train_seconds > run.train_seconds):
         yield f"its curve goes on to step {last.step}, {last.train_seconds:g} s, after its end"
 
 
-def _check_laps(run: Run, points: Sequence[Validation]) -> Iterator[str]:
+def _check_intervals(run: Run, points: Sequence[Validation]) -> Iterator[str]:
     """Whether the step times of a complete curve add up to the times of its run."""
     for column, claimed in (("step_ms", "train_seconds"), ("optimizer_ms", "optimizer_seconds")):
         before, seconds = 0, 0.0
@@ -213,7 +214,7 @@ def _check_logits(run: Run, logits: Sequence[Logit]) -> Iterator[str]:
     for step, found in heads.items():
         if found != [(layer, head) for layer in range(layers) for head in range(width)]:
             yield f"its logits at step {step} are not one for each head of each layer"
-    if run.entrant.startswith("muonclip:") and run.status != DIVERGED and len(heads) != run.steps:
+    if recipe_of(run.entrant) == "muonclip" and run.status != DIVERGED and len(heads) != run.steps:
         yield f"it clips logits in {run.steps} steps, but has logits of {len(heads)}"
 
 
@@ -337,7 +338,7 @@ def _check_trials(trials: Sequence[Trial]) -> Iterator[str]:
             yield f"{name}: {trial.status} with final_loss {_shown(trial.final_loss)}"
         elif (trial.target is None) != (trial.stage != "horizon"):
             yield f"{name}: target {_shown(trial.target)}, which only the horizon stage has"
-        elif _meets(trial) != (trial.status == REACHED):
+        elif _is_at_target(trial) != (trial.status == REACHED):
             yield f"{name}: {trial.status} {_shown(trial.target)} with {_shown(trial.final_loss)}"
 
 
@@ -358,7 +359,7 @@ def _check_budgets(trials: pd.DataFrame) -> Iterator[str]:
             yield f"track {track}: recipes differ in their number of search trials: {shown}"
 
 
-def _meets(trial: Trial) -> bool:
+def _is_at_target(trial: Trial) -> bool:
     """Whether a trial has a final loss and a target, and the loss is at or below the target."""
     loss, target = trial.final_loss, trial.target
     return loss is not None and target is not None and loss <= target
@@ -415,7 +416,11 @@ def _shown(value: float | None) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command. Its exit code is 0, 1 (a claim does not hold) or 2 (a user's mistake)."""
-    parser = argparse.ArgumentParser(prog="python -m leaderboard.verify")
+    parser = argparse.ArgumentParser(
+        prog="python -m leaderboard.verify",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument(
         "--root", type=Path, help="verify this folder alone; default: all records and your results"
     )
@@ -438,12 +443,16 @@ def _verify(root: Path) -> tuple[list[str], dict[str, Rows]]:
 def _verify_all(
     results: Path = RESULTS, tuned_path: Path = tuned.TUNED
 ) -> tuple[list[str], dict[str, Rows]]:
-    """The problems of all records and of the user's own results, and their rows by folder."""
+    """The problems of all records, GPU checks and the user's own results; their rows by folder."""
     rows = {record.name: read_rows(record) for record in records(results)}
     found, own = problems_of_records(results, tuned_path), read_rows(results)
     if own.runs or own.trials or (results / scale.SCALE).is_dir():
         found += problems(results)
         rows["your results"] = own
+    for path in sorted((results / "gpu").glob("*/runs.csv")):
+        name = f"gpu/{path.parent.name}"
+        rows[name] = read_rows(path.parent)
+        found += [f"{name}: {problem}" for problem in problems(path.parent)]
     if not rows:
         raise UserError(f"nothing to verify in {results}; run: make speedrun")
     return found, rows

@@ -1,4 +1,4 @@
-"""AdamW (Loshchilov & Hutter 1711.05101): the baseline, and the rule of all that is no matrix.
+"""AdamW (Loshchilov & Hutter 1711.05101): the baseline, and the rule of all but matrices.
 
     python speedrun.py adamw:lr=0.003
 

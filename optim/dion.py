@@ -17,7 +17,7 @@ from optim import Group, Log, Roles, matrix_groups
 from optim.adamw import matrix_recipe
 
 
-class Block(NamedTuple):
+class Views(NamedTuple):
     """A matrix of a parameter: views of its weights and of its state."""
 
     W: Tensor  # (m n)
@@ -61,7 +61,7 @@ class Dion(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]
         """One update of every parameter that has a gradient."""
-        batches: defaultdict[tuple[Any, ...], list[Block]] = defaultdict(list)
+        batches: defaultdict[tuple[Any, ...], list[Views]] = defaultdict(list)
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is not None:
@@ -82,7 +82,7 @@ class Dion(torch.optim.Optimizer):
             scale = (rows / cols) ** 0.5
             torch._foreach_add_(weights, (P @ Q.mT).unbind(), alpha=-lr * scale)
 
-    def _blocks(self, p: Tensor, group: dict[str, Any]) -> list[Block]:
+    def _blocks(self, p: Tensor, group: dict[str, Any]) -> list[Views]:
         """The matrices stacked in a parameter."""
         (_, n), splits = p.shape, list(group["splits"] or (p.size(0),))
         ranks = [max(1, round(group["rank_fraction"] * min(m, n))) for m in splits]
@@ -93,7 +93,7 @@ class Dion(torch.optim.Optimizer):
             bases = [torch.randn(n, rank, generator=seeded(0)) for rank in ranks]
             state["right_basis"] = torch.cat(bases, dim=1).to(p)
         M, Q = state["momentum_buffer"].split(splits), state["right_basis"].split(ranks, dim=1)
-        return [Block(*views) for views in zip(p.split(splits), M, Q, strict=True)]
+        return [Views(*views) for views in zip(p.split(splits), M, Q, strict=True)]
 
 
 @matrix_recipe

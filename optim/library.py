@@ -63,7 +63,7 @@ class numbers(tuple[Any, ...]):  # noqa: N801  as above
 
 
 def rule(path: str) -> OptimizerClass:
-    """The class at a dotted path. Raises UserError if it cannot be imported or is not an optimizer."""
+    """The class at a dotted path. Raises UserError if there is none that is an optimizer."""
     module_name, _, name = path.rpartition(".")
     if not all(path.split(".")) or not module_name:
         raise UserError(f"lib:{path}: must be a module and a class, such as lib:torch.optim.NAdam")

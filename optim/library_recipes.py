@@ -132,7 +132,7 @@ def lamb(
     """
     found = rule("pytorch_optimizer.Lamb")
     group = Group(
-        # The library cuts norms off at 10, and those of `tiny` are larger at the start.
+        # The library cuts norms off at 10, and the norms of `tiny` are larger at the start.
         type("Lamb", (found,), {"clamp": math.inf}),
         matrices,
         lr=lr,

@@ -3,7 +3,8 @@
     python -m planner assignment muon --track gpt2
 
 Needs neither data nor a GPU: the model, its table of roles, the recipe and the rules are the real
-ones, on tensors without storage. Bytes of state are those of the dry run, counted after steps.
+ones, on tensors without storage. Bytes of state come from the dry run, which counts them
+after steps.
 """
 
 from collections.abc import Sequence
@@ -60,8 +61,8 @@ def rows(gpt: GPT, entrant: Entrant) -> list[Row]:
     found = []
     for group in groups:
         options = group.options
-        shares = dry_run.shares(group, entrant.label)
-        for row, share in zip(group.params, shares, strict=True):
+        costs = dry_run.rule_costs(group, entrant.label)
+        for row, cost in zip(group.params, costs, strict=True):
             found.append(
                 Row(
                     name=row.name,
@@ -72,7 +73,7 @@ def rows(gpt: GPT, entrant: Entrant) -> list[Row]:
                     lr=options["lr"],
                     weight_decay=options.get("weight_decay", 0.0),
                     numel=row.param.numel(),
-                    state_bytes=share.state_bytes,
+                    state_bytes=cost.state_bytes,
                 )
             )
     return sorted(found, key=lambda row: order[row.name])

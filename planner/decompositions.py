@@ -1,4 +1,4 @@
-"""FLOPs of matrix decompositions, of which torch's counter knows none: those of the textbook.
+"""FLOPs of matrix decompositions, which torch's counter does not know, by the textbook's formulas.
 
 Golub & Van Loan, Matrix Computations, 4th edition: algorithms 8.3.3 (symmetric QR algorithm), 5.2.1
 (Householder QR, and as much again for the columns of Q) and 3.1.2 (back substitution).

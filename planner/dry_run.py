@@ -6,7 +6,7 @@
 
 The model, its table of roles, the recipes and their update rules are the real ones. They run on
 tensors without storage or, where a rule needs numbers, on random ones, one shape at a time. So
-bytes of parameters, gradients and state are those that a run's row would hold. The optimizer's
+bytes of parameters, gradients and state are the bytes that a run's row would hold. The optimizer's
 FLOPs are counted while it steps, averaged from one refresh of a preconditioner to the next; a rule
 that refreshes less and less often, such as kron, counts as at its start. The time takes all FLOPs
 at one assumed MFU, although decompositions (QR, eigenvectors) run far below it.
@@ -62,22 +62,22 @@ def place(gpt: GPT, entrant: Entrant) -> tuple[engines.Engine, list[optim.Group]
 
 
 @dataclass(frozen=True)
-class Share:
+class RuleCost:
     """What an update rule holds and does for one parameter."""
 
     state_bytes: int
     flops: float  # of a step, on average
 
 
-def shares(group: optim.Group, label: str) -> list[Share]:
-    """The share of each parameter of a group, in its order; `label` names the entrant.
+def rule_costs(group: optim.Group, label: str) -> list[RuleCost]:
+    """What the rule of a group costs for each of its parameters, in their order.
 
-    One pair of parameters is stepped for each shape: the first of a group may hold what all share.
-    That is exact for rules that treat parameters apart, or those of a shape as a batch. It is on
-    the meta device or, where the rule needs numbers, on random ones on the CPU. Raises UserError
-    if the rule fails on them too.
+    label: names the entrant. One pair of parameters is stepped for each shape: the first of a group
+    may hold what all share. That is exact for rules that treat each parameter apart, or all
+    parameters of one shape as a batch. It is on the meta device or, where the rule needs numbers,
+    on random ones on the CPU. Raises UserError if the rule fails on them too.
     """
-    pairs: dict[Any, list[Share]] = {}
+    pairs: dict[Any, list[RuleCost]] = {}
     found = []
     for number, row in enumerate(group.params):
         key = row.param.shape, row.param.dtype
@@ -87,8 +87,8 @@ def shares(group: optim.Group, label: str) -> list[Share]:
     return found
 
 
-def _pair(group: optim.Group, like: torch.Tensor, label: str) -> list[Share]:
-    """The shares of two parameters that are `like` one, the first of a group and another."""
+def _pair(group: optim.Group, like: torch.Tensor, label: str) -> list[RuleCost]:
+    """The costs of two parameters that are `like` one, the first of a group and another."""
     with torch.random.fork_rng(devices=[]), torch.compiler.set_stance("force_eager"):
         try:
             first, other = _step(group, like, "meta")
@@ -107,11 +107,11 @@ def _pair(group: optim.Group, like: torch.Tensor, label: str) -> list[Share]:
             ) from error
 
 
-def _step(group: optim.Group, like: torch.Tensor, device: str) -> list[Share]:
-    """What two parameters like one hold and cost that are alone under the group's rule.
+def _step(group: optim.Group, like: torch.Tensor, device: str) -> list[RuleCost]:
+    """What two like parameters hold and cost if the rule has only these two.
 
     FLOPs are averaged over the steps from one refresh of a preconditioner to the next, after as
-    many that are left out: those make the state, and some rules refresh in each of them.
+    many steps that are not counted: they make the state, and some rules refresh in each of them.
     """
     from torch.utils.flop_counter import FlopCounterMode  # imports Triton, where there is one
 
@@ -127,10 +127,10 @@ def _step(group: optim.Group, like: torch.Tensor, device: str) -> list[Share]:
                 optimizer.step()
     flops = counter.get_total_flops() / period / len(params)
     sizes = [sum(t.nbytes for t in tensors_in(optimizer.state[p])) for p in params]
-    return [Share(size, flops) for size in sizes]
+    return [RuleCost(size, flops) for size in sizes]
 
 
-def measure(gpt: GPT, entrant: Entrant, validations: int) -> race.Entrant:
+def measure(gpt: GPT, entrant: Entrant, validations: int) -> race.Load:
     """What an optimizer holds and does for a model on the meta device.
 
     Matrix products are in bfloat16. Raises UserError if the entrant's options make no plan, or one
@@ -138,21 +138,21 @@ def measure(gpt: GPT, entrant: Entrant, validations: int) -> race.Entrant:
     """
     engine, groups = place(gpt, entrant)
     param_bytes = engine.state_bytes()["params"]
-    found = [share for group in groups for share in shares(group, entrant.label)]
+    costs = [cost for group in groups for cost in rule_costs(group, entrant.label)]
     counts: dict[tuple[str, str], int] = {}
     for group in groups:
         for row in group.params:
             key = (row.role, group.rule.__name__)
             counts[key] = counts.get(key, 0) + row.param.numel()
-    return race.Entrant(
+    return race.Load(
         label=entrant.label,
         steps=entrant.settings["steps"],
         validations=validations,
         parameters=tuple((role, rule, count) for (role, rule), count in sorted(counts.items())),
         param_bytes=param_bytes,
         grad_bytes=param_bytes,  # a gradient is like its parameter
-        state_bytes=sum(share.state_bytes for share in found),
-        optimizer_flops=sum(share.flops for share in found),
+        state_bytes=sum(cost.state_bytes for cost in costs),
+        optimizer_flops=sum(cost.flops for cost in costs),
     )
 
 

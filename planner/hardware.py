@@ -32,14 +32,16 @@ GPUS = {
 class Machine:
     """The machine of a plan. Its fields are flags of the command line."""
 
-    gpu: str = knob("one of a100, h100, h200, b200", "h100")
-    gpus: int = knob("how many, each with a process", 8)
+    gpu: str = knob(f"one of {', '.join(GPUS)}", "h100")
+    gpus: int = knob("number of GPUs, one process on each", 8)
     mfu: float = knob("assumed share of the peak that the model's FLOPs get", 0.5)
-    price_per_hour: float = knob("of one GPU, in any currency; 0: unknown", 0.0)
+    price_per_hour: float = knob("price of one GPU for an hour, any currency; 0: unknown", 0.0)
 
     def __post_init__(self) -> None:
         if self.gpu not in GPUS:
-            raise UserError(f"--gpu {self.gpu}: must be one of {', '.join(GPUS)}")
+            raise UserError(
+                f"--gpu {self.gpu}: must be one of {', '.join(GPUS)}; run with --gpu h100"
+            )
         if self.gpus < 1:
             raise UserError(f"--gpus {self.gpus}: must be at least 1; run with --gpus 8")
         if not 0 < self.mfu <= 1:

@@ -1,6 +1,6 @@
 """Memory of one process by kind: what its tensors take, and what the backward pass must keep.
 
-Parameters, gradients and optimizer state are counted, not estimated: `dryrun.py` takes them from
+Parameters, gradients and optimizer state are counted, not estimated: `dry_run.py` takes them from
 the tensors of the real model and the real update rules. Activations are estimated here.
 """
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from errors import UserError
 
-RESERVE = 0.1  # of a GPU's memory: context, workspaces, fragmentation
+RESERVED_FRACTION = 0.1  # of a GPU's memory: context, workspaces, fragmentation
 
 
 @dataclass(frozen=True)
@@ -68,11 +68,11 @@ def microbatch(shape: Shape, sequences: int, held_bytes: int, memory_bytes: int)
 
     Raises UserError if not even one sequence fits.
     """
-    room = (1 - RESERVE) * memory_bytes - held_bytes
+    room = (1 - RESERVED_FRACTION) * memory_bytes - held_bytes
     for count in range(sequences, 0, -1):
         if sequences % count == 0 and shape.working_bytes(count) <= room:
             return count
-    needed = (held_bytes + shape.working_bytes(1)) / (1 - RESERVE)
+    needed = (held_bytes + shape.working_bytes(1)) / (1 - RESERVED_FRACTION)
     raise UserError(
         f"one sequence needs {needed / 1e9:.1f} GB of memory, the GPU has "
         f"{memory_bytes / 1e9:.0f} GB; choose another with --gpu"

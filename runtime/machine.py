@@ -5,6 +5,7 @@
 Names, precision, the peak of a matrix product, memory, compiler. The decisions are in speedrun.py.
 """
 
+import argparse
 import contextlib
 import ctypes
 import gc
@@ -97,7 +98,8 @@ def reset_peak_memory(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
-        # Linux: resets VmHWM. Where that is refused, the peak is that of the whole process so far.
+        # Linux: resets VmHWM. Where that is refused, the peak counts the whole process so
+        # far.
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
 
@@ -138,8 +140,16 @@ def git(root: Path, *arguments: str) -> str:
     return done.stdout.strip()
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Print the device, and whether it has bfloat16 units."""
+    parser = argparse.ArgumentParser(prog="python -m runtime.machine", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.parse_args()
     here = local_device()
     times = bfloat16_speed(here)
     kind = "with" if times > 1 else "without"
     print(f"{device_name(here)}: {kind} bfloat16 units ({times:.2g}x the speed of float32)")
+
+
+if __name__ == "__main__":
+    main()

@@ -107,10 +107,15 @@ class Program:
     def halve_microbatch(self) -> None:
         """Take smaller microbatches. Raises UserError where the user fixed their size, or at 1."""
         if not self.auto_microbatch or self.microbatch == 1:
+            count, device = self.microbatch, machine.device_name(self.device)
+            if count == 1:
+                raise UserError(
+                    f"1 sequence of {self.seq_len} tokens does not fit the memory of {device}; run "
+                    "with a smaller --width or --seq-len, or on a device with more memory"
+                )
             raise UserError(
-                f"{self.microbatch} sequences of {self.seq_len} tokens do not fit the memory of "
-                f"{machine.device_name(self.device)}; "
-                f"run with --microbatch {max(1, self.microbatch // 2)}"
+                f"{count} sequences of {self.seq_len} tokens do not fit the memory of {device}; "
+                f"run with --microbatch {self.divisor(count // 2)}"
             )
         torch.compiler.reset()  # torch compiles a function for eight shapes and no more
         torch.cuda.empty_cache()

@@ -1,9 +1,9 @@
 """AdamW against Muon at three batch sizes and three widths of the tiny track.
 
-    python -m studies.scale                        # all points; an interrupted one goes on
-    python -m studies.scale --seeds 3 --shard 1/2    # part 1 of 2 of the points
+    python -m studies.scale                        # all places; an interrupted one goes on
+    python -m studies.scale --seeds 3 --shard 1/2    # part 1 of 2 of the places
 
-At every point `transfer` moves the tuned settings of `tiny` there. Trials of the matrices' learning
+At every place `transfer` moves the tuned settings of `tiny` there. Trials of the matrices' learning
 rate around the moved one re-check it at Muon's horizon (stage "transfer"). Then they race: Muon at
 that horizon, AdamW at several horizons around it, each run to the end of its schedule.
 `analysis.scale` computes the speed-up from the races. Losses alone count, so the runs may share the
@@ -37,19 +37,19 @@ FACTORS = (0.5, 0.71, 1.0, 1.41, 2.0)  # times the transferred learning rate of 
 NEVER = 1_000_000  # steps between validations: a run is validated at its end alone
 
 
-class Point(NamedTuple):
+class Place(NamedTuple):
     """Where a race is run."""
 
     width: int  # channels
     batch_tokens: int  # tokens of one step
 
 
-POINTS = (
-    Point(BASE_WIDTH, BASE_BATCH),
-    Point(BASE_WIDTH, BASE_BATCH // 2),
-    Point(BASE_WIDTH, BASE_BATCH * 2),
-    Point(BASE_WIDTH // 2, BASE_BATCH),
-    Point(BASE_WIDTH * 2, BASE_BATCH),
+PLACES = (
+    Place(BASE_WIDTH, BASE_BATCH),
+    Place(BASE_WIDTH, BASE_BATCH // 2),
+    Place(BASE_WIDTH, BASE_BATCH * 2),
+    Place(BASE_WIDTH // 2, BASE_BATCH),
+    Place(BASE_WIDTH * 2, BASE_BATCH),
 )
 
 
@@ -58,7 +58,7 @@ def transfer(
 ) -> tune.Settings:
     """Tuned settings at another width and batch size; the horizon keeps the tokens of a run.
 
-    wider, larger: the width and the batch over those that the settings were tuned at.
+    wider, larger: the width and the batch over the ones at which the settings were tuned.
 
     Batch: every learning rate grows with the square root of the batch, as for any rule whose
     updates are normalised (Malladi et al. 2205.10287), and so does weight decay, so that over the
@@ -67,7 +67,7 @@ def transfer(
     Width: AdamW's lr of hidden matrices and of the head goes with 1 / width (muP, Yang et al.
     2203.03466, table 8); Muon's lr is the spectral norm of its update (its scale depends on the
     shape's proportions alone), which does not depend on width (Yang et al. 2310.17813); embedding
-    and vectors keep theirs. lr times weight decay of the matrices goes with 1 / width (Qiu et al.
+    and vectors keep their lr. lr times weight decay of the matrices goes with 1 / width (Qiu et al.
     2512.05620): so AdamW's weight decay stays, and Muon's goes with 1 / width.
     """
     scaled = dict(settings)
@@ -106,25 +106,29 @@ def recheck(trainer: Trainer, recipe: str, settings: tune.Settings) -> tune.Sett
     study = tune.Study(trainer, "tiny", recipe, plan)
     best = min(study.at_horizon("transfer", around), key=tune.loss_of)
     if best.final_loss is None:
-        raise UserError(f"{recipe}: every trial of {settings} diverged; see studies.scale.transfer")
+        raise UserError(
+            f"{recipe}: every trial at the transferred settings diverged; "
+            "lower FACTORS in studies/scale.py"
+        )
     if best.trial in (0, len(FACTORS) - 1):
         print(f"{recipe}: warning: the best lr is {FACTORS[best.trial]} times the transferred one")
     return around[best.trial]
 
 
 def conduct(
-    base: Track, point: Point, settings: Mapping[str, tune.Settings], options: Options, seeds: int
+    base: Track, place: Place, settings: Mapping[str, tune.Settings], options: Options, seeds: int
 ) -> None:
-    """Re-check and race one point, as far as it is not done; then write its row.
+    """Re-check and race one place, as far as it is not done; then write its row.
 
-    base: the track whose batch and width are replaced. settings: those tuned there, by recipe.
+    base: the track whose batch and width are replaced. settings: the tuned ones, by
+    recipe.
     """
     width = base.width or BASE_WIDTH
-    wider, larger = point.width / width, point.batch_tokens / base.batch_tokens
+    wider, larger = place.width / width, place.batch_tokens / base.batch_tokens
     moved = {r: transfer(r, settings[r], wider, larger) for r in RECIPES}
     steps = moved[CHALLENGER]["steps"]
     track = replace(
-        base, name="custom", width=point.width, batch_tokens=point.batch_tokens,
+        base, name="custom", width=place.width, batch_tokens=place.batch_tokens,
         val_every=NEVER, val_every_late=NEVER, search_steps=steps,
     )  # fmt: skip
     trainer, root = Trainer(track, options), Path(options.results)
@@ -135,19 +139,19 @@ def conduct(
         for recipe in RECIPES
         for horizon in horizons[recipe]
     ]
-    race_id, done = _begun(trainer, entrants, point, root)
+    race_id, done = _begun(trainer, entrants, place, root)
     race(trainer, entrants, seeds, race_id, done)
-    row = ScalePoint(race_id, point.width, point.batch_tokens, steps)
+    row = ScalePoint(race_id, place.width, place.batch_tokens, steps)
     if row not in store.read(root / "points.csv", ScalePoint):
         store.append(root / "points.csv", row)
 
 
 def _begun(
-    trainer: Trainer, entrants: Sequence[Entrant], point: Point, root: Path
+    trainer: Trainer, entrants: Sequence[Entrant], place: Place, root: Path
 ) -> tuple[str, list[Run]]:
     """The race's id, which follows from the program, and its finished runs."""
     facts = trainer.facts(entrants[0], seed=0)
-    race_id = f"scale-w{point.width}-b{point.batch_tokens}-{facts['source_hash'][:6]}"
+    race_id = f"scale-w{place.width}-b{place.batch_tokens}-{facts['source_hash'][:6]}"
     if not any(run.race == race_id for run in store.read_runs(root)):
         return race_id, []
     expected = facts | {"target": trainer.track.target}
@@ -155,14 +159,14 @@ def _begun(
 
 
 def run(given: argparse.Namespace) -> None:
-    """Race this shard's points, then print what all finished ones amount to. Raises UserError."""
+    """Race this shard's places, then print what all finished ones amount to. Raises UserError."""
     if given.seeds < 1:
         raise UserError(f"--seeds {given.seeds}: must be at least 1; run with --seeds 3")
     shard, options = tune.read_shard(given.shard), Options(results=given.results)
     store.ready(Path(given.results))
     settings = {recipe: base_settings(recipe) for recipe in RECIPES}
-    for point in (point for i, point in enumerate(POINTS) if shard.has(i)):
-        conduct(TRACKS["tiny"], point, settings, options, given.seeds)
+    for place in (place for i, place in enumerate(PLACES) if shard.has(i)):
+        conduct(TRACKS["tiny"], place, settings, options, given.seeds)
     print(scale.markdown(scale.measured(Path(given.results))))
 
 
@@ -177,7 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--seeds", type=int, default=3, metavar="INT", help="runs of each entrant (default: 3)"
     )
     parser.add_argument(
-        "--shard", default="1/1", metavar="I/N", help="part I of N of the points (default: 1/1)"
+        "--shard", default="1/1", metavar="I/N", help="part I of N of the places (default: 1/1)"
     )
     default = f"results/{scale.SCALE}"
     parser.add_argument("--results", default=default, help=f"folder (default: {default})")

@@ -170,7 +170,7 @@ def write_trials(root: Path, recipes: Sequence[str] = ("adamw", "muon"), trials:
 
 
 def chart(name: str) -> _make.Chart:
-    return next(chart for chart in _make.CHARTS if chart.name == name)
+    return next(chart for chart in _make.charts() if chart.name == name)
 
 
 def texts(figure: Figure) -> list[str]:

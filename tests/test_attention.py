@@ -4,8 +4,8 @@
 
 Claims: MHA and GQA are their equations in float64; GQA with a key for each head is MHA to the bit,
 and torch's; the tables of roles divide into heads; what is measured is the largest causal logit of
-the batch; after a clip no head exceeds tau, and those that did not are left alone; a race logs what
-it clips. The equations of each model are in test_tracks.py.
+the batch; after a clip no head exceeds tau, and heads below it are left alone; a race logs what it
+clips. The equations of each model are in test_tracks.py.
 """
 
 import math

@@ -4,12 +4,16 @@ python -m pytest tests/test_bench.py
 """
 
 import csv
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 import bench
+import data.gpt2
+from bench import newton_schulz, optimizer_step, step
 from runtime import machine
 
 RECORD = Path(__file__).parents[1] / "results" / "records" / "bench-epyc"
@@ -30,6 +34,21 @@ def test_a_bench_writes_what_it_measured_and_on_which_machine(
         assert row["threads"] == str(torch.get_num_threads())
         assert row["torch"] == torch.__version__
     assert capsys.readouterr().out.count(machine.device_name(cpu)) == 1  # below the table
+
+
+@pytest.mark.parametrize(
+    "main",
+    [data.gpt2.main, machine.main, newton_schulz.main, optimizer_step.main, step.main],
+    ids=lambda main: main.__module__,
+)
+def test_help_is_printed_and_nothing_is_done(
+    main: Callable[[], object], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["command", "--help"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    assert f"usage: python -m {main.__module__} [-h]" in capsys.readouterr().out
 
 
 def test_every_committed_csv_names_its_machine() -> None:

@@ -362,7 +362,7 @@ def test_bytes_per_token_is_that_of_the_targets_asked_for(tiny: Path) -> None:
 
 
 def test_an_unknown_or_unprepared_data_set_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="'soto'.*did you mean sotu"):
+    with pytest.raises(UserError, match="--dataset soto: .*did you mean sotu"):
         data.open_dataset("soto")
     with pytest.raises(UserError, match="no data set is prepared.*make data"):
         data.open_dataset("sotu", tmp_path)

@@ -123,38 +123,38 @@ M, N = 6, 4  # rows and columns of the matrix below
 ONE_SIDED = 2 * M * N * (M + N)  # of L G and G R, or of G G^T and G^T G
 
 
-def share_of(rule: type[torch.optim.Optimizer], *shapes: tuple[int, ...], **options: Any) -> Any:
-    """The shares of parameters on the meta device under a rule."""
+def costs_of(rule: type[torch.optim.Optimizer], *shapes: tuple[int, ...], **options: Any) -> Any:
+    """What a rule costs for parameters on the meta device."""
     rows = [
         SimpleNamespace(param=torch.nn.Parameter(torch.empty(shape, device="meta")))
         for shape in shapes
     ]
-    return dry_run.shares(Group(rule, rows, **options), "entrant")  # type: ignore[arg-type]
+    return dry_run.rule_costs(Group(rule, rows, **options), "entrant")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("every", [1, 3, 10])
 def test_a_refresh_of_soap_is_spread_over_the_steps_from_one_to_the_next(every: int) -> None:
-    (share,) = share_of(SOAP, (M, N), precondition_frequency=every)
+    (cost,) = costs_of(SOAP, (M, N), precondition_frequency=every)
     refresh = sum(2 * 2 * n**3 + 2 * (2 - 2 / 3) * n**3 for n in (M, N))  # S Q twice, and QR
     # The gradient and the momentum there, the direction back, and the factors.
-    assert share.flops == pytest.approx(4 * ONE_SIDED + refresh / every, rel=1e-12)
+    assert cost.flops == pytest.approx(4 * ONE_SIDED + refresh / every, rel=1e-12)
 
 
 @pytest.mark.parametrize("every", [1, 3, 10])
 def test_the_roots_of_shampoo_s_start_are_left_out(every: int) -> None:
-    (share,) = share_of(Shampoo, (M, N), precondition_frequency=every)
+    (cost,) = costs_of(Shampoo, (M, N), precondition_frequency=every)
     roots = sum(9 * n**3 + 2 * n**3 for n in (M, N))  # eigenvectors, and their product
-    assert share.flops == pytest.approx(2 * ONE_SIDED + roots / every, rel=1e-12)
+    assert cost.flops == pytest.approx(2 * ONE_SIDED + roots / every, rel=1e-12)
 
 
 def test_dion_is_four_products_of_low_rank_and_a_qr() -> None:
-    (share,) = share_of(Dion, (M, N), rank_fraction=0.5)
+    (cost,) = costs_of(Dion, (M, N), rank_fraction=0.5)
     qr = 2 * (2 * M * 2**2 - 2 / 3 * 2**3)
-    assert share.flops == pytest.approx(4 * 2 * M * N * 2 + qr, rel=1e-12)
+    assert cost.flops == pytest.approx(4 * 2 * M * N * 2 + qr, rel=1e-12)
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon", "normuon", "dion"])
-def test_the_shares_of_all_parameters_add_up_to_a_step_of_the_model(
+def test_the_costs_of_all_parameters_add_up_to_a_step_of_the_model(
     name: str, micro_track: speedrun.Track
 ) -> None:
     entrant = speedrun.enter(name, "tiny", 1)
@@ -188,9 +188,9 @@ class Addressed(torch.optim.SGD):
 
 
 def test_parameters_told_apart_by_their_address_are_planned_with_numbers() -> None:
-    found = share_of(Addressed, (3, 2), (3, 2), (5,), (3, 2), lr=0.1)
+    found = costs_of(Addressed, (3, 2), (3, 2), (5,), (3, 2), lr=0.1)
     # Two steps, one of them for the count.
-    assert [share.state_bytes for share in found] == [2 * 24 + 8, 2 * 24, 2 * 20, 2 * 24]
+    assert [cost.state_bytes for cost in found] == [2 * 24 + 8, 2 * 24, 2 * 20, 2 * 24]
 
 
 class Numeric(torch.optim.SGD):
@@ -203,8 +203,8 @@ class Numeric(torch.optim.SGD):
 
 
 def test_what_a_rule_does_with_numbers_is_counted() -> None:
-    found = share_of(Numeric, (M, N), (5,), (M, N), lr=0.1)
-    assert [share.flops for share in found] == [4 * M * M * N, 0, 4 * M * M * N]
+    found = costs_of(Numeric, (M, N), (5,), (M, N), lr=0.1)
+    assert [cost.flops for cost in found] == [4 * M * M * N, 0, 4 * M * M * N]
 
 
 def test_a_rule_that_fails_on_numbers_too_gets_one_line(

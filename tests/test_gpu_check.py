@@ -116,7 +116,7 @@ def test_every_property_is_checked(folder: Path) -> None:
         ("training", "muon, eager, deterministic: the same seed gives the same curve"),
         ("step", "muon, eager: state off the planner's, bytes"),
         ("step", "adamw, eager: parts of the step over all of it"),
-        ("graphs and ddp", "ddp of one process: losses off those of launched kernels"),
+        ("graphs and ddp", "ddp of one process: losses off the losses of launched kernels"),
         ("race", "runs that diverged"),
     ):
         assert any(name.startswith(f"{part}: ") and words in name for name in names), words
@@ -275,7 +275,7 @@ def test_without_time_left_a_part_is_skipped_and_the_page_still_comes(
     [
         (["--minutes=0.1"], "--minutes 0.1: must be from 0.5 to 1000"),
         (["--data=text:/nowhere"], "no data set is prepared in /nowhere"),
-        (["--data=pile"], "unknown data set 'pile'"),
+        (["--data=pile"], "--dataset pile: must be one of"),
     ],
 )
 def test_a_mistake_is_known_before_anything_runs(
@@ -397,8 +397,8 @@ def test_ddp_is_compared_with_the_plain_program(
     checks, measures = runner.read(tmp_path / "rows")
     assert [(check.check, check.status) for check in checks] == [
         ("one CUDA graph", SKIPPED),
-        ("ddp of one process: losses off those of launched kernels", PASSED),
-        ("ddp of one process: norm of the gradients off theirs", FAILED),
+        ("ddp of one process: losses off the losses of launched kernels", PASSED),
+        ("ddp of one process: norm of the gradients off the norm with launched kernels", FAILED),
     ]
     assert {measure.case for measure in measures} == {"launched", "ddp of one process"}
 

@@ -274,7 +274,7 @@ def settled(batches: Counted, count: int) -> bool:
 def test_the_thread_is_ahead_by_the_depth_and_no_more() -> None:
     batches = Counted()
     with ReadAhead(batches, range(100), depth=3) as reader:  # type: ignore[arg-type]
-        assert settled(batches, 4)  # one for the caller, who has not asked yet
+        assert settled(batches, 4)  # one batch waits for the caller's next request
         first, _ = next(reader)
         assert settled(batches, 4) and (first == 0).all()  # the first is still the caller's
         next(reader)

@@ -1,4 +1,4 @@
-"""The chart of attention logits: its numbers are those of the files, and its text is legible."""
+"""The chart of attention logits: its numbers come from the files, and its text is legible."""
 
 from dataclasses import replace
 from itertools import combinations

@@ -2,9 +2,9 @@
 
     python -m pytest tests/test_model.py
 
-Claims: loss and gradients are those of the architecture as described; no position sees a later
+Claims: loss and gradients equal the architecture's as described; no position sees a later
 one; the initialisation depends on the seed alone; the table of roles is complete; parameters and
-FLOPs of the `tiny` preset are those worked out by hand.
+FLOPs of the `tiny` preset equal the numbers worked out by hand.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""Recipes, plans and entrants: who gets which rule, and what the command line may say.
+"""Recipes, plans and entrants: which parameter gets which rule, and what the command line may say.
 
     python -m pytest tests/test_optim.py
 

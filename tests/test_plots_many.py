@@ -1,4 +1,4 @@
-"""Charts of a race of seventeen: nothing overlaps, and the numbers are those of the statistics."""
+"""Charts of a race of seventeen: nothing overlaps, and the numbers come from `stats`."""
 
 import math
 from dataclasses import replace

@@ -1,5 +1,6 @@
 """What a report says of a race, and the pages that it writes."""
 
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,6 +17,7 @@ from tracking.schema import Run
 from tracking.spelling import DISPLAY_NAMES
 
 REPOSITORY = Path(__file__).parents[1]
+LINK = re.compile(r"""(?:\]\(|src="|href=")([^)"#\s]+)""")  # Markdown or HTML, without #section
 
 
 def test_summary_of_an_entrant():
@@ -115,12 +117,12 @@ def test_the_sentences_read_as_reviewed(golden):
     ("race", "numbers"),
     [
         ("a win", ["28.6% fewer", "1.40x", "23.1% less", "1.30x", "1.08x", "2 of 2"]),
-        ("a win in steps that is a loss in time", ["28.6% fewer", "42.9% more", "0.70x", "2.00x"]),
-        ("a loss", ["40.0% more steps", "0.71x", "40.0% more time"]),
+        ("a win in steps that is a loss in time", ["28.6% fewer", "42.9% more", "1.43x", "2.00x"]),
+        ("a loss", ["40.0% more;", "1.40x more steps", "1.40x more time"]),
         ("a slower baseline that missed", [  # 50 of (80 + 90 + 100) / 3
             "over 44.4% fewer", "over 1.80x", "2 of 3"
         ]),
-        ("a slower challenger that missed", ["over 78.2% more", "under 0.56x"]),
+        ("a slower challenger that missed", ["over 78.2% more", "over 1.78x more"]),
         ("a baseline that never reached", ["over 2.00x in steps", "0 of 2", "2 of 2"]),
         ("a challenger that never reached", ["under 0.50x in steps", "0 of 2", "2 of 2"]),
         ("a bound that may be chance", ["over 1.11x in steps", "0 of 2", "2 of 2"]),
@@ -205,8 +207,8 @@ text <!-- a comment -->
 <!-- end:machine -->
 <!-- begin:league several/c -->
 <!-- end:league -->
-<!-- begin:resolution duel -->
-<!-- end:resolution -->
+<!-- begin:detectable duel -->
+<!-- end:detectable -->
 <!-- begin:finals duel,several/c -->
 <!-- end:finals -->
 <!-- begin:tuned -->
@@ -251,7 +253,7 @@ def test_a_page_is_made_from_the_records(repository, golden):
     golden("page", result)
     assert "old words" not in result and "text <!-- a comment -->" in result
     lines = result.splitlines()
-    assert lines[2].startswith("Muon reached a validation loss of 3.5 in 28.6% fewer steps")
+    assert lines[2].startswith("Muon reached a validation loss of 3.5 in 1.40x fewer steps")
     assert "| adamw | 2 | 2/0/0 |" in result
     assert any(line.startswith("4 runs of race tiny-0 on track tiny: ") for line in lines)
     assert "| tiny | muon | lr=0.02 | 220 | our trial 3, 8 |" in lines
@@ -348,7 +350,8 @@ def test_the_report_command(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "adamw" in printed and "Muon reached" in printed and "race tiny-1" in printed
     assert report.main([*options, "--race", "tiny-9"]) == 2
-    assert "no race 'tiny-9' in runs.csv; its races: tiny-0, c" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "no race 'tiny-9' in runs.csv; its races: tiny-0, c, tiny-1; run with --race c" in error
 
 
 def test_the_docs_command(repository, capsys, monkeypatch):
@@ -356,12 +359,28 @@ def test_the_docs_command(repository, capsys, monkeypatch):
     page = repository / "README.md"
     assert report.main(["--docs", "--check"]) == 1 and page.read_text() == PAGE
     assert capsys.readouterr().out == "out of date: README.md; run: make docs\n"
-    assert report.main(["--docs"]) == 0 and "28.6% fewer steps" in page.read_text()
+    assert report.main(["--docs"]) == 0 and "28.6% fewer" in page.read_text()
     assert report.main(["--docs", "--check"]) == 0
     page.write_text(page.read_text().replace("28.6%", "35.0%"))
     assert report.main(["--docs", "--check"]) == 1
-    with pytest.raises(SystemExit):
-        report.main(["--check"])
+    capsys.readouterr()
+    assert report.main(["--check"]) == 2
+    assert capsys.readouterr().err == "--check: is for the pages; run with --docs --check\n"
+
+
+def test_every_relative_link_points_to_a_file():
+    pages = [
+        *report.pages(),
+        *REPOSITORY.glob("results/**/README.md"),
+        *REPOSITORY.glob("plots/*.md"),
+    ]
+    broken = [
+        f"{page.relative_to(REPOSITORY)}: {link}"
+        for page in dict.fromkeys(pages)
+        for link in LINK.findall(page.read_text(encoding="utf-8"))
+        if "://" not in link and not (page.parent / link).exists()
+    ]
+    assert broken == []
 
 
 @pytest.mark.slow

@@ -356,3 +356,7 @@ def test_tuned_settings_of_another_form_are_refused(tmp_path, text):
     path.write_text(text)
     with pytest.raises(UserError, match=r"tuned.toml: .*sections \[track.recipe\]"):
         tuned.read(path)
+
+
+def test_the_committed_settings_begin_with_the_header_that_the_tuner_writes() -> None:
+    assert tuned.TUNED.read_text(encoding="utf-8").startswith(tuned.HEADER)

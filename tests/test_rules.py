@@ -373,7 +373,7 @@ def options_of(name: str, **settings: Any) -> tuple[Any, dict[str, Any]]:
     return group.rule, group.options
 
 
-def borrowed(name: str, grads: Sequence[Tensor], **settings: Any) -> list[Tensor]:
+def from_library(name: str, grads: Sequence[Tensor], **settings: Any) -> list[Tensor]:
     kind, options = options_of(name, **settings)
     return path(lambda p: kind(p, **copy.deepcopy(options)), grads)
 
@@ -385,7 +385,7 @@ def test_sgd_sums_and_looks_ahead() -> None:
         m = 0.7 * m + g
         W = W - 0.1 * (g + 0.7 * m)
         expected.append(W)
-    close(borrowed("sgd", grads, lr=0.1, momentum=0.7, weight_decay=0.3), expected)
+    close(from_library("sgd", grads, lr=0.1, momentum=0.7, weight_decay=0.3), expected)
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw", "nadamw"])
@@ -407,7 +407,7 @@ def test_adam_s_family(name: str) -> None:
         W = W - lr * mean / ((v / (1 - b2**t)) ** 0.5 + eps)
         expected.append(W)
     settings = dict(lr=lr, beta1=b1, beta2=b2, weight_decay=wd, eps=eps)
-    close(borrowed(name, grads, **settings), expected, rtol=1e-6)
+    close(from_library(name, grads, **settings), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize(("lr", "size"), [(0.1, 1), (1.0, 1), (0.1, 1e-4)])
@@ -456,7 +456,7 @@ def test_ademamix_is_the_paper_s() -> None:
         W = W - lr * (fast / ((v / (1 - b2**t)) ** 0.5 + eps) + wd * W)
         expected.append(W)
     settings = dict(lr=lr, beta1=b1, beta2=b2, beta3=b3, alpha=alpha, weight_decay=wd, eps=eps)
-    close(borrowed("ademamix", grads, **settings), expected)
+    close(from_library("ademamix", grads, **settings), expected)
 
 
 def test_mars_is_the_paper_s() -> None:
@@ -470,7 +470,7 @@ def test_mars_is_the_paper_s() -> None:
         W = W - lr * ((m / (1 - b1**t)) / ((v / (1 - b2**t)) ** 0.5 + eps) + wd * W)
         expected.append(W)
     settings = dict(lr=lr, beta1=b1, beta2=b2, gamma=gamma, weight_decay=wd, eps=eps)
-    close(borrowed("mars", grads, **settings), expected, rtol=1e-5)
+    close(from_library("mars", grads, **settings), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -42,9 +42,9 @@ def test_settings_move_with_the_width_by_each_rule() -> None:
 
 
 def test_there_are_three_batches_and_three_widths() -> None:
-    batches = {p.batch_tokens for p in driver.POINTS if p.width == driver.BASE_WIDTH}
-    widths = {p.width for p in driver.POINTS if p.batch_tokens == driver.BASE_BATCH}
-    assert len(batches) == 3 and widths == {64, 128, 256} and len(driver.POINTS) == 5
+    batches = {p.batch_tokens for p in driver.PLACES if p.width == driver.BASE_WIDTH}
+    widths = {p.width for p in driver.PLACES if p.batch_tokens == driver.BASE_BATCH}
+    assert len(batches) == 3 and widths == {64, 128, 256} and len(driver.PLACES) == 5
     assert len(driver.FACTORS) >= scale.TRIALS
 
 
@@ -107,16 +107,16 @@ def test_a_point_needs_its_trials(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_point_is_rechecked_raced_and_resumed(
+def test_a_place_is_rechecked_raced_and_resumed(
     micro_track: speedrun.Track, micro_options: speedrun.Options, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = {
         "adamw": dict(lr=0.01, head_lr=0.01, weight_decay=0.1, steps=8),
         "muon": dict(lr=0.03, head_lr=0.01, weight_decay=0.1, steps=8),
     }
-    point = driver.Point(width=64, batch_tokens=512)
+    place = driver.Place(width=64, batch_tokens=512)
     root = Path(micro_options.results)
-    driver.conduct(micro_track, point, settings, micro_options, seeds=1)
+    driver.conduct(micro_track, place, settings, micro_options, seeds=1)
     runs, trials = store.read_runs(root), store.read_trials(root)
     assert [(t.recipe, t.stage, t.steps) for t in trials] == [
         (recipe, "transfer", 4) for recipe in ("adamw", "muon") for _ in driver.FACTORS
@@ -126,7 +126,7 @@ def test_a_point_is_rechecked_raced_and_resumed(
     assert best.entrant.split("steps")[0] in runs[-1].entrant
     assert store.read(root / "points.csv", ScalePoint) == [ScalePoint(runs[0].race, 64, 512, 4)]
     assert verify.problems(root) == [] and list(scale.problems(root)) == []
-    driver.conduct(micro_track, point, settings, micro_options, seeds=1)
+    driver.conduct(micro_track, place, settings, micro_options, seeds=1)
     assert store.read_runs(root) == runs and store.read_trials(root) == trials
 
 
@@ -142,13 +142,13 @@ def test_no_seeds_are_no_race(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "--seeds 0: must be at least 1" in capsys.readouterr().err
 
 
-def test_shards_share_the_points(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    done: list[driver.Point] = []
-    monkeypatch.setattr(driver, "conduct", lambda base, point, *_: done.append(point))
+def test_shards_share_the_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[driver.Place] = []
+    monkeypatch.setattr(driver, "conduct", lambda base, place, *_: done.append(place))
     folder = f"--results={tmp_path / 'scale'}"
     for shard in ("1/2", "2/2"):
         assert driver.main([f"--shard={shard}", folder]) == 0
-    assert sorted(done) == sorted(driver.POINTS)
+    assert sorted(done) == sorted(driver.PLACES)
     assert driver.main(["--shard=3/2", folder]) == 2
 
 

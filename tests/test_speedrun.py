@@ -300,8 +300,8 @@ def test_the_track_hash_follows_every_value_but_the_target() -> None:
         (["--seq-len=0"], "--seq-len 0: must be above 0"),
         (["--val-every=-1"], "--val-every -1"),
         (["--target=nan"], "--target nan"),
-        (["--model=huge"], "unknown model 'huge'.*tiny"),
-        (["--dataset=pile"], "unknown data set 'pile'.*sotu"),
+        (["--model=huge"], "--model huge: must be one of tiny"),
+        (["--dataset=pile"], "--dataset pile: must be one of sotu"),
         (["--threads=-1"], "--threads -1"),
         (["--seeds=0"], "--seeds 0"),
         (["--target=inf"], "--target inf.*finite"),
@@ -353,3 +353,19 @@ def test_a_full_disk_and_a_foreign_file_are_known_before_training(
     assert "bytes are free" in capsys.readouterr().err
     assert speedrun.main(["adamw", *micro_flags[:-1], "--results=/dev/null/here"]) == 2
     assert "/dev/null/here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("microbatch", "message"),
+    [
+        (12, "12 sequences of 8 tokens do not fit .*; run with --microbatch 6$"),
+        (4, "4 sequences of 8 tokens do not fit .*; run with --microbatch 2$"),
+        (1, "1 sequence of 8 tokens does not fit .*; run with a smaller --width or --seq-len"),
+    ],
+)
+def test_what_does_not_fit_the_memory_is_told_what_may(microbatch: int, message: str) -> None:
+    fixed = program.Program.__new__(program.Program)
+    fixed.batch_seqs, fixed.seq_len, fixed.microbatch = 12, 8, microbatch
+    fixed.auto_microbatch, fixed.device = False, torch.device("cpu")
+    with pytest.raises(UserError, match=message):
+        fixed.halve_microbatch()

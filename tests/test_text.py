@@ -2,7 +2,7 @@
 
     python -m pytest tests/test_text.py
 
-Claims: the shards are the same as those of a few independent lines that keep everything in memory,
+Claims: the shards equal the shards of a few independent lines that keep everything in memory,
 for any number of workers and any division of the input; a bad input gives one message and leaves no
 file.
 """
@@ -99,7 +99,18 @@ def canonical(folder: Path) -> bytes:
     return json.dumps(kept, sort_keys=True, separators=(",", ":")).encode()
 
 
-def test_bytes_per_token_is_that_of_the_targets(made: Path) -> None:
+def test_a_huge_text_has_no_more_buckets_than_keys_can_name(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repeated = [write_lines(tmp_path / f"{n}.jsonl", DOCUMENTS) for n in range(4)]
+    assert sum(path.stat().st_size for path in repeated) > 1 << 16
+    monkeypatch.setattr(text, "BUCKET_BYTES", 1)
+    build(tmp_path / "out", repeated, val_fraction=0.1)
+    found = data.open_dataset(f"text:{tmp_path / 'out'}")
+    assert len(tokens_of(found.train)) > 3 * len(tokens_of(data.open_dataset(f"text:{made}").train))
+
+
+def test_bytes_per_token_is_the_mean_of_the_targets(made: Path) -> None:
     encoding = bpe.load(VOCABULARY)
     val = tokens_of(data.open_dataset(f"text:{made}").val)
     for targets, found in (

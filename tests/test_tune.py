@@ -169,7 +169,7 @@ def test_a_good_guess_saves_runs() -> None:
         assert len(study.ran) <= 17  # three horizons that meet it; bisection would take up to six
 
 
-def test_a_target_that_nobody_meets_has_no_horizon() -> None:
+def test_a_target_that_no_finalist_meets_has_no_horizon() -> None:
     assert FakeStudy([2.0, 3.0], target=2.1).shorten([(3.0, 0), (4.0, 1)]) is None
 
 
@@ -280,7 +280,7 @@ def test_who_misses_the_target_is_tuned_all_the_same(
     }
 
 
-def test_whoever_is_tuned_races_in_a_comparison(tmp_path: Path) -> None:
+def test_every_tuned_recipe_races_in_a_comparison(tmp_path: Path) -> None:
     path = tmp_path / "tuned.toml"
     for track, recipe in (("tiny", "muon"), ("tiny", "adafactor"), ("tiny", "adamw"), ("xl", "x")):
         tuned.write(Tuned(track, recipe, {"lr": 0.03}, 70, (5,)), path)

@@ -200,6 +200,17 @@ def test_your_own_results_are_verified_beside_the_records(tmp_path):
     assert len(found) == 1 and "lost.csv: no row in runs.csv" in found[0]
 
 
+def test_checks_of_a_gpu_are_verified_too(tmp_path):
+    fill_records(tmp_path)
+    root = tmp_path / "gpu" / "20260101-card"
+    (root / "curves").mkdir(parents=True)
+    (root / "curves" / "lost.csv").write_text("")
+    store.append(root / "runs.csv", make_run())
+    found, rows = verify._verify_all(tmp_path, tmp_path / "tuned.toml")
+    assert str(rows["gpu/20260101-card"]) == "1 runs and 0 tuning trials"
+    assert any("gpu/20260101-card: " in line and "lost.csv" in line for line in found)
+
+
 def test_without_rows_there_is_nothing_to_verify(tmp_path):
     with pytest.raises(UserError, match="nothing to verify"):
         verify._verify_all(tmp_path, tmp_path / "tuned.toml")

@@ -55,7 +55,7 @@ def ready(root: Path) -> None:
         free = shutil.disk_usage(root).free
     except OSError as error:
         raise UserError(
-            f"cannot use {root} for results: {error.strerror}; choose --results"
+            f"cannot use {root} for results: {error.strerror}; choose another folder with --results"
         ) from error
     if not os.access(root, os.W_OK):
         raise UserError(f"cannot write to {root}; choose a folder of yours with --results")
@@ -112,7 +112,10 @@ def read_logits(root: Path, run_id: str) -> list[Logit]:
 def curve_path(root: Path, run_id: str) -> Path:
     """The path of a run's curve. Raises UserError if the id cannot be a file name."""
     if not run_id or Path(run_id).name != run_id or run_id.startswith("."):
-        raise UserError(f"run id {run_id!r} must be a file name, as its curve is curves/<run>.csv")
+        raise UserError(
+            f"run id {run_id!r}: must be a file name, as its curve is curves/<run>.csv; "
+            "restore runs.csv"
+        )
     return root / "curves" / f"{run_id}.csv"
 
 

@@ -125,7 +125,11 @@ def write(section: Tuned, path: Path = TUNED) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; its exit code: 0, or 2 after a user's mistake."""
-    parser = argparse.ArgumentParser(prog="python -m tracking.tuned")
+    parser = argparse.ArgumentParser(
+        prog="python -m tracking.tuned",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("track", help="print the recipes that are tuned for it")
     try:
         print(*recipes(parser.parse_args(arguments).track))

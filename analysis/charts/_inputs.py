@@ -13,7 +13,7 @@ from analysis.charts._style import Look, looks, short_names
 from analysis.pairs import Pairs
 from analysis.report import select
 from analysis.scale import SCALE, Measured, measured
-from analysis.stats import Estimate, costs, expected_cost
+from analysis.stats import Estimate, costs, expected_cost, losses, mean
 from analysis.table import BASELINE, by_label, find, standing
 from errors import UserError
 from tracking.schema import DIVERGED, SWEEP, Logit, Run, Trial, Validation
@@ -54,8 +54,8 @@ class Series:
 
     def final_loss(self) -> float | None:
         """Mean last validation loss of the runs that did not diverge; None if there are none."""
-        losses = [curve[-1].val_loss for curve in self.finished() if curve]
-        return sum(losses) / len(losses) if losses else None
+        found = losses(self.runs)
+        return mean(found).value if found else None
 
     def step_ms(self, part: str = "train") -> float:
         """Milliseconds a step of all runs together; `part` names a `*_seconds` column of Run."""
@@ -98,12 +98,16 @@ class Inputs:
 
     @property
     def subject(self) -> Series:
-        """The entrant that a title is about: the fastest to the target that is no baseline."""
+        """The entrant that a title is about: the fastest to the target that is not a
+        baseline.
+        """
         others = [e for e in self.ranking("seconds") if e is not self.baseline]
         return others[0] if others else self.entrants[0]
 
     def ranking(self, unit: str) -> list[Series]:
-        """The entrants from the cheapest to the target; then those that never met it, by loss."""
+        """The entrants from the cheapest to the target; then the entrants that never met it, by
+        loss.
+        """
         return sorted(self.entrants, key=lambda entrant: standing(entrant.runs, unit))
 
     def largest_on_axis(self, unit: str) -> float:

@@ -15,6 +15,7 @@ import pkgutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import matplotlib
@@ -37,14 +38,12 @@ class Chart:
     of_race: bool  # else of trials, or of many races
 
 
-def _found() -> tuple[Chart, ...]:
+@cache
+def charts() -> tuple[Chart, ...]:
     """A chart for each file of this folder whose name does not begin with "_"."""
     names = sorted(m.name for m in pkgutil.iter_modules([str(FOLDER)]) if m.name[0] != "_")
     modules = {name: importlib.import_module(f"analysis.charts.{name}") for name in names}
     return tuple(Chart(name, module.draw, module.OF_RACE) for name, module in modules.items())
-
-
-CHARTS = _found()
 
 
 @dataclass(frozen=True)
@@ -89,19 +88,19 @@ def save(figure: Figure, stem: Path) -> list[Path]:
 
 
 def make(
-    root: Path, out: Path, races: Sequence[str] = (), charts: Sequence[Chart] = CHARTS
+    root: Path, out: Path, races: Sequence[str] = (), chosen: Sequence[Chart] | None = None
 ) -> list[str]:
     """Draws the charts that can be drawn; returns a line for each: its files, or what is missing.
 
-    The old files of a chart that is skipped are removed from `out`, so that no chart of another
-    race stays beside the new ones. Raises UserError for CSVs that cannot be read and for `out`
-    that cannot be written.
+    chosen: the charts to draw; None: all. The old files of a chart that is skipped are removed from
+    `out`, so that no chart of another race stays beside the new ones. Raises UserError for CSVs
+    that cannot be read and for `out` that cannot be written.
     """
     inputs = load(root, races)
     lines = []
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for chart in charts:
+        for chart in charts() if chosen is None else chosen:
             stem = out / chart.name
             try:
                 paths = save(draw(chart, inputs), stem)
@@ -122,8 +121,8 @@ def make_figures(records: Path, plots: Path) -> list[str]:
     """
     lines = []
     for record, figures in FIGURES.items():
-        charts = [chart for chart in CHARTS if chart.name in figures.charts]
-        lines += make(records / record, plots / record, figures.races, charts)
+        chosen = [chart for chart in charts() if chart.name in figures.charts]
+        lines += make(records / record, plots / record, figures.races, chosen)
     return lines
 
 
@@ -149,9 +148,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     others = (options.root, options.out, options.race)
-    if options.figures and others != (Path("results"), Path("plots"), []):
-        parser.error("--figures takes no other option")
     try:
+        if options.figures and others != (Path("results"), Path("plots"), []):
+            raise UserError("--figures: takes no other option; leave the others out")
         if options.figures:
             lines = make_figures(RECORDS, PLOTS)
         else:

@@ -1,7 +1,7 @@
 """How every chart looks: size, type, colours, and the frame of title, caption and footer.
 
-Claims: an entrant has one colour, marker and dash in all charts; colours are those of Okabe and
-Ito (two changed for contrast on white), and no meaning rests on colour alone. Charts are drawn
+Claims: an entrant has one colour, marker and dash in all charts; the colours are Okabe and
+Ito's (two changed for contrast on white), and no meaning rests on colour alone. Charts are drawn
 for a page 900 pixels wide, where the smallest type is 11 pixels high.
 """
 

@@ -30,7 +30,7 @@ class Growth:
     """One entrant's largest logit over all layers and heads, for each seed and step."""
 
     entrant: Series
-    steps: np.ndarray  # (steps,): those measured in every seed
+    steps: np.ndarray  # (steps,): the steps measured in every seed
     largest: np.ndarray  # (seeds, steps)
     tau: float | None  # logit above which QK-Clip scales a head down
 
@@ -64,8 +64,8 @@ def draw(inputs: Inputs) -> Figure:
         )
     if len({tuple(growth.steps) for growth in growths}) > 1:
         caption += (
-            " Optimizers were measured at different steps, those without QK-Clip at validations "
-            "only; the title compares them at the steps that all have."
+            " Optimizers were measured at different steps; optimizers without QK-Clip at "
+            "validations only. The title compares them at the steps at which all were measured."
         )
     names = _style.short_names([growth.entrant.label for growth in growths])
     figure = _style.new_figure(_title(growths, names), caption, footer(inputs), BODY_IN)
@@ -97,8 +97,8 @@ def _growth(entrant: Series) -> Growth | None:
     if not steps:
         return None
     largest = np.array([[run[step] for step in steps] for run in runs])
-    spelled = entrant.runs[0].entrant
-    tau = options_of(spelled).get("tau") if recipe_of(spelled) == CLIPS else None
+    entrant_text = entrant.runs[0].entrant
+    tau = options_of(entrant_text).get("tau") if recipe_of(entrant_text) == CLIPS else None
     return Growth(entrant, np.array(steps), largest, float(tau) if tau else None)
 
 

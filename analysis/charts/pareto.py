@@ -34,9 +34,9 @@ def draw(inputs: Inputs) -> Figure:
     figure = _style.new_figure(
         f"On average no optimizer needs both less time and less state than {named}",
         "Marker: expected training time to the target; whisker: its 95% interval, cut off at the "
-        "edge. Dotted line: joins the optimizers of the title. Optimizers near the line may not be "
-        "distinguishable from those on it; see chart significance. Open marker at the top: the "
-        "target was not reached, or by so few runs that the expected time is beyond the axis.",
+        "edge. Dotted line: joins the optimizers of the title. An optimizer near the line may not "
+        "be distinguishable from one on the line; see chart significance. Open marker at the top: "
+        "the target was not reached, or by so few runs that the expected time is beyond the axis.",
         footer(inputs),
         max(4.0, LABEL_IN * len(inputs.entrants) + 0.9),
     )

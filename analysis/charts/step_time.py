@@ -46,8 +46,8 @@ def draw(inputs: Inputs) -> Figure:
 
 def _title(inputs: Inputs) -> str:
     shown, base = inputs.subject, inputs.baseline
-    share = shown.step_ms("optimizer") / (shown.step_ms() or 1)
-    title = f"{shown.name}: the optimizer takes {share:.1%} of a step"
+    fraction = shown.step_ms("optimizer") / (shown.step_ms() or 1)
+    title = f"{shown.name}: the optimizer takes {fraction:.1%} of a step"
     if base is None or base is shown or not base.step_ms():
         return title
     longer = shown.step_ms() / base.step_ms() - 1

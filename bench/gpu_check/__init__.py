@@ -5,8 +5,8 @@
     python -m bench.gpu_check --cpu               # each part at toy size: tests this program
 
 Needs no network, and of Python packages only torch, numpy, pandas, scipy and matplotlib. It has its
-own checks, because the tests need pytest, which is not among these packages. It checks
-the optimizers, the model and the training on the device, measures the step of the track `gpt2` on
+own checks, because the tests need pytest, which is not among these packages. It checks the
+optimizers, the model and the training on the device, measures the step of the track `gpt2` on
 random tokens, and races AdamW against Muon in the time that is left. The results go to
 results/gpu/<date>-<device>/: checks.csv, measures.csv, parts.csv, charts, report.md, and the rows
 and curves of the race. The exit code is 1 if a check failed. Without a GPU it says so and does what

@@ -1,6 +1,6 @@
 """What the parts share: the device, the precision, the sizes, and random tokens as a data set.
 
-On a GPU the sizes are those of the track `gpt2`. On a CPU they are toy sizes that take seconds, so
+On a GPU the sizes are the track's (`gpt2`). On a CPU they are toy sizes that take seconds, so
 that this program can be tested anywhere.
 """
 
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 import speedrun
+from bench import newton_schulz
 from data import bpe, manifest, shards
 from model import GPT
 from optim.entrants import Entrant
@@ -75,7 +76,7 @@ FULL = Sizes(
     most_steps=3000,
     matmul_n=8192,
     rounds=15,
-    matrices=((48, 768, 768), (24, 768, 3072)),
+    matrices=newton_schulz.BATCHES["gpt2"],
 )
 TOY = Sizes(
     name="toy",

@@ -46,9 +46,10 @@ def run(config: Config, recorder: Recorder, seconds: float) -> None:
         losses, norm = found.pop(LAUNCHED)
         for name, (other_losses, other_norm) in found.items():
             off = max(apart(other_losses, losses))
-            recorder.check(f"{name}: losses off those of {LAUNCHED} kernels", off, most=NEAR)
+            recorder.check(f"{name}: losses off the losses of {LAUNCHED} kernels", off, most=NEAR)
             off = abs(other_norm / norm - 1)
-            recorder.check(f"{name}: norm of the gradients off theirs", off, most=NEAR)
+            check = f"{name}: norm of the gradients off the norm with {LAUNCHED} kernels"
+            recorder.check(check, off, most=NEAR)
 
 
 def trained(

@@ -26,7 +26,7 @@ from tracking.schema import DIVERGED
 TARGET_BITS = 1.8  # per byte, for any vocabulary; the target of `tiny` is 1.81
 EPOCHS = 4  # at most: with more, a model learns the text by heart
 MOST_SEEDS = 3
-RESERVE = 0.1  # of the time, because runs differ
+SPARE_FRACTION = 0.1  # of the time, because runs differ
 DRAWING = 10.0  # seconds for the charts of the race
 VAL_EVERY, VAL_EVERY_LATE = 25, 5  # steps
 VALIDATIONS = 1 / VAL_EVERY + 0.1 / VAL_EVERY_LATE  # per step, at most
@@ -47,7 +47,10 @@ def track_of(config: Config, name: str) -> speedrun.Track:
     held = tokens(dataset, dataset.val) - 1
     val_tokens = min(sizes.race_val_tokens, held) // microbatch * microbatch
     if not val_tokens:
-        raise UserError(f"{dataset.name}: {held} validation tokens, but {microbatch} are needed")
+        raise UserError(
+            f"{dataset.name}: {held} validation tokens, but {microbatch} are needed; "
+            "name a longer text with --data text:FOLDER"
+        )
     size = open_dataset(name, val_tokens=val_tokens).bytes_per_token
     return replace(
         speedrun.TRACKS[TRACK],
@@ -84,7 +87,7 @@ def horizon(
     """
     sizes = config.sizes
     of_steps, of_rest = (sum(cost[i] for cost in costs) for i in range(2))
-    room = (1 - RESERVE) * seconds
+    room = (1 - SPARE_FRACTION) * seconds
     most = min(sizes.most_steps, max(int(EPOCHS * epoch_steps), sizes.least_steps))
     steps = min(most, int((room - of_rest) / of_steps))
     if steps < sizes.least_steps:

@@ -1,10 +1,9 @@
 """Writes the results of a check: three CSVs, a chart, and a page that says what they show."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -49,7 +48,7 @@ def write(out: Path, results: Sequence[Result], facts: dict[str, str], done: boo
         write_atomic(out / "report.md", [page(out, results, measures, facts).encode()])
 
 
-def _csv(path: Path, names: list[str], rows: Any) -> None:
+def _csv(path: Path, names: list[str], rows: Iterable[Mapping[str, object]]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, names, lineterminator="\n")
         writer.writeheader()

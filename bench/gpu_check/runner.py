@@ -19,6 +19,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from bench.gpu_check.config import Config
+
 PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
 REASON_LENGTH = 300  # characters
 
@@ -69,7 +71,7 @@ class Recorder:
         self._write(Check(self._part, name, status, value, least, most, note))
 
     def skip(self, name: str, reason: str) -> None:
-        """Record a check that cannot be done here, which is no failure."""
+        """Record a check that cannot be done here, which is not a failure."""
         self._write(Check(self._part, name, SKIPPED, note=reason))
 
     def fail(self, name: str, reason: str) -> None:
@@ -107,7 +109,7 @@ class Part:
 
     name: str
     what: str
-    run: Callable[[Any, Recorder, float], None]
+    run: Callable[[Config, Recorder, float], None]
     share: float  # of all seconds: its limit; what the last part has at least
 
 
@@ -130,12 +132,12 @@ class Result:
         return PASSED if done else SKIPPED
 
 
-def run(part: Part, config: Any, seconds: float) -> Result:
+def run(part: Part, config: Config, seconds: float) -> Result:
     """Run a part in a process of its own, and end it after `seconds`.
 
     Its output and tracebacks go to <out>/logs/<part>.txt.
     """
-    logs: Path = config.out / "logs"
+    logs = config.out / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     stem = part.name.replace(" ", "_")
     log, rows = logs / f"{stem}.txt", logs / f"{stem}.jsonl"
@@ -163,7 +165,7 @@ def run(part: Part, config: Any, seconds: float) -> Result:
     return result
 
 
-def _child(part: Part, config: Any, recorder: Recorder, seconds: float, log: Path) -> None:
+def _child(part: Part, config: Config, recorder: Recorder, seconds: float, log: Path) -> None:
     os.setsid()  # a process group of its own: ended as a whole, and not by Ctrl-C
     sys.stdout = sys.stderr = log.open("w", buffering=1)
     for stream in (1, 2):  # for libraries that do not print through Python

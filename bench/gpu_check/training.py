@@ -29,7 +29,7 @@ PARTS = ("forward_backward", "optimizer", "data")
 
 # Limits of a difference between losses, nats per token. Two programs that round differently drift
 # apart with each step: where a gradient is nothing but rounding errors, AdamW's first steps have
-# the signs of those errors.
+# the signs of the errors.
 FIRST_LOSS, LATER_LOSSES = 0.005, 0.1
 Curve = list[tuple[float, float]]  # (training loss, validation loss) of each step
 
@@ -206,7 +206,7 @@ def memory(
     out: Outcome,
     peak_bytes: int,
 ) -> None:
-    """Bytes by kind, measured and planned: those of parameters, gradients and state must agree.
+    """Bytes by kind, measured and planned. Parameters, gradients and state must agree.
 
     The plan of activations and logits is an estimate, which is recorded and not checked.
     """
