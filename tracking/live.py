@@ -54,8 +54,8 @@ def introduce(entrants: Sequence[Entrant]) -> str:
     ]
     widths.append(max(30, min(110, shutil.get_terminal_size().columns) - sum(widths) - 6))
     lines = [line for row in rows for line in _broken(row, widths)]
-    again = [f"  {entrant.copyable}" for entrant in entrants]
-    return "\n".join([*lines, "", "to race one of them again, copy its line:", *again, ""])
+    again = [f"  python speedrun.py {entrant.copyable}" for entrant in entrants]
+    return "\n".join([*lines, "", "to race one of them alone, copy its line:", *again, ""])
 
 
 def _broken(row: Sequence[str], widths: Sequence[int]) -> list[str]:
