@@ -489,6 +489,11 @@ def test_an_entrant_has_one_look_in_all_charts_of_all_records() -> None:
     assert _style.looks(["polar_express"])["polar_express"] == everyone["polar-express"]
 
 
+def test_no_two_looks_share_both_colour_and_marker() -> None:
+    looks = [_style._look("soap", slot) for slot in range(_style.SLOTS)]
+    assert len({(look.color, look.marker) for look in looks}) == _style.SLOTS
+
+
 def test_other_entrants_take_the_next_free_look() -> None:
     names = ["muonclip:tau=10", "muonclip:tau=50", "muonclip", "mine", "lib:torch.optim.NAdam"]
     found = _style.looks(names)

@@ -69,7 +69,7 @@ PALETTE = (
     "#882255",  # wine, for Okabe and Ito's yellow, which is faint on white
     "#707070",  # grey, for black, which is the colour of text
 )
-MARKERS = ("^", "D", "v", "P", "h", ">")
+MARKERS = ("^", "D", "v", "P", "h", ">", "X", "p")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)))
 SLOTS = len(PALETTE) * len(DASHES)
 SLOT = {name: i for i, name in enumerate(n for n in DISPLAY_NAMES if n not in RESERVED)}
