@@ -77,6 +77,20 @@ def bfloat16_speed(device: torch.device) -> float:
     return low / high
 
 
+def bfloat16_units(device: torch.device) -> list[str]:
+    """What computes matrix products in bfloat16, as the system names it; empty: it is emulated.
+
+    ONEDNN_MAX_CPU_ISA=AVX2 turns a processor's units off, to test the other kind.
+    """
+    if device.type == "cuda":
+        return ["tensor cores"] if torch.cuda.is_bf16_supported(including_emulation=False) else []
+    cpuinfo = Path("/proc/cpuinfo")
+    text = cpuinfo.read_text() if cpuinfo.exists() else ""
+    flags = next((line for line in text.splitlines() if line.startswith("flags")), "").split()
+    limited = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper().startswith(("SSE", "AVX2"))
+    return [] if limited else [name for name in ("avx512_bf16", "amx_bf16") if name in flags]
+
+
 def synchronize(device: torch.device) -> None:
     """Wait until the device has done what it was asked."""
     if device.type == "cuda":
@@ -146,9 +160,8 @@ def main() -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.parse_args()
     here = local_device()
-    times = bfloat16_speed(here)
-    kind = "with" if times > 1 else "without"
-    print(f"{device_name(here)}: {kind} bfloat16 units ({times:.2g}x the speed of float32)")
+    units = ", ".join(bfloat16_units(here))
+    print(f"{device_name(here)}; bfloat16 units: {units or 'none'}")
 
 
 if __name__ == "__main__":

@@ -369,3 +369,15 @@ def test_what_does_not_fit_the_memory_is_told_what_may(microbatch: int, message:
     fixed.auto_microbatch, fixed.device = False, torch.device("cpu")
     with pytest.raises(UserError, match=message):
         fixed.halve_microbatch()
+
+
+def test_the_kind_of_processor_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.exists():
+        pytest.skip("this system does not say what its processor can do")
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    units = machine.bfloat16_units(cpu)
+    assert units == [name for name in ("avx512_bf16", "amx_bf16") if name in cpuinfo.read_text()]
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    assert machine.bfloat16_units(cpu) == []

@@ -19,6 +19,7 @@ from model import GPT
 from optim.entrants import Entrant
 from planner import dry_run
 from planner.memory import microbatch
+from runtime import machine
 
 ENTRANTS = ("adamw", "muon")
 TRACK = "gpt2"  # its model, settings and step are measured
@@ -126,9 +127,8 @@ class Config:
     @property
     def dtype(self) -> torch.dtype:
         """The precision of training and of what is timed: bfloat16 on a GPU that has its units."""
-        gpu = self.device.type == "cuda"
-        units = gpu and torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if units else torch.float32
+        has_units = self.device.type == "cuda" and machine.bfloat16_units(self.device)
+        return torch.bfloat16 if has_units else torch.float32
 
     @cached_property
     def random_tokens(self) -> Path:
