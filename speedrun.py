@@ -47,7 +47,7 @@ from runtime.feed import Feed
 from runtime.program import Program
 from tracking import resume, spelling, store
 from tracking.crossing import crossing
-from tracking.live import Live, Watch, introduce
+from tracking.live import Live, OnProgress, introduce
 from tracking.schema import DIVERGED, MISSED, REACHED, Logit, Run, Validation
 
 # Reading a loss waits for the device, so on a GPU the losses of several steps are read together.
@@ -311,7 +311,7 @@ class Trainer:
         self.build(entrant)
 
     def run(
-        self, entrant: Entrant, seed: int, watch: Watch | None = None, only_last: bool = False
+        self, entrant: Entrant, seed: int, watch: OnProgress | None = None, only_last: bool = False
     ) -> Outcome:
         """Train to the end of the schedule, or to divergence; reaching the target stops nothing.
 
@@ -582,7 +582,7 @@ def make_parser(
     return parser
 
 
-def settle_track(arguments: argparse.Namespace) -> Track:
+def chosen_track(arguments: argparse.Namespace) -> Track:
     """The track, with what the command line overrides. Raises UserError."""
     if arguments.track is None:
         arguments.track = "gpt2" if torch.cuda.is_available() else "tiny"
@@ -606,10 +606,10 @@ def entrants_of(arguments: argparse.Namespace) -> list[Entrant]:
     return entrants
 
 
-def conduct(arguments: argparse.Namespace) -> None:
+def race_command(arguments: argparse.Namespace) -> None:
     """Race, then print the table and what the race shows."""
     options = Options(**command_line.given(arguments, Options))
-    track, root = settle_track(arguments), Path(options.results)
+    track, root = chosen_track(arguments), Path(options.results)
     store.ready(root)
     entrants = entrants_of(arguments)
     trainer = Trainer(track, options)
@@ -639,7 +639,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     left = "what is finished is recorded: go on with --resume"
     try:
-        return command_line.run("speedrun.py", partial(conduct, arguments), left)
+        return command_line.run("speedrun.py", partial(race_command, arguments), left)
     except RuntimeError as error:
         if not engines.lost_contact(error):
             raise

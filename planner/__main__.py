@@ -12,7 +12,7 @@ from errors import UserError
 from planner import assignment, dry_run
 from planner.hardware import Machine
 from runtime import command_line
-from speedrun import TRACKS, Options, entrants_of, make_parser, settle_track
+from speedrun import TRACKS, Options, chosen_track, entrants_of, make_parser
 from tracking import tuned
 
 
@@ -20,8 +20,8 @@ def race_command(arguments: argparse.Namespace) -> None:
     """Print what a race would take."""
     machine = Machine(**command_line.given(arguments, Machine))
     options = Options(**command_line.given(arguments, Options))
-    track, entrants = settle_track(arguments), entrants_of(arguments)
-    table, total = dry_run.plan(track, entrants, options.loss_chunk, machine, arguments.seeds)
+    track, entrants = chosen_track(arguments), entrants_of(arguments)
+    table, total = dry_run.race_table(track, entrants, options.loss_chunk, machine, arguments.seeds)
     if arguments.csv:
         dry_run.write(arguments.csv, table)
     print(aligned(table), total, sep="\n\n")
@@ -29,7 +29,7 @@ def race_command(arguments: argparse.Namespace) -> None:
 
 def assignment_command(arguments: argparse.Namespace) -> None:
     """Print what each parameter gets: rule, learning rate, weight decay, optimizer state."""
-    track = settle_track(arguments)
+    track = chosen_track(arguments)
     for entrant in entrants_of(arguments):
         print(f"{entrant.label}: {entrant.origin}\n\n{assignment.table_of(track, entrant)}\n")
 

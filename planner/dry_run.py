@@ -176,7 +176,7 @@ def shape_of(gpt: GPT, seq_len: int, loss_chunk: int) -> Shape:
     )
 
 
-def plan(
+def race_table(
     track: Track, entrants: Sequence[Entrant], loss_chunk: int, machine: Machine, seeds: int
 ) -> tuple[list[list[str]], str]:
     """The table of a race, a column for each entrant, and a sentence on all of its runs together.

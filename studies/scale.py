@@ -102,8 +102,8 @@ def recheck(trainer: Trainer, recipe: str, settings: tune.Settings) -> tune.Sett
         index: settings | {"lr": float(f"{settings['lr'] * factor:.3g}")}
         for index, factor in enumerate(FACTORS)
     }
-    plan = tune.Plan(len(around), tune.Shard(), tune.STAGES[-1])
-    study = tune.Study(trainer, "tiny", recipe, plan)
+    budget = tune.Budget(len(around), tune.Shard(), tune.STAGES[-1])
+    study = tune.Study(trainer, "tiny", recipe, budget)
     best = min(study.at_horizon("transfer", around), key=tune.loss_of)
     if best.final_loss is None:
         raise UserError(
@@ -115,7 +115,7 @@ def recheck(trainer: Trainer, recipe: str, settings: tune.Settings) -> tune.Sett
     return around[best.trial]
 
 
-def conduct(
+def race_place(
     base: Track, place: Place, settings: Mapping[str, tune.Settings], options: Options, seeds: int
 ) -> None:
     """Re-check and race one place, as far as it is not done; then write its row.
@@ -166,7 +166,7 @@ def run(given: argparse.Namespace) -> None:
     store.ready(Path(given.results))
     settings = {recipe: base_settings(recipe) for recipe in RECIPES}
     for place in (place for i, place in enumerate(PLACES) if shard.has(i)):
-        conduct(TRACKS["tiny"], place, settings, options, given.seeds)
+        race_place(TRACKS["tiny"], place, settings, options, given.seeds)
     print(scale.markdown(scale.measured(Path(given.results))))
 
 

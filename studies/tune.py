@@ -41,7 +41,7 @@ from errors import UserError
 from optim import Option
 from optim.entrants import Entrant, assigned, entrant_options
 from runtime import command_line
-from speedrun import Options, Outcome, Schedule, Trainer, enter, make_parser, settle_track
+from speedrun import Options, Outcome, Schedule, Trainer, chosen_track, enter, make_parser
 from tracking import spelling, store, tuned
 from tracking.schema import DIVERGED, FINISHED, REACHED, SWEEP, Trial
 
@@ -81,7 +81,7 @@ class Shard:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Budget:
     """How much is to be done of a study."""
 
     trials: int
@@ -146,21 +146,21 @@ def points(
 class Study:
     """The trials of one recipe on the track of a trainer."""
 
-    def __init__(self, trainer: Trainer, base: str, entrant: str, plan: Plan) -> None:
+    def __init__(self, trainer: Trainer, base: str, entrant: str, budget: Budget) -> None:
         """base: the track of TRACKS whose tuned settings fill in what a trial leaves out.
 
         entrant: the recipe, and options that are not searched, with their value in every trial.
         Raises UserError.
         """
-        self.trainer, self.base, self.plan = trainer, base, plan
+        self.trainer, self.base, self.budget = trainer, base, budget
         self.recipe = spelling.recipe_of(entrant)
         self.options = entrant_options(self.recipe, Schedule)
         self.fixed = assigned(entrant, self.options)
-        self.points = self._points(plan.trials)
+        self.points = self._points(budget.trials)
         self._root = Path(trainer.options.results)
         if "steps" in self.fixed:
             raise UserError(f"{entrant}: the tuner sets the steps; leave them out")
-        if plan.stage == "sweep" and self.fixed:
+        if budget.stage == "sweep" and self.fixed:
             raise UserError(f"{entrant}: a sweep is around tuned settings; leave the options out")
 
     @property
@@ -237,7 +237,7 @@ class Study:
     def _all(self, jobs: Sequence[Job]) -> list[Trial]:
         """Do this shard's part of the jobs; the rows of all. Raises Incomplete."""
         for number, job in enumerate(jobs):
-            if self.plan.shard.has(number):
+            if self.budget.shard.has(number):
                 self._once(job)
         rows = [self._find(job) for job in jobs]
         if None in rows:
@@ -258,11 +258,11 @@ class Study:
 
     def search(self) -> list[Trial]:
         """Every point of the sequence; the rows, best first."""
-        return sorted(self._first("search", range(self.plan.trials)), key=loss_of)
+        return sorted(self._first("search", range(self.budget.trials)), key=loss_of)
 
     def refine(self, searched: Sequence[Trial]) -> list[int]:
         """Points close to the best one; the indices of the finalists among all, best first."""
-        first, more = self.plan.trials, self.plan.trials // 4
+        first, more = self.budget.trials, self.budget.trials // 4
         best = self.points[searched[0].trial]
         self.points[first:] = self._points(more, around=best)
         refined = self._first("refine", range(first, first + more))
@@ -379,23 +379,23 @@ def target_from(mean_loss: float) -> float:
     return math.ceil(mean_loss * 100) / 100
 
 
-def conduct(study: Study, path: Path = tuned.TUNED) -> None:
-    """Go through the stages of the plan; write the outcome of the last one to `path`.
+def tune_recipe(study: Study, path: Path = tuned.TUNED) -> None:
+    """Go through the stages that the budget allows; write the outcome of the last one to `path`.
 
     Raises Incomplete where it must wait for other shards.
     """
     recipe, track = study.recipe, study.trainer.track.name
-    if study.plan.stage == "sweep":
+    if study.budget.stage == "sweep":
         found = tuned.find(track, recipe, path)
         study.sweep(found.options if found else {})
         return
     searched = study.search()
     if searched[0].final_loss is None:
         raise UserError(f"{recipe}: every trial diverged; narrow its ranges in optim/")
-    if study.plan.stage == "search":
+    if study.budget.stage == "search":
         return
     finalists = study.refine(searched)
-    if study.plan.stage == "refine":
+    if study.budget.stage == "refine":
         return
     confirmed = study.confirm(finalists)
     for loss, index in confirmed:
@@ -403,9 +403,9 @@ def conduct(study: Study, path: Path = tuned.TUNED) -> None:
     for warning in study.at_edge(confirmed[0][1]):
         print(f"{recipe}: warning: {warning}; widen it in optim/ and tune again")
     print(f"{recipe} reaches {target_from(confirmed[0][0])} at {study.steps} steps")
-    if study.plan.stage == "confirm":
+    if study.budget.stage == "confirm":
         return
-    if study.plan.shard.count > 1:  # each horizon depends on the one before
+    if study.budget.shard.count > 1:  # each horizon depends on the one before
         raise Incomplete("the horizon stage is for one process")
     shortest = study.shorten(confirmed)
     steps, index = shortest or (study.longest, confirmed[0][1])  # an entrant that misses races too
@@ -424,12 +424,12 @@ def conduct(study: Study, path: Path = tuned.TUNED) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Tune each recipe, as far as --stage and the other shards allow. Raises UserError."""
     words = arguments.entrants or ["adamw", "muon"]
-    plan = Plan(arguments.trials, read_shard(arguments.shard), arguments.stage)
+    budget = Budget(arguments.trials, read_shard(arguments.shard), arguments.stage)
     recipes = [spelling.recipe_of(word) for word in words]
     if len(set(recipes)) < len(recipes):
         raise UserError(f"{' '.join(words)}: a recipe is named twice; name each once")
     options = Options(**command_line.given(arguments, Options))
-    track = settle_track(arguments)
+    track = chosen_track(arguments)
     store.ready(Path(options.results))
     for word, recipe in zip(words, recipes, strict=True):
         assigned(word, entrant_options(recipe, Schedule))  # refuse a mistake before any trial
@@ -438,7 +438,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError("the tuner runs in one process; share the trials with --shard instead")
     try:
         for word in words:
-            conduct(Study(trainer, arguments.track, word, plan))
+            tune_recipe(Study(trainer, arguments.track, word, budget))
     except Incomplete as left:
         print(f"{left}; run the command again without --shard when they are done")
 

@@ -445,7 +445,7 @@ def test_with_a_gpu_it_gets_to_its_parts(tmp_path: Path, monkeypatch: pytest.Mon
     """What the command itself does differently there: the parts are other processes."""
     seen: list[Config] = []
     monkeypatch.setattr(command, "look", lambda: ("cuda:0", "NVIDIA H200"))
-    monkeypatch.setattr(command, "conduct", lambda config, *_: seen.append(config) or [])
+    monkeypatch.setattr(command, "run_parts", lambda config, *_: seen.append(config) or [])
     assert command.main([f"--out={tmp_path}"]) == 0
     (config,) = seen
     assert (config.size, config.compile, config.device.type) == ("full", True, "cuda")

@@ -334,7 +334,7 @@ def test_a_race_of_any_class_is_recorded_resumed_and_verified(
 def test_a_class_is_tuned_like_a_recipe(micro_track: Track, micro_options: Options) -> None:
     name = "lib:torch.optim.NAdam"
     trainer = Trainer(micro_track, micro_options)
-    study = tune.Study(trainer, "tiny", name, tune.Plan(1, tune.Shard(), "search"))
+    study = tune.Study(trainer, "tiny", name, tune.Budget(1, tune.Shard(), "search"))
     study._first("search", range(1))
     (row,) = store.read_trials(Path(micro_options.results))
     assert row.recipe == name

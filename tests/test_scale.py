@@ -116,7 +116,7 @@ def test_a_place_is_rechecked_raced_and_resumed(
     }
     place = driver.Place(width=64, batch_tokens=512)
     root = Path(micro_options.results)
-    driver.conduct(micro_track, place, settings, micro_options, seeds=1)
+    driver.race_place(micro_track, place, settings, micro_options, seeds=1)
     runs, trials = store.read_runs(root), store.read_trials(root)
     assert [(t.recipe, t.stage, t.steps) for t in trials] == [
         (recipe, "transfer", 4) for recipe in ("adamw", "muon") for _ in driver.FACTORS
@@ -126,7 +126,7 @@ def test_a_place_is_rechecked_raced_and_resumed(
     assert best.entrant.split("steps")[0] in runs[-1].entrant
     assert store.read(root / "points.csv", ScalePoint) == [ScalePoint(runs[0].race, 64, 512, 4)]
     assert verify.problems(root) == [] and list(scale.problems(root)) == []
-    driver.conduct(micro_track, place, settings, micro_options, seeds=1)
+    driver.race_place(micro_track, place, settings, micro_options, seeds=1)
     assert store.read_runs(root) == runs and store.read_trials(root) == trials
 
 
@@ -144,7 +144,7 @@ def test_no_seeds_are_no_race(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 def test_shards_share_the_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[driver.Place] = []
-    monkeypatch.setattr(driver, "conduct", lambda base, place, *_: done.append(place))
+    monkeypatch.setattr(driver, "race_place", lambda base, place, *_: done.append(place))
     folder = f"--results={tmp_path / 'scale'}"
     for shard in ("1/2", "2/2"):
         assert driver.main([f"--shard={shard}", folder]) == 0

@@ -79,7 +79,7 @@ class FakeStudy(tune.Study):
         self, base: list[float], target: float, shard: str = "1/1", refined: Sequence[float] = ()
     ) -> None:
         self.recipe, self.options, self.fixed = "muon", OPTIONS, {}
-        self.plan = tune.Plan(len(base), tune.read_shard(shard), "horizon")
+        self.budget = tune.Budget(len(base), tune.read_shard(shard), "horizon")
         self.points = tune.points(OPTIONS, len(base))
         self.base, self.goal = [*base, *refined], target
         self.noise: dict[int, list[float]] = {}  # by trial: what each fresh seed adds
@@ -229,7 +229,7 @@ def test_a_given_option_is_in_every_trial_and_not_searched(tmp_path: Path) -> No
     study.trainer = SimpleNamespace(track=SimpleNamespace(name="tiny"))
     study.fixed = {"cooldown": 1.0, "beta": 0.5}
     study.points = study._points(4)
-    tune.conduct(study, tmp_path / "tuned.toml")
+    tune.tune_recipe(study, tmp_path / "tuned.toml")
     assert len({point["lr"] for point in study.points}) == 5
     assert all(point.items() >= study.fixed.items() for point in study.points)
     assert not any("cooldown" in warning for warning in study.at_edge(1))
@@ -262,7 +262,7 @@ def test_who_misses_the_target_is_tuned_all_the_same(
     path = tmp_path / "tuned.toml"
     study = FakeStudy([3.0, 2.0, 2.5, 2.6], target=2.1, refined=[2.4])
     study.trainer = SimpleNamespace(track=SimpleNamespace(name="tiny"))
-    tune.conduct(study, path)
+    tune.tune_recipe(study, path)
     assert "muon: no horizon up to 150 steps meets the target" in capsys.readouterr().out
     assert [row for row in study.ran if row[0] == "horizon" and row[1] == 1][-1][2] == 150
     section = tomllib.loads(path.read_text())["tiny"]["muon"]
@@ -272,7 +272,7 @@ def test_who_misses_the_target_is_tuned_all_the_same(
     assert entrant.settings["steps"] == 150
     study.goal = 2.9  # it goes on: with a target that is met, nothing says so any more
     study.rows.clear()
-    tune.conduct(study, path)
+    tune.tune_recipe(study, path)
     assert set(tomllib.loads(path.read_text())["tiny"]["muon"]) == {
         *study.points[1],
         "steps",

@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # rich is optional
 
 
 # step, steps, training loss, validation loss or None
-Watch = Callable[[int, int, float, float | None], None]
+OnProgress = Callable[[int, int, float, float | None], None]
 
 
 class Entrant(Protocol):

@@ -26,9 +26,8 @@ from errors import UserError
 from runtime import machine, provenance
 from tracking import store
 
-# A share is of the whole time: the most that a part may take, which it mostly does not reach. The
-# last part, the race, has all the time that is left, and at least its share: no part before it may
-# take from that.
+# The number is a fraction of the whole time: the most that a part may take. Most take less. The
+# last part, the race, has all the time that is left. No part before it may take from its fraction.
 PARTS = (
     Part("machine", "its device and the peak of matrix products", training.peak, 0.05),
     Part("optimizers", "Newton-Schulz, its kernels, Muon, AdamW", optimizers.run, 0.12),
@@ -121,12 +120,16 @@ def facts_of(name: str, config: Config, arguments: argparse.Namespace) -> dict[s
     }
 
 
-def conduct(config: Config, facts: dict[str, str], seconds: float) -> list[Result]:
+def run_parts(config: Config, facts: dict[str, str], seconds: float) -> list[Result]:
     """Run all parts, one after another, in these seconds; write the CSVs after each."""
     begun, results, last = time.monotonic(), [], PARTS[-1]
     for part in PARTS:
         left = begun + seconds - RESERVE - time.monotonic()
-        limit = left if part is last else min(part.share * seconds, left - last.share * seconds)
+        limit = (
+            left
+            if part is last
+            else min(part.time_fraction * seconds, left - last.time_fraction * seconds)
+        )
         if limit < LEAST:
             result = Result(part)
             result.checks = [Check(part.name, "begins", SKIPPED, note="no time was left")]
@@ -166,7 +169,7 @@ def check(arguments: argparse.Namespace) -> int:
         config = Config(out, Path(scratch), torch.device(kind), arguments.data, compiles)
         facts = facts_of(name, config, arguments)
         left = 60 * arguments.minutes - (time.monotonic() - begun)
-        results = conduct(config, facts, left)
+        results = run_parts(config, facts, left)
     report.write(out, results, facts, done=True)
     print(report.verdict(results), out / "report.md")
     return 1 if any(result.status == FAILED for result in results) else 0

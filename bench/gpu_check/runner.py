@@ -110,7 +110,7 @@ class Part:
     name: str
     what: str
     run: Callable[[Config, Recorder, float], None]
-    share: float  # of all seconds: its limit; what the last part has at least
+    time_fraction: float  # of all seconds: its limit; what the last part has at least
 
 
 @dataclass
