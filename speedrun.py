@@ -451,7 +451,7 @@ class Trainer:
             world_size=self.engine.world_size,
             source_hash=store.source_hash(self.source),
             data_hash=self.data.hash,
-            **provenance.facts(self.device, self.program.dtype, self.program.eager_reason),
+            **provenance.facts(self.device, self.program.dtype, "fused", self.program.eager_reason),
         )
 
     def validation_row(
@@ -495,6 +495,8 @@ class Trainer:
             **facts,
             race=race_id,
             run=f"{race_id}-{spelling.file_name(facts['entrant'])}-s{facts['seed']}",
+            heat="",
+            turn_steps=0,
             status=out.status,
             target=track.target,
             steps_planned=planned,

@@ -26,10 +26,12 @@ def program_text() -> str:
     return store.source_text({str(path.relative_to(ROOT)): path.read_text() for path in paths})
 
 
-def facts(device: torch.device, dtype: torch.dtype, eager_reason: str) -> dict[str, Any]:
+def facts(
+    device: torch.device, dtype: torch.dtype, attention: str, eager_reason: str
+) -> dict[str, Any]:
     """The columns of tracking.schema.Provenance that follow from machine and program.
 
-    dtype: of matrix products. eager_reason: why the model runs uncompiled; empty if compiled.
+    dtype: of matrix products. attention: "fused" or "plain". eager_reason: why the model runs uncompiled; empty if compiled.
     """
     commit = machine.git(ROOT, "rev-parse", "HEAD")
     changes = machine.git(ROOT, "status", "--porcelain")
@@ -38,6 +40,7 @@ def facts(device: torch.device, dtype: torch.dtype, eager_reason: str) -> dict[s
         device=machine.device_name(device),
         threads=torch.get_num_threads(),
         dtype=str(dtype).removeprefix("torch."),
+        attention=attention,
         compiled=not eager_reason,
         compile_note=eager_reason,
         torch=torch.__version__,

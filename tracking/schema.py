@@ -13,7 +13,7 @@ SWEEP = tuple(10 ** (k / 3) for k in range(-3, 4))  # the trials of a sweep: fac
 # Columns with one value in all runs of a race; otherwise its runs could not be compared.
 COMMON = (
     "track_hash", "data_hash", "source_hash", "target", "engine", "world_size",
-    "device", "threads", "dtype", "compiled", "torch",
+    "device", "threads", "dtype", "attention", "compiled", "torch",
 )  # fmt: skip
 
 
@@ -32,6 +32,7 @@ class Provenance:
     device: str  # processor or GPU name
     threads: int  # CPU threads of each process
     dtype: str  # of activations and matrix products: float32, bfloat16
+    attention: str  # how it is computed: fused, plain
     compiled: bool  # torch.compile was used
     compile_note: str  # why it was not used; else empty
     torch: str  # version
@@ -48,6 +49,8 @@ class Run(Provenance):
 
     race: str  # the race it belongs to
     run: str  # unique; the curve is curves/<run>.csv
+    heat: str  # its runs took turns on one machine; empty: a run that had the machine to itself
+    turn_steps: int  # steps of a turn; 0: it ran alone
     status: str  # reached, missed or diverged
     target: float  # validation loss, nats per token
     steps_planned: int
@@ -92,6 +95,19 @@ class Validation:
     step_ms: float | None
     optimizer_ms: float | None
     peak_memory_bytes: int
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One row of turns/<run>.csv: one turn of a run that takes turns with the others of its heat.
+
+    Turns of one round are neighbours in time: in even rounds in the order of the entrants, in odd
+    rounds in reverse.
+    """
+
+    round: int  # from 0
+    steps: int  # of this turn
+    train_seconds: float  # of this turn, on the training clock
 
 
 @dataclass(frozen=True)

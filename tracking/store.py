@@ -3,6 +3,7 @@
     results/runs.csv            one row for each run              (schema.Run)
     results/tuning.csv          one row for each tuning trial     (schema.Trial)
     results/curves/<run>.csv    one row for each validation       (schema.Validation)
+    results/turns/<run>.csv     one row for each turn             (schema.Turn), if it took turns
     results/logits/<run>.csv    one row for each head and step    (schema.Logit), if measured
     results/sources/<hash>.txt  the program text behind the rows
 
@@ -31,7 +32,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 from errors import UserError
 from tracking.files import cannot_write, write_atomic
-from tracking.schema import STATUSES, Logit, Run, Trial, Validation
+from tracking.schema import STATUSES, Logit, Run, Trial, Turn, Validation
 
 T = TypeVar("T")
 RESUME = "go on with --resume"
@@ -66,9 +67,14 @@ def ready(root: Path) -> None:
 
 
 def record(
-    root: Path, run: Run, points: Sequence[Validation], source: str, logits: Sequence[Logit] = ()
+    root: Path,
+    run: Run,
+    points: Sequence[Validation],
+    source: str,
+    logits: Sequence[Logit] = (),
+    turns: Sequence[Turn] = (),
 ) -> None:
-    """Write a finished run: its source, its curve, its logits and, last, its row in runs.csv.
+    """Write a finished run: source, curve, logits, turns and, last, its row in runs.csv.
 
     The row comes last, so that a row always has its curve and its source, even if the process is
     killed. `source` is the `source_text` of the program. Raises UserError if the disk is full.
@@ -77,6 +83,8 @@ def record(
     _write_rows(curve_path(root, run.run), Validation, points)
     if logits:
         _write_rows(logits_path(root, run.run), Logit, logits)
+    if turns:
+        _write_rows(turns_path(root, run.run), Turn, turns)
     append(root / "runs.csv", run)
 
 
@@ -109,6 +117,11 @@ def read_logits(root: Path, run_id: str) -> list[Logit]:
     return read(logits_path(root, run_id), Logit)
 
 
+def read_turns(root: Path, run_id: str) -> list[Turn]:
+    """The turns of one run; none when it ran alone."""
+    return read(turns_path(root, run_id), Turn)
+
+
 def curve_path(root: Path, run_id: str) -> Path:
     """The path of a run's curve. Raises UserError if the id cannot be a file name."""
     if not run_id or Path(run_id).name != run_id or run_id.startswith("."):
@@ -122,6 +135,11 @@ def curve_path(root: Path, run_id: str) -> Path:
 def logits_path(root: Path, run_id: str) -> Path:
     """The path of a run's attention logits, if they were measured."""
     return root / "logits" / curve_path(root, run_id).name
+
+
+def turns_path(root: Path, run_id: str) -> Path:
+    """The path of a run's turns, if it took turns with others."""
+    return root / "turns" / curve_path(root, run_id).name
 
 
 def source_path(root: Path, digest: str) -> Path:
