@@ -15,13 +15,16 @@ Shapes: (B T) sequences of this process by tokens, H heads.
 
 import argparse
 import hashlib
+import itertools
 import json
 import math
 import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -44,11 +47,12 @@ from runtime import command_line, machine, provenance
 from runtime.clock import Clock
 from runtime.command_line import flag, knob
 from runtime.feed import Feed
+from runtime.memory import CrowdedError, Peak, available_bytes
 from runtime.program import Program
 from tracking import resume, spelling, store
 from tracking.crossing import crossing
-from tracking.live import Live, OnProgress, introduce
-from tracking.schema import DIVERGED, MISSED, REACHED, Logit, Run, Validation
+from tracking.live import Lane, Live, OnProgress, Progress, introduce
+from tracking.schema import DIVERGED, MISSED, REACHED, Logit, Run, Turn, Validation
 
 # Reading a loss waits for the device, so on a GPU the losses of several steps are read together.
 READ_EVERY = {"cpu": 1, "cuda": 25}  # steps
@@ -195,12 +199,13 @@ class Options:
     microbatch: int = knob("sequences of a pass; 0: up to 65,536 tokens, as fit the memory", 0)
     loss_chunk: int = knob("tokens whose logits are in memory at once; 0: all", 8192)
     ns_backend: str = knob("Newton-Schulz: auto (fastest), plain, gram, triton-64, ...", "auto")
+    turn_steps: int = knob("steps of a turn, while other entrants wait; 0: a run at a time", 2)
     log_logits: bool = knob("record attention logits of the batch at validated steps", False)
     timeout: int = knob("seconds without progress until several processes give up", 300)
     results: str = knob("folder of the rows and curves", "results")
 
     def __post_init__(self) -> None:
-        command_line.at_least(self, threads=0, microbatch=0, loss_chunk=0, timeout=1)
+        command_line.at_least(self, threads=0, microbatch=0, loss_chunk=0, turn_steps=0, timeout=1)
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -225,10 +230,14 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 class Outcome:
     """What a run did and what it cost."""
 
+    entrant: Entrant
+    seed: int
     clock: Clock
+    started: str = field(default_factory=provenance.now)
     compile_seconds: float = 0.0  # the warm-up, compilation included; off the clock
-    status: str = MISSED
+    status: str = ""  # reached, missed or diverged; empty while it runs
     steps: int = 0
+    turns: list[Turn] = field(default_factory=list)
     points: list[Validation] = field(default_factory=list)  # its validations
     val_seconds: float = 0.0
     grad_norm: float = 0.0  # when last measured
@@ -236,13 +245,22 @@ class Outcome:
         default_factory=list
     )  # step; largest of each head (n_layer H)
     memory: dict[str, int] = field(default_factory=dict)  # bytes of params, grads and state
+    peak_bytes: int = 0
+
+    def end_turn(self) -> None:
+        """Stop the clock and note the turn."""
+        self.clock.stop()
+        steps = self.steps - sum(turn.steps for turn in self.turns)
+        seconds = self.clock.seconds - sum(turn.train_seconds for turn in self.turns)
+        if steps:
+            self.turns.append(Turn(len(self.turns), steps, seconds))
 
 
 class Trainer:
     """One model on one machine, trained anew for each entrant and seed.
 
-    The model object and its compiled program are shared by all runs; weights, optimizers and their
-    state are not.
+    The model object is shared by all runs of a trainer; weights, optimizers and their state are
+    not. Runs that take turns have a trainer each (`crew`), all with the same compiled program.
     """
 
     def __init__(
@@ -254,23 +272,54 @@ class Trainer:
         self.source = provenance.program_text()
         self.data = open_dataset(track.dataset, val_tokens=track.val_tokens)
         self.engine = engines.make(options.engine, self.device, options.timeout)
-        self.gpt = GPT(track.config(self.data.vocab_size), options.loss_chunk)
         self._part = dict(  # this process's part of the data
             seq_len=track.seq_len,
             vocab_size=self.data.vocab_size,
             rank=self.engine.rank,
             world_size=self.engine.world_size,
         )
+        self.dtype = self.engine.broadcast(choose_dtype(options.dtype, self.device))
+        self.others: list[Trainer] = []  # whose runs take turns with this trainer's runs
+        self._place(options.microbatch, "" if options.compile else "as asked")
+        self.val_batches()  # refuses a number of tokens that does not divide
+
+    def _place(self, microbatch: int, eager_reason: str) -> None:
+        """Make the model and its program, in an engine that has no model yet."""
+        self.memory = Peak(self.device)
+        self.memory.begin_turn()
+        self.gpt = GPT(self.track.config(self.data.vocab_size), self.options.loss_chunk)
         self.program = Program(
             self.gpt,
             self.engine,
-            dtype=self.engine.broadcast(choose_dtype(options.dtype, self.device)),
+            dtype=self.dtype,
             shape=self.train_batches(seed=0).shape,
-            microbatch=options.microbatch,
-            compiled=options.compile,
-            cuda_graphs=options.cuda_graphs,
+            microbatch=microbatch,
+            eager_reason=eager_reason,
+            cuda_graphs=self.options.cuda_graphs,
         )
-        self.val_batches()  # refuses a number of tokens that does not divide
+        self.memory.end_turn()
+
+    def crew(self, count: int) -> Iterator["Trainer"]:
+        """This trainer and others, `count` in all, whose runs can take turns.
+
+        Makes those that are missing, each when it is asked for: the trainer before it is warmed up
+        by then. Raises CrowdedError if there is no memory for one more, which needs at least its
+        weights, their gradients and two moments.
+        """
+        yield self
+        for number in range(count - 1):
+            if number == len(self.others):
+                least = 4 * sum(p.nbytes for p in self.gpt.parameters())
+                short = torch.tensor(float(available_bytes(self.device) < least))
+                if self.engine.all_reduce_max(short).item():
+                    raise CrowdedError
+                other = copy(self)
+                other.engine = self.engine.another()
+                other._place(self.program.microbatch, self.program.eager_reason)
+                self.others.append(other)
+                for each in self.others:
+                    each.others = [self, *(one for one in self.others if one is not each)]
+            yield self.others[number]
 
     def train_batches(self, seed: int) -> Batches:
         """This process's part of the batches of a run. Raises UserError if they do not divide."""
@@ -313,36 +362,44 @@ class Trainer:
     def run(
         self, entrant: Entrant, seed: int, watch: OnProgress | None = None, only_last: bool = False
     ) -> Outcome:
+        """Train without taking turns; see `run_in_turns`."""
+        *_, out = self.run_in_turns(entrant, seed, 0, watch, only_last)
+        return out
+
+    def run_in_turns(
+        self,
+        entrant: Entrant,
+        seed: int,
+        turn_steps: int,
+        watch: OnProgress | None = None,
+        only_last: bool = False,
+    ) -> Iterator[Outcome]:
         """Train to the end of the schedule, or to divergence; reaching the target stops nothing.
 
-        `watch` is called off the clock, whenever losses are read. `only_last`: validate at the end
-        alone.
+        Yields when the run is warmed up, and after each turn of `turn_steps` steps (0: one turn):
+        then other runs may use the device. `watch` is called off the clock, whenever losses are
+        read. `only_last`: validate at the end alone.
         """
         schedule, track = schedule_of(entrant), self.track
         exploded = 2 * math.log(self.data.vocab_size)  # nats: twice the loss of a uniform guess
 
+        self.memory.begin_turn()
         self.gpt.init_weights(seed)
         plan = self.build(entrant)
         tau = optim.qk_clip(plan)  # None: this entrant does not clip attention logits
         # For the column lr of the curve.
         matrix_lr = next(g.options["lr"] for g in plan if optim.pick(g.params, "matrix"))
-
-        machine.free_memory()
-        out = Outcome(Clock(self.now, self.device))
-        # Compile, find a microbatch that fits and the fastest Newton-Schulz, in steps on dummy
-        # tokens; then restore weights and state. It is not on the clock.
-        begun = self.now()
-        self.engine.mark = None
-        self.program.warm_up(tau)
-        out.compile_seconds = self.now() - begun
-        self.engine.mark = out.clock.mark
+        out = Outcome(entrant, seed, Clock(self.now, self.device))
+        self.warm_up(tau, out)
         torch.manual_seed(seed)  # for rules that draw numbers
-        machine.reset_peak_memory(self.device)
 
         unread: list[Tensor] = []  # losses that are still on the device
         losses: list[float] = []  # since the last validation
         with Feed(self.train_batches(seed), schedule.steps, self.device) as feed:
             for step in range(schedule.steps):
+                if step % (turn_steps or schedule.steps) == 0:
+                    with self.others_turn(out):
+                        yield out
                 factor = schedule.factor(step)
                 out.steps = step + 1
                 last = out.steps == schedule.steps
@@ -360,14 +417,41 @@ class Trainer:
                     out.status = DIVERGED
                     break
                 if watch:
-                    watch(out.steps, schedule.steps, losses[-1], val_loss)
+                    seconds = out.clock.seconds
+                    watch(Progress(out.steps, schedule.steps, seconds, losses[-1], val_loss))
                 if val_loss is not None:
                     train_loss, lr = statistics.fmean(losses), matrix_lr * factor
                     out.points.append(self.validation_row(out, train_loss, val_loss, lr))
                     losses = []
-        if out.status != DIVERGED and crossing(out.points, track.target):
-            out.status = REACHED
-        return out
+        hit = crossing(out.points, track.target)
+        out.status = out.status or (REACHED if hit else MISSED)
+        out.end_turn()
+        self.memory.end_turn()
+        yield out
+
+    def warm_up(self, tau: float | None, out: Outcome) -> None:
+        """Compile, find a microbatch that fits and the fastest Newton-Schulz, off the clock.
+
+        This makes steps on dummy tokens; then weights and state are restored.
+        """
+        machine.free_memory()
+        begun = self.now()
+        self.engine.mark = None
+        self.program.warm_up(tau, alone=not self.others)
+        out.compile_seconds = self.now() - begun
+        self.engine.mark = out.clock.mark
+        held = sum(sum(each.engine.state_bytes().values()) for each in self.others)
+        self.memory.restart(partial(self.program.rehearse, tau), held)
+
+    @contextmanager
+    def others_turn(self, out: Outcome) -> Iterator[None]:
+        """Within it, other runs use the device: clock and memory do not count what they do."""
+        out.end_turn()
+        self.memory.end_turn()
+        random = machine.random_state(self.device)
+        yield
+        machine.set_random_state(self.device, random)
+        self.memory.begin_turn()
 
     def step(
         self, feed: Feed, factor: float, tau: float | None, out: Outcome, measure: bool = False
@@ -439,9 +523,10 @@ class Trainer:
 
     # ---- What a run writes down ------------------------------------------------------------------
 
-    def facts(self, entrant: Entrant, seed: int) -> dict[str, Any]:
-        """The columns of tracking.schema.Provenance for a run that begins now."""
+    def facts(self, entrant: Entrant, seed: int, started: str = "") -> dict[str, Any]:
+        """The columns of tracking.schema.Provenance for a run, as they are known by now."""
         return dict(
+            started=started or provenance.now(),
             track=self.track.name,
             track_hash=self.track.hash(),
             label=entrant.label,
@@ -470,7 +555,7 @@ class Trainer:
             grad_norm=out.grad_norm,
             step_ms=1e3 * seconds["all"] / since,
             optimizer_ms=1e3 * seconds["optimizer"] / since,
-            peak_memory_bytes=machine.peak_memory(self.device),
+            peak_memory_bytes=self.memory.read(),
         )
 
     def logit_rows(self, out: Outcome) -> list[Logit]:
@@ -483,23 +568,23 @@ class Trainer:
             for head, value in enumerate(heads)
         ]
 
-    def run_row(self, facts: dict[str, Any], race_id: str, planned: int, out: Outcome) -> Run:
-        """The row of runs.csv. facts: see `facts`. planned: steps of the schedule."""
+    def run_row(self, out: Outcome, race_id: str, heat: str = "") -> Run:
+        """The row of runs.csv. heat: the name of the heat; empty for a run that took no turns."""
         track, clock, engine = self.track, out.clock, self.engine
         hit = crossing(out.points, track.target) if out.status == REACHED else None
         loss = out.points[-1].val_loss if out.points else None
         bits = None if loss is None else loss / math.log(2) / self.data.bytes_per_token
         flops = self.gpt.flops_per_token(track.seq_len) * track.batch_tokens
-        peak = torch.tensor(machine.peak_memory(self.device), dtype=torch.float64)
+        peak = torch.tensor(self.memory.read(), dtype=torch.float64)
         return Run(
-            **facts,
+            **self.facts(out.entrant, out.seed, out.started),
             race=race_id,
-            run=f"{race_id}-{spelling.file_name(facts['entrant'])}-s{facts['seed']}",
-            heat="",
-            turn_steps=0,
+            run=f"{race_id}-{spelling.file_name(out.entrant.canonical)}-s{out.seed}",
+            heat=heat,
+            turn_steps=self.options.turn_steps if heat else 0,
             status=out.status,
             target=track.target,
-            steps_planned=planned,
+            steps_planned=schedule_of(out.entrant).steps,
             steps=out.steps,
             tokens=out.steps * track.batch_tokens,
             final_loss=loss,
@@ -534,27 +619,61 @@ def race(
 ) -> list[Run]:
     """Run every entrant with every seed, but those `done`, and record each as it ends.
 
-    The outer loop is over seeds, the inner one over entrants, reversed every other seed: a machine
-    that drifts affects all entrants alike.
+    The runs of a seed make a heat: they take turns, so that a machine that drifts, or that somebody
+    else uses, hits all alike. Where the memory does not hold them together, each runs alone.
     """
-    root = Path(trainer.options.results)
+    root, turn_steps = Path(trainer.options.results), trainer.options.turn_steps
     runs, finished = list(done), {(run.entrant, run.seed) for run in done}
     first = trainer.engine.rank == 0  # the other ranks print and write nothing
-    with Live(total=seeds * len(entrants), done=done, silent=not first) as live:
+    total = seeds * len(entrants)
+    with Live(trainer.track.target, total, done, silent=not first, entrants=entrants) as live:
         for seed in range(seeds):
-            for entrant in entrants if seed % 2 == 0 else reversed(entrants):
-                if (entrant.canonical, seed) in finished:
-                    continue
-                steps = schedule_of(entrant).steps
-                live.start(entrant.label, seed, steps)
-                facts = trainer.facts(entrant, seed)
-                out = trainer.run(entrant, seed, live.watch)
-                run = trainer.run_row(facts, race_id, steps, out)
-                if first:
-                    store.record(root, run, out.points, trainer.source, trainer.logit_rows(out))
-                runs.append(run)
-                live.finish(run)
+            order = entrants if seed % 2 == 0 else entrants[::-1]
+            left = [each for each in order if (each.canonical, seed) not in finished]
+            while left:
+                together = left if turn_steps else left[:1]
+                heat = f"s{seed}-{provenance.now()}" if len(together) > 1 else ""
+                try:
+                    for by, out, lane in run_heat(trainer, together, seed, turn_steps, live):
+                        run = by.run_row(out, race_id, heat)
+                        turns = out.turns if heat else []
+                        if first:
+                            logits = by.logit_rows(out)
+                            store.record(root, run, out.points, by.source, logits, turns)
+                        runs.append(run)
+                        lane.finish(run)
+                    left = left[len(together) :]
+                except CrowdedError:
+                    turn_steps, trainer.others = 0, []
+                    print(
+                        "the memory does not hold several runs: they run one at a time", flush=True
+                    )
     return runs
+
+
+def run_heat(
+    trainer: Trainer, entrants: Sequence[Entrant], seed: int, turn_steps: int, live: Live
+) -> Iterator[tuple[Trainer, Outcome, Lane]]:
+    """Run all entrants with one seed; yields each run when it has ended, with its trainer.
+
+    They take turns of `turn_steps` steps, in every other round in reverse order. Raises
+    CrowdedError, before any training, if the memory does not hold all of them.
+    """
+    alive = []
+    for entrant, by in zip(entrants, trainer.crew(len(entrants)), strict=True):
+        lane = live.enter(entrant.label, seed, schedule_of(entrant).steps)
+        turns = by.run_in_turns(entrant, seed, turn_steps, lane.watch)
+        next(turns)  # warms up
+        alive.append((by, turns, lane))
+    for number in itertools.count():
+        for each in alive[:: 1 if number % 2 == 0 else -1]:
+            by, turns, lane = each
+            out = next(turns)
+            if out.status:
+                yield by, out, lane
+                alive.remove(each)
+        if not alive:
+            return
 
 
 def make_parser(

@@ -43,6 +43,9 @@ class Engine(Protocol):
     exposed_communication: list[tuple[Any, Any]]
     """Begin and end of communication that no computation hid; the trainer empties it."""
 
+    def another(self) -> "Engine":
+        """An engine on the same processes for one more model, whose runs take turns with this's."""
+
     def wrap(self, model: nn.Module) -> nn.Module:
         """Place the model; the returned module is called with inputs and targets."""
 

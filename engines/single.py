@@ -3,8 +3,8 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
-from typing import Any
+from copy import copy, deepcopy
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,11 @@ class Engine:
         self.device = device
         self.exposed_communication: list[tuple[Any, Any]] = []
         self.optimizers: list[torch.optim.Optimizer] = []
+
+    def another(self) -> Self:
+        other = copy(self)
+        other.exposed_communication, other.optimizers, other.mark = [], [], None
+        return other
 
     def wrap(self, model: nn.Module) -> nn.Module:
         self.model = model.to(self.device)

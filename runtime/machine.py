@@ -91,6 +91,19 @@ def bfloat16_units(device: torch.device) -> list[str]:
     return [] if limited else [name for name in ("avx512_bf16", "amx_bf16") if name in flags]
 
 
+def random_state(device: torch.device) -> list[torch.Tensor]:
+    """The state of torch's random numbers, for `set_random_state`."""
+    state = [torch.get_rng_state()]
+    return [*state, torch.cuda.get_rng_state(device)] if device.type == "cuda" else state
+
+
+def set_random_state(device: torch.device, state: list[torch.Tensor]) -> None:
+    """Let torch draw random numbers as it would have when `random_state` was called."""
+    torch.set_rng_state(state[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state[1], device)
+
+
 def synchronize(device: torch.device) -> None:
     """Wait until the device has done what it was asked."""
     if device.type == "cuda":

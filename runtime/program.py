@@ -18,6 +18,7 @@ from errors import UserError
 from model import GPT
 from runtime import machine
 from runtime.graphs import Captured
+from runtime.memory import CrowdedError
 
 MOST_TOKENS = 1 << 16  # of a microbatch: enough to fill a GPU, and more would not fit most
 NO_COMPILER, NO_MEMORY = 1.0, 2.0  # what can go wrong in `try_step`, the worst last
@@ -34,13 +35,15 @@ class Program:
         dtype: torch.dtype,
         shape: tuple[int, int],
         microbatch: int,
-        compiled: bool,
+        eager_reason: str,
         cuda_graphs: bool,
     ) -> None:
         """dtype: of matrix products. shape: of this process's part of a batch, (B T).
 
-        microbatch: sequences of a pass; 0: the most that fit the memory. Raises UserError if it
-        does not divide B, or if CUDA graphs cannot be had.
+        microbatch: sequences of a pass; 0: the most that fit the memory. eager_reason: why the
+        model runs uncompiled; empty: compile it. A model that is like one compiled before takes
+        the same compiled code. Raises UserError if the microbatch does not divide B, or if CUDA
+        graphs cannot be had.
         """
         self.gpt, self.engine, self.dtype, self.device = gpt, engine, dtype, engine.device
         self.batch_seqs, self.seq_len = shape
@@ -48,8 +51,7 @@ class Program:
         self.set_microbatch(microbatch or self.divisor(max(1, MOST_TOKENS // self.seq_len)))
         self.wrapped = engine.wrap(gpt)
         self.model: Callable[..., Tensor] = self.wrapped
-        # Why the model runs uncompiled; empty where it is compiled.
-        self.eager_reason = machine.compiler_missing(self.device) if compiled else "as asked"
+        self.eager_reason = eager_reason or machine.compiler_missing(self.device)
         if not self.eager_reason:
             self.model = torch.compile(self.wrapped, dynamic=False)
         if cuda_graphs and (self.device.type != "cuda" or engine.world_size > 1):
@@ -123,16 +125,18 @@ class Program:
 
     # ---- Warm-up ---------------------------------------------------------------------------------
 
-    def warm_up(self, tau: float | None) -> None:
+    def warm_up(self, tau: float | None, alone: bool = True) -> None:
         """Compile, and touch all that a run touches, on dummy tokens; then restore all state.
 
         Falls back to eager execution if compilation fails, and to smaller microbatches where the
         memory does not suffice: on all processes alike. tau: of QK-Clip; None: the run does not
-        clip.
+        clip. alone: no other run holds memory; else raises CrowdedError in place of shrinking.
         """
         saved, self.captured = self.engine.save(), None
         while fault := self.engine.all_reduce_max(torch.tensor(self.try_step(tau))).item():
             self.engine.load(saved)
+            if fault == NO_MEMORY and not alone:
+                raise CrowdedError
             if fault == NO_MEMORY:
                 self.halve_microbatch()
             else:
@@ -149,6 +153,13 @@ class Program:
         self.engine.load(saved)
         self.gpt.pop_max_logits()  # of the dummy tokens
         machine.synchronize(self.device)
+
+    def rehearse(self, tau: float | None) -> None:
+        """A step on dummy tokens that leaves weights and state as they were."""
+        saved = self.engine.save()
+        self.try_step(tau)
+        self.engine.load(saved)
+        self.gpt.pop_max_logits()
 
     def _dummies(self) -> tuple[Tensor, Tensor]:
         # Two tensors: for one tensor in both places torch.compile makes another program than for a

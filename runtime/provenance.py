@@ -19,6 +19,11 @@ PROGRAM = ("data", "engines", "layers", "optim", "runtime", "studies", "tracking
 PINS = "requirements-optimizers.txt"  # versions of the rules that come from libraries
 
 
+def now() -> str:
+    """This moment, UTC, ISO 8601 with seconds."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
 def program_text() -> str:
     """The source text of the program, as `tracking.store.source_text` joins it."""
     paths = [*ROOT.glob("*.py"), ROOT / PINS]
@@ -36,7 +41,6 @@ def facts(
     commit = machine.git(ROOT, "rev-parse", "HEAD")
     changes = machine.git(ROOT, "status", "--porcelain")
     return dict(
-        started=datetime.now(UTC).isoformat(timespec="seconds"),
         device=machine.device_name(device),
         threads=torch.get_num_threads(),
         dtype=str(dtype).removeprefix("torch."),

@@ -20,8 +20,9 @@ from tracking.schema import Run
 
 pytestmark = pytest.mark.slow  # each test starts processes
 ROOT = Path(__file__).parents[1]
-# What another run of the same race may change: when, how fast, and in how much memory.
-VARIES = ("started", "race", "run", "seconds", "memory", "peak", "mfu")
+# What another run of the same race may change: when, beside which others, how fast, and in how much
+# memory.
+VARIES = ("started", "race", "run", "heat", "turn_steps", "seconds", "memory", "peak", "mfu")
 
 
 def command(*arguments: str) -> list[str]:
@@ -82,13 +83,16 @@ def test_a_race_killed_at_a_random_moment_and_resumed_gives_the_same_rows(
     assert resumed.wait() == 0, resumed.communicate()
     uninterrupted = start(*race, f"--results={whole}")
     assert uninterrupted.wait() == 0, uninterrupted.communicate()
-    ours, theirs = store.read_runs(killed), store.read_runs(whole)
-    assert ours[: len(before)] == before
+    assert store.read_runs(killed)[: len(before)] == before
+    ours, theirs = (
+        sorted(store.read_runs(root), key=lambda run: (run.seed, run.label))
+        for root in (killed, whole)
+    )
     assert len({run.race for run in ours}) == 1
     assert [fixed(run) for run in ours] == [fixed(run) for run in theirs], f"delay {delay}"
     assert curves(killed, ours) == curves(whole, theirs)
     assert [(run.label, run.seed) for run in ours] == [
-        ("adamw", 0), ("muon", 0), ("muon", 1), ("adamw", 1), ("adamw", 2), ("muon", 2)
+        ("adamw", 0), ("muon", 0), ("adamw", 1), ("muon", 1), ("adamw", 2), ("muon", 2)
     ]  # fmt: skip
     assert verify.problems(whole) == []
 

@@ -1,0 +1,82 @@
+"""The memory of one run, where several runs are alive and take turns.
+
+A run's peak is the most that its device held for it: what the other runs hold is not counted. On a
+GPU it is read from the allocator in the run's own turns. On a CPU only the whole process can be
+read, libraries and compiled code included, and what one run has freed may stay with the process.
+So it is read there in a step of the warm-up, right after the process has given back what was free,
+and what the other runs hold is subtracted.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from runtime import machine
+
+
+class CrowdedError(Exception):
+    """The memory does not hold one more run beside those that are alive."""
+
+
+class Peak:
+    """The most bytes that one run held; `begin_turn` and `end_turn` enclose all that it does."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._cuda = device, device.type == "cuda"
+        self._own = self._others = 0  # bytes allocated now, for this run and for the others
+        self.bytes = 0
+
+    def begin_turn(self) -> None:
+        if self._cuda:
+            self._others = torch.cuda.memory_allocated(self._device) - self._own
+            torch.cuda.reset_peak_memory_stats(self._device)
+
+    def end_turn(self) -> None:
+        if self._cuda:
+            self.read()
+            self._own = torch.cuda.memory_allocated(self._device) - self._others
+
+    def read(self) -> int:
+        """The peak so far, bytes."""
+        if self._cuda:
+            most = torch.cuda.max_memory_allocated(self._device) - self._others
+            self.bytes = max(self.bytes, most)
+        return self.bytes
+
+    def restart(self, step: Callable[[], object], others: int) -> None:
+        """Forget the last run's peak. step: a training step. others: bytes the other runs hold."""
+        self.bytes = 0
+        if self._cuda:
+            torch.cuda.reset_peak_memory_stats(self._device)
+            return
+        machine.free_memory()
+        machine.reset_peak_memory(self._device)
+        step()
+        self.bytes = machine.peak_memory(self._device) - others
+
+
+def available_bytes(device: torch.device) -> int:
+    """Bytes that could still be allocated on the device."""
+    if device.type == "cuda":
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + held
+    available = [_number(Path("/proc/meminfo"), "MemAvailable:", 1024)]
+    # What the control group of this process may use; files that are only cached can be dropped.
+    group = Path("/sys/fs/cgroup")
+    limit, used = (_number(group / name, "") for name in ("memory.max", "memory.current"))
+    cached = _number(group / "memory.stat", "inactive_file")
+    if None not in (limit, used, cached):
+        available.append(limit - used + cached)
+    return min((bytes for bytes in available if bytes is not None), default=1 << 62)
+
+
+def _number(path: Path, key: str, unit: int = 1) -> int | None:
+    """The number after `key` at the start of a line; None if there is none."""
+    try:
+        lines = path.read_text().splitlines()
+        return (
+            next(int(line[len(key) :].split()[0]) for line in lines if line.startswith(key)) * unit
+        )
+    except (OSError, ValueError, StopIteration):
+        return None

@@ -1,0 +1,257 @@
+"""Runs that take turns: each is as it would be alone, and what it costs is its own."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+import speedrun
+from optim import library
+from runtime import memory
+from speedrun import Options, Outcome, Track, Trainer
+from tracking import store
+from tracking.schema import DIVERGED, MISSED, Run, Turn
+
+
+class Noisy(torch.optim.SGD):
+    """A rule that draws random numbers."""
+
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.grad += 1e-2 * torch.randn_like(p)
+        return super().step(closure)
+
+
+def enter(text: str, steps: int = 8) -> speedrun.Entrant:
+    return speedrun.enter(text, "tiny", steps)
+
+
+def race(
+    track: Track, options: Options, entrants: list[speedrun.Entrant], seeds: int = 1, **changes: Any
+) -> list[Run]:
+    trainer = Trainer(track, replace(options, **changes))
+    trainer.matmul_peak = 1e11  # to measure it takes longer than the race
+    return speedrun.race(trainer, entrants, seeds, "race", [])
+
+
+def losses(root: str, run: Run) -> list[tuple[float, float | None, float | None]]:
+    points = store.read_curve(Path(root), run.run)
+    return [(point.val_loss, point.train_loss, point.grad_norm) for point in points]
+
+
+@pytest.mark.parametrize("turn_steps", [1, 3])
+def test_a_run_that_takes_turns_has_the_losses_that_it_has_alone(
+    turn_steps: int, micro_track: Track, micro_options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(library, "rule", lambda path: Noisy)
+    entrants = [enter("adamw"), enter("muon", 5), enter("lib:noisy.Noisy"), enter("soap")]
+    taken = race(micro_track, micro_options, entrants, seeds=2, turn_steps=turn_steps)
+    alone = Trainer(micro_track, micro_options)
+    assert len(taken) == 8
+    for run in taken:
+        (entrant,) = (each for each in entrants if each.canonical == run.entrant)
+        points = alone.run(entrant, run.seed).points
+        expected = [(point.val_loss, point.train_loss, point.grad_norm) for point in points]
+        assert losses(micro_options.results, run) == expected, run.run
+    library.recipe_of.cache_clear()
+
+
+def test_turns_are_written_down_and_every_other_round_is_in_reverse(
+    micro_track: Track, micro_options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[tuple[str, int]] = []
+    step_of = Trainer.step
+
+    def step(self: Trainer, *arguments: Any, **options: Any) -> Any:
+        out = arguments[3]
+        order.append((out.entrant.label, out.steps))
+        return step_of(self, *arguments, **options)
+
+    monkeypatch.setattr(Trainer, "step", step)
+    runs = race(micro_track, micro_options, [enter("adamw", 5), enter("muon", 3)], turn_steps=2)
+    assert order == [
+        ("adamw", 1), ("adamw", 2), ("muon", 1), ("muon", 2),
+        ("muon", 3), ("adamw", 3), ("adamw", 4),
+        ("adamw", 5),
+    ]  # fmt: skip
+    turns = {run.label: store.read_turns(Path(micro_options.results), run.run) for run in runs}
+    assert [turn.steps for turn in turns["adamw"]] == [2, 2, 1]
+    assert [(turn.round, turn.steps) for turn in turns["muon"]] == [(0, 2), (1, 1)]
+    for run in runs:
+        assert sum(t.train_seconds for t in turns[run.label]) == pytest.approx(run.train_seconds)
+    assert {run.turn_steps for run in runs} == {2}
+    assert len({run.heat for run in runs}) == 1 and runs[0].heat
+
+
+def test_with_turns_of_no_steps_and_for_a_single_entrant_runs_are_alone(
+    micro_track: Track, micro_options: Options
+) -> None:
+    pair = [enter("adamw", 2), enter("muon", 2)]
+    for entrants, turn_steps in ((pair, 0), (pair[:1], 2)):
+        for run in race(micro_track, micro_options, entrants, turn_steps=turn_steps):
+            assert (run.heat, run.turn_steps) == ("", 0)
+            assert not store.turns_path(Path(micro_options.results), run.run).exists()
+
+
+def test_a_clock_runs_in_the_turns_of_its_own_run_only(
+    micro_track: Track, micro_options: Options
+) -> None:
+    now = [0.0]
+    trainer = Trainer(micro_track, micro_options, lambda: now[0])
+    turns = trainer.run_in_turns(enter("adamw", 4), seed=0, turn_steps=2)
+    model = trainer.program.model
+
+    def slow(inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        now[0] += 1 if torch.is_grad_enabled() else 100
+        return model(inputs, targets)
+
+    trainer.program.model = slow
+    for out in turns:
+        now[0] += 1000  # another run's turn
+    assert out.clock.seconds == 4
+    assert out.turns == [Turn(0, 2, 2.0), Turn(1, 2, 2.0)]
+
+
+@pytest.mark.slow
+def test_runs_that_take_turns_share_one_compiled_program(
+    micro_track: Track, micro_options: Options
+) -> None:
+    torch.compiler.reset()
+    counters.clear()
+    options = replace(micro_options, compile=True)
+    entrants = [enter("adamw", 4), enter("muon", 4), enter("lion", 4)]
+    runs = race(micro_track, options, entrants, seeds=2)
+    assert all(run.compiled for run in runs)
+    # One program to train and one to validate, which has no gradients.
+    assert counters["stats"]["unique_graphs"] == 2
+    seconds = [run.compile_seconds for run in runs]
+    assert max(seconds[1:]) < 0.5 * seconds[0]
+
+
+def test_a_run_that_diverges_leaves_the_others_going(
+    micro_track: Track, micro_options: Options
+) -> None:
+    wild = enter("adamw:lr=1e9,embed_lr=1e9,head_lr=1e9", 8)
+    alone = Trainer(micro_track, micro_options).run(enter("muon", 8), seed=0)
+    runs = {run.label: run for run in race(micro_track, micro_options, [wild, enter("muon", 8)])}
+    assert runs[wild.label].status == DIVERGED
+    assert runs["muon"].status != DIVERGED and runs["muon"].steps == 8
+    assert losses(micro_options.results, runs["muon"])[-1][0] == alone.points[-1].val_loss
+
+
+def test_a_race_that_is_stopped_keeps_what_had_ended_and_goes_on_with_the_rest(
+    micro_track: Track, micro_options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entrants = [enter("adamw", 6), enter("muon", 2)]
+    step_of = Trainer.step
+
+    def step(self: Trainer, *arguments: Any, **options: Any) -> Any:
+        if arguments[3].steps == 5:
+            raise KeyboardInterrupt
+        return step_of(self, *arguments, **options)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Trainer, "step", step)
+        race(micro_track, micro_options, entrants)
+    (done,) = store.read_runs(Path(micro_options.results))
+    assert done.label == "muon" and done.heat
+    trainer = Trainer(micro_track, micro_options)
+    trainer.matmul_peak = 1e11
+    runs = speedrun.race(trainer, entrants, 1, "race", [done])
+    assert [run.label for run in runs] == ["muon", "adamw"]
+    assert runs[1].turn_steps == 0  # it had nothing to take turns with
+
+
+@pytest.mark.parametrize("where", ["the next model", "its warm-up"])
+def test_runs_that_the_memory_does_not_hold_together_run_one_at_a_time(
+    where: str,
+    micro_track: Track,
+    micro_options: Options,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if where == "the next model":
+        monkeypatch.setattr(speedrun, "available_bytes", lambda device: 1000)
+    else:
+        try_step = speedrun.Program.try_step
+
+        def crowded(self: speedrun.Program, tau: float | None) -> float:
+            others = [each for each in programs if each is not self]
+            programs.append(self)
+            return 2.0 if others else try_step(self, tau)
+
+        programs: list[speedrun.Program] = []
+        monkeypatch.setattr(speedrun.Program, "try_step", crowded)
+    entrants = [enter("adamw", 3), enter("muon", 3)]
+    runs = race(micro_track, micro_options, entrants, seeds=2)
+    assert len(runs) == 4
+    assert {(run.heat, run.turn_steps, run.status) for run in runs} == {("", 0, MISSED)}
+    assert capsys.readouterr().out.count("does not hold several runs") == 1
+
+
+class FakeAllocator:
+    """Counts as a GPU's allocator does: what is allocated now, and the most since a reset."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = self.most = 0
+        for name, answer in (
+            ("memory_allocated", lambda device: self.now),
+            ("max_memory_allocated", lambda device: self.most),
+            ("reset_peak_memory_stats", lambda device: self.take(0)),
+        ):
+            monkeypatch.setattr(torch.cuda, name, answer)
+
+    def take(self, change: int) -> None:
+        self.now += change
+        self.most = max(self.most, self.now) if change else self.now
+
+
+def test_on_a_gpu_a_peak_leaves_out_what_the_other_runs_hold(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gpu = FakeAllocator(monkeypatch)
+    gpu.take(7)  # of the process, in nobody's turn: counts for each run, as it would alone
+    gpu.take(-7)
+    peaks = [memory.Peak(torch.device("cuda")) for _ in range(2)]
+    held = (100, 30)  # kept between turns
+    work = (50, 500)  # only within a turn
+    for round in range(3):
+        for peak, keeps, needs in zip(peaks, held, work, strict=True):
+            peak.begin_turn()
+            gpu.take(keeps if round == 0 else 0)
+            gpu.take(needs)
+            gpu.take(-needs)
+            peak.end_turn()
+    assert [peak.bytes for peak in peaks] == [150, 530]
+
+
+def test_on_a_cpu_the_peak_is_read_in_a_step_and_what_others_hold_is_subtracted(
+    micro_track: Track, micro_options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory.machine, "peak_memory", lambda device: 10**9)
+    runs = race(micro_track, micro_options, [enter("adamw", 2), enter("muon", 2)])
+    weights = runs[0].param_bytes
+    by_label = {run.label: run.peak_memory_bytes for run in runs}
+    # The first to warm up has no other model beside it yet.
+    assert by_label == {"adamw": 10**9, "muon": 10**9 - weights}
+
+
+def test_memory_that_can_still_be_had_is_read_from_the_system() -> None:
+    assert 1 << 20 < memory.available_bytes(torch.device("cpu")) < 1 << 62
+
+
+def turns_of(outcomes: Iterator[Outcome]) -> list[int]:
+    return [len(out.turns) for out in outcomes]
+
+
+def test_a_run_yields_when_it_is_warm_and_after_each_turn(
+    micro_track: Track, micro_options: Options
+) -> None:
+    trainer = Trainer(micro_track, micro_options)
+    assert turns_of(trainer.run_in_turns(enter("adamw", 5), 0, turn_steps=2)) == [0, 1, 2, 3]
+    assert turns_of(trainer.run_in_turns(enter("adamw", 5), 0, turn_steps=0)) == [0, 1]
