@@ -29,7 +29,6 @@ from leaderboard import verify
 from runtime import machine
 from runtime.program import Program
 from tracking import store
-from tracking.live import Live
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
@@ -428,17 +427,6 @@ def test_a_wrong_optimizer_is_noticed(
     optimizers.equations(recorder, CPU, ((24, 48), (48, 24)))
     checks, _ = runner.read(tmp_path / "rows")
     assert [check.status for check in checks] == [PASSED, FAILED, FAILED, FAILED]
-
-
-def test_a_race_is_shown_in_lines_where_rich_is_missing(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    monkeypatch.setitem(sys.modules, "rich", None)
-    with Live(total=1) as live:
-        live.start("muon", 0, 10)
-        live.watch(5, 10, 4.0, 3.9)
-    assert "step    5/10  train 4.0000  val 3.9000" in capsys.readouterr().out
 
 
 def test_with_a_gpu_it_gets_to_its_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,12 +22,11 @@ def crossing(points: Sequence[Validation], target: float) -> Crossing | None:
     target and the validation before it. Steps, tokens and seconds are interpolated with the same
     fraction. A curve that starts at or below the target meets it at its first validation.
     """
-    met = next((i for i, point in enumerate(points) if point.val_loss <= target), None)
+    met = first_met([point.val_loss for point in points], target)
     if met is None:
         return None
-    after, before = points[met], points[max(met - 1, 0)]
-    drop = before.val_loss - after.val_loss
-    fraction = (before.val_loss - target) / drop if met else 0.0
+    index, fraction = met
+    after, before = points[index], points[max(index - 1, 0)]
 
     def between(low: float, high: float) -> float:
         return low + fraction * (high - low)
@@ -37,3 +36,16 @@ def crossing(points: Sequence[Validation], target: float) -> Crossing | None:
         tokens=between(before.tokens, after.tokens),
         seconds=between(before.train_seconds, after.train_seconds),
     )
+
+
+def first_met(losses: Sequence[float], target: float) -> tuple[int, float] | None:
+    """Index of the first loss at or below a target; None if there is none.
+
+    With it comes the fraction of the way from the loss before to this one, at which a straight line
+    meets the target.
+    """
+    met = next((i for i, loss in enumerate(losses) if loss <= target), None)
+    if met is None:
+        return None
+    after, before = losses[met], losses[max(met - 1, 0)]
+    return met, (before - target) / (before - after) if met else 0.0

@@ -1,28 +1,31 @@
-"""The display of a race while it runs: a progress bar with the time left, a table of finished runs.
+"""The display of a race while it runs: one table, with a row an entrant, both curves side by side.
 
-On a terminal the display is drawn in place, with rich. Without a terminal or without rich, each
+On a terminal the table is drawn in place, with rich. Without a terminal or without rich, each
 validation is printed as a line.
 """
 
+import math
 import re
 import shutil
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
+from tracking.lanes import Lane, OnProgress, Progress, Scoreboard, duration
 from tracking.schema import Run
 
 if TYPE_CHECKING:  # rich is optional
-    from rich.console import RenderableType
+    from rich.console import Console, ConsoleOptions, RenderResult
     from rich.live import Live as Drawn
 
+__all__ = ["Lane", "Live", "OnProgress", "Progress", "introduce"]
 
-# step, steps, training loss, validation loss or None
-OnProgress = Callable[[int, int, float, float | None], None]
+REDRAW_SECONDS = 0.2  # least time between two drawings while runs report
+NAME_MOST = 40  # characters of a name that later columns of a log are aligned to
 
 
 class Entrant(Protocol):
@@ -75,28 +78,39 @@ def _broken(row: Sequence[str], widths: Sequence[int]) -> list[str]:
 class Live:
     """The display of a race of `total` runs, of which those in `done` are finished already.
 
-    With `silent` it shows nothing.
+    With `silent` it shows nothing. With `entrants` the table has all its rows from the start, and
+    its header says how many seeds there are.
+
+    No thread draws: a thread would take time from a training step, on a run's clock. The display
+    changes only when a run begins, reports or ends, which is off the clock.
     """
 
-    def __init__(self, total: int, done: Sequence[Run] = (), silent: bool = False) -> None:
-        self.total, self.runs, self.silent = total, list(done), silent
+    def __init__(
+        self,
+        target: float,
+        total: int,
+        done: Sequence[Run] = (),
+        silent: bool = False,
+        entrants: Sequence[Entrant] = (),
+    ) -> None:
+        horizons = {run.label: run.steps_planned for run in done}
+        if entrants:
+            horizons = {entrant.label: entrant.settings["steps"] for entrant in entrants}
+        self._board = Scoreboard(target, total, done, horizons, self._show)
+        self._seeds = total // len(entrants) if entrants else None
+        self._silent = silent
         self._drawn: Drawn | None = None
-        self._label, self._begun, self._steps_left = "", 0.0, 0
+        self._redrawn = -math.inf  # when
 
     def __enter__(self) -> "Live":
-        if sys.stdout.isatty() and not self.silent and find_spec("rich"):
+        if sys.stdout.isatty() and not self._silent and find_spec("rich"):
+            from rich.console import Console
             from rich.live import Live as Drawn
-            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-            self._progress = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                TextColumn("step {task.completed}/{task.total}  {task.fields[loss]}"),
-                TimeRemainingColumn(),
-            )
-            self._task = self._progress.add_task("starting", total=None, loss="")
-            self._drawn = Drawn(get_renderable=self._draw, refresh_per_second=4)
-            self._drawn.__enter__()
+            console = Console()
+            if not (console.is_dumb_terminal or console.options.ascii_only):
+                self._drawn = Drawn(self, console=console, auto_refresh=False)
+                self._drawn.__enter__()
         return self
 
     def __exit__(
@@ -108,58 +122,51 @@ class Live:
         if self._drawn:
             self._drawn.__exit__(kind, error, trace)
 
-    def start(self, label: str, seed: int, steps: int) -> None:
-        """Show that a run starts, with its warm-up."""
-        self._label = f"run {len(self.runs) + 1}/{self.total}  {label}  seed {seed}"
-        self._begun = 0.0
+    def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> "RenderResult":
+        from tracking import live_table
+
+        yield live_table.draw(self._board, self._seeds, options.max_width)
+
+    def enter(self, label: str, seed: int, steps: int) -> Lane:
+        """A run joins the heat of its seed, and warms up. Another seed begins a new heat."""
+        return self._board.enter(label, seed, steps)
+
+    def _show(self, lane: Lane, news: Progress | Run | None) -> None:
+        """Show what came in: a report, the row of a finished run, or None for a run that begins."""
+        report = isinstance(news, Progress)
         if self._drawn:
-            self._progress.reset(
-                self._task, total=steps, description=self._label, loss="warming up"
-            )
-        elif not self.silent:
-            print(f"{self._label}: {steps} steps", flush=True)
+            now = time.monotonic()
+            if not report or now - self._redrawn >= REDRAW_SECONDS:
+                self._redrawn = now
+                self._drawn.refresh()
+        elif not self._silent and (not isinstance(news, Progress) or news.val_loss is not None):
+            name = f"{lane.label:{min(NAME_MOST, max(map(len, self._board.horizons)))}}"
+            print("  ".join([f"{name} seed {lane.seed}", *self._words(lane, news)]), flush=True)
 
-    def watch(self, step: int, steps: int, train_loss: float, val_loss: float | None) -> None:
-        """Show a step, and its validation if there was one; losses in nats per token."""
-        self._begun = self._begun or time.monotonic()
-        if self._drawn:
-            loss = f"train {train_loss:.3f}" if val_loss is None else f"val {val_loss:.4f}"
-            self._progress.update(self._task, completed=step, loss=loss)
-        elif val_loss is not None and not self.silent:
-            pace = (time.monotonic() - self._begun) / max(1, step - 1)
-            print(
-                f"  step {step:4d}/{steps}  train {train_loss:.4f}  val {val_loss:.4f}  "
-                f"{pace * (steps - step):3.0f} s left",
-                flush=True,
-            )
-
-    def finish(self, run: Run) -> None:
-        """Show that a run is finished and recorded."""
-        self.runs.append(run)
-        if not self._drawn and not self.silent:
-            print(
-                "  {2}: final loss {3}; to target: {4}; {5} ms/step".format(*_cells(run)),
-                flush=True,
-            )
-
-    def _draw(self) -> "RenderableType":
-        from rich.console import Group
-        from rich.table import Table
-
-        table = Table(box=None, pad_edge=False)
-        for heading in ("entrant", "seed", "outcome", "final loss", "to target", "ms/step"):
-            table.add_column(heading, justify="left" if heading == "entrant" else "right")
-        for run in self.runs:
-            table.add_row(*_cells(run))
-        return Group(table, self._progress) if self.runs else self._progress
-
-
-def _cells(run: Run) -> list[str]:
-    loss = "no loss" if run.final_loss is None else f"{run.final_loss:.4f}"
-    cost = (
-        f"{run.steps_to_target:.1f} steps, {run.seconds_to_target:.1f} s"
-        if run.steps_to_target is not None
-        else "-"
-    )
-    ms = 1e3 * run.train_seconds / max(1, run.steps)
-    return [run.label, str(run.seed), run.status, loss, cost, f"{ms:.0f}"]
+    def _words(self, lane: Lane, news: Progress | Run | None) -> list[str]:
+        """What came in, as the words of a line in a log."""
+        board = self._board
+        finished = f"{len(board.runs)}/{board.total} runs finished"
+        if news is None:
+            return [f"{lane.steps} steps, warming up", finished]
+        if isinstance(news, Run):
+            left = board.race_seconds_left()
+            loss = "no loss" if news.final_loss is None else f"final loss {news.final_loss:.4f}"
+            cost = news.seconds_to_target
+            return [
+                lane.standing() + (f", {cost:.1f} s" if cost is not None else ""),
+                loss,
+                f"{1e3 * news.train_seconds / max(1, news.steps):.0f} ms/step",
+                finished + (f", about {duration(left)} left" if left else ""),
+            ]
+        left = board.seconds_left(lane)
+        digits = len(str(max(board.horizons.values())))
+        words = [
+            f"step {news.step:{max(3, digits)}}/{news.steps:<{digits}}",
+            f"train {news.train_loss:.4f}",
+            f"val {news.val_loss:.4f}",
+            f"{lane.distance:+.3f}",
+            f"{news.seconds:5.1f} s",
+        ]
+        words += [f"about {duration(left)} left"] if left else []
+        return words + ([lane.standing()] if lane.met_at is not None else [])
