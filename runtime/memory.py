@@ -66,17 +66,16 @@ def available_bytes(device: torch.device) -> int:
     group = Path("/sys/fs/cgroup")
     limit, used = (_number(group / name, "") for name in ("memory.max", "memory.current"))
     cached = _number(group / "memory.stat", "inactive_file")
-    if None not in (limit, used, cached):
+    if limit is not None and used is not None and cached is not None:
         available.append(limit - used + cached)
-    return min((bytes for bytes in available if bytes is not None), default=1 << 62)
+    return min((each for each in available if each is not None), default=1 << 62)
 
 
 def _number(path: Path, key: str, unit: int = 1) -> int | None:
     """The number after `key` at the start of a line; None if there is none."""
     try:
         lines = path.read_text().splitlines()
-        return (
-            next(int(line[len(key) :].split()[0]) for line in lines if line.startswith(key)) * unit
-        )
+        line = next(line for line in lines if line.startswith(key))
+        return int(line[len(key) :].split()[0]) * unit
     except (OSError, ValueError, StopIteration):
         return None
