@@ -47,7 +47,7 @@ from runtime import command_line, machine, provenance
 from runtime.clock import Clock
 from runtime.command_line import flag, knob
 from runtime.feed import Feed
-from runtime.memory import CrowdedError, Peak, available_bytes
+from runtime.memory import CrowdedError, Peak, available_bytes, load_libraries
 from runtime.program import Program
 from tracking import resume, spelling, store
 from tracking.crossing import crossing
@@ -279,6 +279,7 @@ class Trainer:
             world_size=self.engine.world_size,
         )
         self.dtype = self.engine.broadcast(choose_dtype(options.dtype, self.device))
+        load_libraries(self.device)
         self.others: list[Trainer] = []  # whose runs take turns with this trainer's runs
         self._place(options.microbatch, "" if options.compile else "as asked")
         self.val_batches()  # refuses a number of tokens that does not divide

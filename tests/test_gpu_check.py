@@ -115,6 +115,7 @@ def test_every_property_is_checked(folder: Path) -> None:
         ("training", "muon, eager, deterministic: the same seed gives the same curve"),
         ("step", "muon, eager: state off the planner's, bytes"),
         ("step", "adamw, eager: parts of the step over all of it"),
+        ("step", "muon, in turns: loss off the loss alone"),
         ("graphs and ddp", "ddp of one process: losses off the losses of launched kernels"),
         ("race", "runs that diverged"),
     ):

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from bench import medians, newton_schulz, optimizer_step
+from bench.gpu_check import in_turns
 from bench.gpu_check.config import ENTRANTS, TRACK, Config
 from bench.gpu_check.runner import Recorder
 from layers.config import preset
@@ -141,25 +142,28 @@ def release(config: Config) -> None:
 
 
 def step(config: Config, recorder: Recorder, seconds: float) -> None:
-    """The part `step`: compiled, compiled with the published Newton-Schulz, and eager."""
+    """The part `step`: compiled, compiled with the published Newton-Schulz, in turns, and eager."""
     track = config.track(config.sizes.step_seqs)
-    if config.compile:
-        trainer = Trainer(track, config.options(compiled=True))
+    for compiled in (True, False) if config.compile else (False,):
+        trainer = Trainer(track, config.options(compiled))
+        how, alone = "compiled" if compiled else "eager", {}
         for name in ENTRANTS:
-            with recorder.attempt(f"{name}, compiled"):
-                timed(config, recorder, trainer, name, f"{name}, compiled")
-        with recorder.attempt("muon, compiled, plain Newton-Schulz"):
-            trainer.options = replace(trainer.options, ns_backend="plain")
-            timed(config, recorder, trainer, "muon", "muon, compiled, plain Newton-Schulz")
+            with recorder.attempt(f"{name}, {how}"):
+                out = timed(config, recorder, trainer, name, f"{name}, {how}")
+                alone[name] = out, trainer.memory.read()
+        if compiled == config.compile:
+            with recorder.attempt("in turns"):
+                in_turns.compare(config, recorder, trainer, alone)
+        if compiled:
+            trainer.others = []
+            with recorder.attempt("muon, compiled, plain Newton-Schulz"):
+                trainer.options = replace(trainer.options, ns_backend="plain")
+                timed(config, recorder, trainer, "muon", "muon, compiled, plain Newton-Schulz")
         del trainer
         release(config)
-    trainer = Trainer(track, config.options())
-    for name in ENTRANTS:
-        with recorder.attempt(f"{name}, eager"):
-            timed(config, recorder, trainer, name, f"{name}, eager")
 
 
-def timed(config: Config, recorder: Recorder, trainer: Trainer, name: str, case: str) -> None:
+def timed(config: Config, recorder: Recorder, trainer: Trainer, name: str, case: str) -> Outcome:
     """Run some steps, and record what the clock says about them."""
     sizes, track = config.sizes, trainer.track
     eager = not trainer.options.compile
@@ -167,8 +171,8 @@ def timed(config: Config, recorder: Recorder, trainer: Trainer, name: str, case:
     out = trainer.run(entrant, seed=0, only_last=True)
     if trainer.options.compile and trainer.program.eager_reason:
         recorder.fail(case, f"it ran eagerly: {trainer.program.eager_reason}")
-        return
-    peak_bytes = machine.peak_memory(config.device)
+        return out
+    peak_bytes = trainer.memory.read()
     ms = 1e3 * out.clock.seconds / out.steps
     flops = trainer.gpt.flops_per_token(track.seq_len) * track.batch_tokens
     rate = flops / ms * 1e3
@@ -185,6 +189,7 @@ def timed(config: Config, recorder: Recorder, trainer: Trainer, name: str, case:
     slack = 0.5 if config.size == "toy" else 0.1  # a step of toy size is mostly overhead
     recorder.check(f"{case}: parts of the step over all of it", counted, 1.01, least=1 - slack)
     memory(config, recorder, trainer, name, case, out, peak_bytes)
+    return out
 
 
 def data_sheet(config: Config) -> float | None:

@@ -1,0 +1,75 @@
+"""The price of taking turns: how much longer a step takes after another run had the machine.
+
+    python -m bench.turns
+
+Two equal runs of AdamW on the track `tiny` (on a GPU: its model in float32 or bfloat16, as the
+trainer chooses) take turns of 1, 2, 4 and 8 steps. Column "step": the median of their steps, over
+the median of steps that had no turns between them, measured before and after. Column "between":
+the time from the end of a turn to the begin of the next, over the time of a turn; it is on nobody's
+clock. The default of `--turn-steps` keeps both under 0.5%.
+"""
+
+import statistics
+import time
+from collections.abc import Iterator
+
+from bench import Row, environment, read_command_line, write
+from speedrun import TRACKS, Options, Outcome, Trainer, enter
+
+ROUNDS, STEPS = 3, 48  # of a run for each length of a turn
+LENGTHS = (1, 2, 4, 8)
+
+
+def measure(trainer: Trainer, turn_steps: int) -> tuple[list[float], list[float]]:
+    """Two runs in turns: seconds of a step in each turn but the first, and seconds between turns.
+
+    turn_steps: 0: one run, in turns of a step that nobody else's turns divide.
+    """
+    entrant = enter("adamw", "tiny", STEPS)
+    crew = list(trainer.crew(2 if turn_steps else 1))
+    heat: list[Iterator[Outcome]] = [
+        by.run_in_turns(entrant, 0, turn_steps or 1, only_last=True) for by in crew
+    ]
+    for turns in heat:
+        next(turns)  # warms up
+    between, out = [], None
+    outs: list[Outcome] = []
+    while heat:
+        for turns in list(heat):
+            begun = time.perf_counter()
+            out = next(turns)
+            took = time.perf_counter() - begun
+            if out.status:  # its last turn has a validation
+                heat.remove(turns)
+                outs.append(out)
+            else:
+                between.append(took - out.turns[-1].train_seconds)
+    steps = [turn.train_seconds / turn.steps for out in outs for turn in out.turns[1:-1]]
+    return steps, between
+
+
+def main() -> None:
+    read_command_line("python -m bench.turns", __doc__)
+    trainer = Trainer(TRACKS["tiny"], Options(engine="single"))
+    measure(trainer, 1)  # compiles
+    found: dict[int, tuple[list[float], list[float]]] = {n: ([], []) for n in (0, *LENGTHS)}
+    for number in range(ROUNDS):
+        for length in list(found) if number % 2 else reversed(list(found)):
+            for kept, new in zip(found[length], measure(trainer, length), strict=True):
+                kept += new
+    alone = statistics.median(found[0][0])
+    rows: list[Row] = [
+        {
+            "turn steps": length or "alone",
+            "step ms": round(1e3 * statistics.median(steps), 2),
+            "step": f"{statistics.median(steps) / alone - 1:+.2%}",
+            "between": f"{statistics.median(between) / statistics.median(steps) / (length or 1):.2%}",
+        }
+        for length, (steps, between) in found.items()
+    ]
+    dtype = str(trainer.dtype).removeprefix("torch.")
+    write("turns", rows, {"dtype": dtype} | environment(trainer.device))
+
+
+if __name__ == "__main__":
+    main()
