@@ -2,11 +2,10 @@
 
     python -m bench.turns
 
-Two equal runs of AdamW on the track `tiny` (on a GPU: its model in float32 or bfloat16, as the
-trainer chooses) take turns of 1, 2, 4 and 8 steps. Column "step": the median of their steps, over
+Two equal runs of AdamW on the track `tiny` take turns of 1, 2, 4 and 8 steps. Column "step": the median of their steps, over
 the median of steps that had no turns between them, measured before and after. Column "between":
-the time from the end of a turn to the begin of the next, over the time of a turn; it is on nobody's
-clock. The default of `--turn-steps` keeps both under 0.5%.
+the time from the end of a turn to the begin of the next, over the time of a turn; no clock counts
+it. The default of `--turn-steps` keeps both under 0.5%.
 """
 
 import statistics
@@ -32,7 +31,7 @@ def measure(trainer: Trainer, turn_steps: int) -> tuple[list[float], list[float]
     ]
     for turns in heat:
         next(turns)  # warms up
-    between, out = [], None
+    between: list[float] = []
     outs: list[Outcome] = []
     while heat:
         for turns in list(heat):
@@ -63,12 +62,12 @@ def main() -> None:
             "turn steps": length or "alone",
             "step ms": round(1e3 * statistics.median(steps), 2),
             "step": f"{statistics.median(steps) / alone - 1:+.2%}",
-            "between": f"{statistics.median(between) / statistics.median(steps) / (length or 1):.2%}",
+            "between": f"{statistics.median(between) / ((length or 1) * alone):.2%}",
         }
         for length, (steps, between) in found.items()
     ]
-    dtype = str(trainer.dtype).removeprefix("torch.")
-    write("turns", rows, {"dtype": dtype} | environment(trainer.device))
+    dtype: Row = {"dtype": str(trainer.dtype).removeprefix("torch.")}
+    write("turns", rows, dtype | environment(trainer.device))
 
 
 if __name__ == "__main__":

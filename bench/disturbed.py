@@ -1,0 +1,108 @@
+"""What another user of the machine does to a race's ratio in seconds.
+
+    python -m bench.disturbed    # or: make bench-disturbed; a quarter of an hour on two CPU cores
+
+It races AdamW against Muon on the track `tiny`, three seeds, four times: in lockstep and a run at a
+time, each on a quiet machine and while another process burns all cores for random half of the time.
+The goal: disturbed and in lockstep, the ratio in seconds is within 3% of the quiet race's just
+before, and its 95% interval is no wider than 8% to either side. Nothing else may run meanwhile.
+"""
+
+import math
+import multiprocessing
+import random
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import speedrun
+from analysis.pairs import Pairs
+from analysis.price import read_prices
+from analysis.table import by_label
+from bench import Row, environment, read_command_line, write
+from runtime import machine
+from speedrun import TRACKS, Options, Trainer, enter
+from tracking.schema import Run
+from tracking.store import read_runs
+
+SEEDS = 3
+MEAN_SECONDS = 5.0  # of a burst, and of the quiet between two
+ORDERS = {"lockstep": Options.turn_steps, "a run at a time": 0}  # turn_steps
+
+
+def burn(seed: int) -> None:
+    """Keep a core busy for random half of the time. All processes with one seed burn together."""
+    draw, begun, until = random.Random(seed), time.time(), 0.0
+    while True:
+        until += draw.expovariate(1 / MEAN_SECONDS)
+        time.sleep(max(0.0, begun + until - time.time()))
+        until += draw.expovariate(1 / MEAN_SECONDS)
+        while time.time() < begun + until:
+            pass
+
+
+@contextmanager
+def burners(count: int, seed: int) -> Iterator[None]:
+    """Within it, `count` other processes burn a core each, all at the same random times."""
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=burn, args=(seed,), daemon=True) for _ in range(count)]
+    for process in processes:
+        process.start()
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+
+
+def row_of(root: Path, runs: list[Run], order: str, busy: bool) -> Row:
+    """What a race in the results folder `root` says about Muon against AdamW."""
+    groups = by_label(runs)
+    steps = Pairs(groups, "steps", read_prices(root, runs)).of("adamw", "muon")
+    seconds = Pairs(groups, "seconds", read_prices(root, runs)).of("adamw", "muon")
+    assert steps.ratio and seconds.ratio, "a run missed the target"
+    found = seconds.ratio.estimate
+    row: Row = {
+        "order": order,
+        "machine": "disturbed" if busy else "quiet",
+        "ratio in steps": f"{steps.ratio.estimate.value:.3f}",
+        "ratio in seconds": f"{found.value:.3f}",
+    }
+    assert found.low and found.high
+    wide = max(found.high / found.value, found.value / found.low) - 1
+    ms = [1e3 * run.train_seconds / run.steps for run in runs]
+    return row | {
+        "95% interval": f"{found.low:.3f} to {found.high:.3f}",
+        "to either side": f"{wide:.1%}",
+        "ms per step": f"{min(ms):.0f} to {max(ms):.0f}",
+    }
+
+
+def main() -> None:
+    read_command_line("python -m bench.disturbed", __doc__)
+    rows: list[Row] = []
+    entrants = [enter(name, "tiny") for name in ("adamw", "muon")]
+    with tempfile.TemporaryDirectory() as scratch:
+        for number, (order, turn_steps) in enumerate(ORDERS.items()):
+            options = Options(engine="single", turn_steps=turn_steps, results=scratch)
+            trainer = Trainer(TRACKS["tiny"], options)
+            for busy in (False, True):
+                name, cores = f"{number}-{busy}", machine.cores() if busy else 0
+                print(f"{order}, {'disturbed' if busy else 'quiet'}", flush=True)
+                with burners(cores, seed=number):
+                    speedrun.race(trainer, entrants, SEEDS, name, [])
+                root = Path(scratch)
+                runs = [run for run in read_runs(root) if run.race == name]
+                rows.append(row_of(root, runs, order, busy))
+            quiet, disturbed = (float(row["ratio in seconds"]) for row in rows[-2:])
+            rows[-2]["off the quiet race"] = ""
+            rows[-1]["off the quiet race"] = f"{math.exp(abs(math.log(disturbed / quiet))) - 1:.1%}"
+    dtype: Row = {"dtype": runs[0].dtype, "attention": runs[0].attention}
+    write("disturbed", rows, dtype | environment(trainer.device))
+
+
+if __name__ == "__main__":
+    main()
