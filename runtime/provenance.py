@@ -31,7 +31,8 @@ def facts(
 ) -> dict[str, Any]:
     """The columns of tracking.schema.Provenance that follow from machine and program.
 
-    dtype: of matrix products. attention: "fused" or "plain". eager_reason: why the model runs uncompiled; empty if compiled.
+    dtype: of matrix products. attention: "fused" or "plain". eager_reason: why the model runs
+    uncompiled; empty if compiled.
     """
     commit = machine.git(ROOT, "rev-parse", "HEAD")
     changes = machine.git(ROOT, "status", "--porcelain")
