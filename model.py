@@ -247,6 +247,11 @@ class GPT(nn.Module):
         """The attention of each layer."""
         return [module for module in self.modules() if isinstance(module, Attention)]
 
+    def use_attention(self, way: str) -> None:
+        """Compute attention in a way of `layers.attention.WAYS`; it changes results by rounding."""
+        for attention in self.attentions:
+            attention.way = way
+
     @contextmanager
     def measuring(self, on: bool = True) -> Iterator[None]:
         """Within it, each forward pass keeps the largest logit of every head, if `on`."""

@@ -39,11 +39,12 @@ from analysis import report, table
 from data import DATASETS, open_dataset
 from data.loader import Batches, ValBatches, val_batches
 from errors import UserError
+from layers.attention import WAYS
 from layers.config import GPTConfig, preset
 from model import GPT
 from optim import Linear
 from optim.entrants import Entrant, parse
-from runtime import command_line, machine, provenance
+from runtime import command_line, fastest, machine, provenance
 from runtime.clock import Clock
 from runtime.command_line import flag, knob
 from runtime.feed import Feed
@@ -193,6 +194,7 @@ class Options:
 
     engine: str = knob(f"layout over processes: auto, {', '.join(engines.names())}", "auto")
     dtype: str = knob("precision of matrix products: auto, float32 or bfloat16", "auto")
+    attention: str = knob(f"how it is computed: auto (fastest), {', '.join(WAYS)}", "auto")
     threads: int = knob("CPU threads of a process; 0: its share of the cores", 0)
     compile: bool = knob("compile the model with torch.compile", True)
     cuda_graphs: bool = knob("replay passes as CUDA graphs; pays for small models on a GPU", False)
@@ -208,18 +210,27 @@ class Options:
         command_line.at_least(self, threads=0, microbatch=0, loss_chunk=0, turn_steps=0, timeout=1)
 
 
-def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The precision of matrix products.
+def choose_dtype(name: str, device: torch.device, width: int) -> torch.dtype:
+    """The precision of matrix products, for a model of `width` channels.
 
-    "auto" takes bfloat16 if a product is more than 1.5 times as fast as in float32, which means
-    that the processor has units for it.
+    "auto" takes bfloat16 where the device has units for it that are more than 1.5 times as fast.
     """
     names = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     if name == "auto":
-        name = "bfloat16" if machine.bfloat16_speed(device) > 1.5 else "float32"
+        name = "bfloat16" if fastest.bfloat16_speed(device, width) > 1.5 else "float32"
     if name not in names:
         raise UserError(f"--dtype {name}: must be auto, float32 or bfloat16; leave it out")
     return names[name]
+
+
+def choose_attention(name: str, config: GPTConfig, program: Program) -> str:
+    """How attention is computed: "fused" or "plain"; "auto" takes the faster one."""
+    if name == "auto":
+        shape = program.microbatch, program.seq_len
+        return fastest.attention(config, shape, program.dtype, program.device)
+    if name not in WAYS:
+        raise UserError(f"--attention {name}: must be auto, {' or '.join(WAYS)}; leave it out")
+    return name
 
 
 # ---------------------------------------------------------------------------------------------
@@ -241,9 +252,8 @@ class Outcome:
     points: list[Validation] = field(default_factory=list)  # its validations
     val_seconds: float = 0.0
     grad_norm: float = 0.0  # when last measured
-    logits: list[tuple[int, Tensor]] = field(
-        default_factory=list
-    )  # step; largest of each head (n_layer H)
+    # Step; largest of each head (n_layer H)
+    logits: list[tuple[int, Tensor]] = field(default_factory=list)
     memory: dict[str, int] = field(default_factory=dict)  # bytes of params, grads and state
     peak_bytes: int = 0
 
@@ -278,7 +288,9 @@ class Trainer:
             rank=self.engine.rank,
             world_size=self.engine.world_size,
         )
-        self.dtype = self.engine.broadcast(choose_dtype(options.dtype, self.device))
+        width = track.config(self.data.vocab_size).n_embd
+        self.dtype = self.engine.broadcast(choose_dtype(options.dtype, self.device, width))
+        self.attention = ""  # chosen with the first model
         load_libraries(self.device)
         self.others: list[Trainer] = []  # whose runs take turns with this trainer's runs
         self._place(options.microbatch, "" if options.compile else "as asked")
@@ -298,6 +310,10 @@ class Trainer:
             eager_reason=eager_reason,
             cuda_graphs=self.options.cuda_graphs,
         )
+        if not self.attention:
+            way = choose_attention(self.options.attention, self.gpt.config, self.program)
+            self.attention = self.engine.broadcast(way)
+        self.gpt.use_attention(self.attention)
         self.memory.end_turn()
 
     def crew(self, count: int) -> Iterator["Trainer"]:
@@ -526,6 +542,7 @@ class Trainer:
 
     def facts(self, entrant: Entrant, seed: int, started: str = "") -> dict[str, Any]:
         """The columns of tracking.schema.Provenance for a run, as they are known by now."""
+        dtype, eager_reason = self.program.dtype, self.program.eager_reason
         return dict(
             started=started or provenance.now(),
             track=self.track.name,
@@ -537,7 +554,7 @@ class Trainer:
             world_size=self.engine.world_size,
             source_hash=store.source_hash(self.source),
             data_hash=self.data.hash,
-            **provenance.facts(self.device, self.program.dtype, "fused", self.program.eager_reason),
+            **provenance.facts(self.device, dtype, self.attention, eager_reason),
         )
 
     def validation_row(

@@ -17,9 +17,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from analysis.price import read_prices
+
 import speedrun
 from analysis.pairs import Pairs
-from analysis.price import read_prices
 from analysis.table import by_label
 from bench import Row, environment, read_command_line, write
 from runtime import machine

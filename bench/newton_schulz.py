@@ -71,7 +71,7 @@ def main() -> None:
     read_command_line("python -m bench.newton_schulz", __doc__)
     device = machine.local_device()
     torch.set_num_threads(machine.cores())
-    dtype = choose_dtype("auto", device)
+    dtype = choose_dtype("auto", device, width=768)
     rows = []
     for track, batches in BATCHES.items():
         rounds = 15 if track == "tiny" or device.type == "cuda" else 3

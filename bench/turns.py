@@ -2,10 +2,10 @@
 
     python -m bench.turns
 
-Two equal runs of AdamW on the track `tiny` take turns of 1, 2, 4 and 8 steps. Column "step": the median of their steps, over
-the median of steps that had no turns between them, measured before and after. Column "between":
-the time from the end of a turn to the begin of the next, over the time of a turn; no clock counts
-it. The default of `--turn-steps` keeps both under 0.5%.
+Two equal runs of AdamW on the track `tiny` take turns of 1, 2, 4 and 8 steps. Column "step": the
+median of their steps, over the median of steps that had no turns between them, measured before and
+after. Column "between": the time from the end of a turn to the begin of the next, over the time of
+a turn; no clock counts it. The default of `--turn-steps` keeps both under 0.5%.
 """
 
 import statistics

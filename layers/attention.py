@@ -4,6 +4,10 @@ A variant is a file of this folder with a class `SelfAttention`, a subclass of `
 projects activations to queries, keys and values, and scales the logits of a head through its
 weights, which is all that QK-Clip asks for. The configuration names the file.
 
+Attention itself is computed in one of two ways, which are equal but for rounding: "fused" is the
+kernel of torch, which never holds the logits; "plain" is two batched products with a softmax
+between, which torch.compile fuses. `runtime/fastest.py` measures which one is faster.
+
 Shapes: B sequences, T tokens, C channels (n_embd), H heads, D head size.
 """
 
@@ -21,6 +25,8 @@ from layers.config import GPTConfig
 from layers.linear import Linear
 from layers.norms import upcast
 
+WAYS = ("fused", "plain")  # the first one needs less memory, and is taken where they tie
+
 
 class Attention(nn.Module):
     """Causal attention, the same for all variants but for their projections."""
@@ -32,7 +38,7 @@ class Attention(nn.Module):
         """scale: of the logits, scale q^T k."""
         super().__init__()
         self.n_head, self.head_size, self.scale = config.n_head, config.head_size, scale
-        self.measuring = False
+        self.way, self.measuring = WAYS[0], False
         # Not persistent: a measurement, no learned weight.
         self.register_buffer("max_logits", torch.full((config.n_head,), -math.inf), False)
 
@@ -47,13 +53,42 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         B, T, C = x.shape
         q, k, v = (z.transpose(1, 2) for z in self.project(x))  # B H T D
-        if self.measuring:
-            largest = max_logits(q.detach(), k.detach(), self.scale)
+        if self.way == "plain":
+            z = causal_logits(q, k)
+            y = plain_attention(z, v, self.scale)
+            largest = self.scale * z.detach().amax((0, 2, 3)) if self.measuring else None
+        else:
+            y = fused_attention(q, k, v, self.scale)
+            largest = max_logits(q.detach(), k.detach(), self.scale) if self.measuring else None
+        if largest is not None:
             self.max_logits.copy_(torch.maximum(self.max_logits, largest))
-        y = F.scaled_dot_product_attention(  # B H T D
-            q, k, v, is_causal=True, scale=self.scale, enable_gqa=k.size(1) < q.size(1)
-        )
         return self.proj(y.transpose(1, 2).reshape(B, T, C))
+
+
+def fused_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """Attention (B H T D) of queries (B H T D), keys and values (B H_kv T D): torch's kernel."""
+    return F.scaled_dot_product_attention(
+        q, k, v, is_causal=True, scale=scale, enable_gqa=k.size(1) < q.size(1)
+    )
+
+
+def causal_logits(q: Tensor, k: Tensor) -> Tensor:
+    """q^T k of each query and key (B H T T), -inf for later keys; float32 or wider.
+
+    q (B H T D), k (B H_kv T D). The queries of heads that share keys are one matrix, so no key is
+    repeated.
+    """
+    B, H, T, D = q.shape
+    z = q.reshape(B, k.size(1), -1, D) @ k.mT  # B H_kv (H/H_kv T) T
+    later = torch.ones(T, T, dtype=torch.bool, device=q.device).triu(1)
+    return upcast(z.view(B, H, T, T)).masked_fill(later, -math.inf)
+
+
+def plain_attention(z: Tensor, v: Tensor, scale: float) -> Tensor:
+    """Attention (B H T D) by the logits z (B H T T) before the scale, and values v (B H_kv T D)."""
+    B, H, T, _ = z.shape
+    p = (scale * z).softmax(-1).type_as(v)
+    return (p.view(B, v.size(1), -1, T) @ v).view(B, H, T, -1)
 
 
 def max_logits(q: Tensor, k: Tensor, scale: float, chunk: int = 128) -> Tensor:

@@ -64,19 +64,6 @@ def matmul_flops(device: torch.device, dtype: torch.dtype, n: int, repeats: int)
     return 2 * n**3 / statistics.median(seconds[1:])
 
 
-def bfloat16_speed(device: torch.device) -> float:
-    """How many times as fast a matrix product is in bfloat16 as in float32.
-
-    A CPU without bfloat16 units emulates them, a hundred times slower, hence the small product
-    there; on a GPU a small product would time its launch.
-    """
-    n = 4096 if device.type == "cuda" else 256
-    low, high = (
-        matmul_flops(device, dtype, n, repeats=3) for dtype in (torch.bfloat16, torch.float32)
-    )
-    return low / high
-
-
 def bfloat16_units(device: torch.device) -> list[str]:
     """What computes matrix products in bfloat16, as the system names it; empty: it is emulated.
 
@@ -102,6 +89,13 @@ def set_random_state(device: torch.device, state: list[torch.Tensor]) -> None:
     torch.set_rng_state(state[0])
     if device.type == "cuda":
         torch.cuda.set_rng_state(state[1], device)
+
+
+def total_memory(device: torch.device) -> int:
+    """Bytes of memory that the GPU has, or the machine where there is no GPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def synchronize(device: torch.device) -> None:

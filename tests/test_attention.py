@@ -5,7 +5,8 @@
 Claims: MHA and GQA are their equations in float64; GQA with a key for each head is MHA to the bit,
 and torch's; the tables of roles divide into heads; what is measured is the largest causal logit of
 the batch; after a clip no head exceeds tau, and heads below it are left alone; a race logs what it
-clips. The equations of each model are in test_tracks.py.
+clips. Both ways to compute attention are equal. The equations of each model are in
+test_tracks.py.
 """
 
 import math
@@ -19,8 +20,8 @@ from torch import Tensor
 
 import speedrun
 from errors import UserError
-from layers import mha, mla, norms
-from layers.attention import max_logits
+from layers import attention, mha, mla, norms
+from layers.attention import WAYS, max_logits
 from layers.config import GPTConfig, preset
 from leaderboard import verify
 from model import GPT
@@ -245,6 +246,35 @@ def test_a_new_attention_is_a_file_with_its_name(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(norms, "SelfAttention", SelfAttention, raising=False)
     model = GPT(replace(small("tiny"), attention="norms"))
     assert {type(attention) for attention in model.attentions} == {SelfAttention}
+
+
+# ---- Two ways to compute it --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("measure", [False, True])
+@pytest.mark.parametrize("name", [*VARIANTS, "tiny"])
+def test_plain_and_fused_attention_are_equal(name: str, measure: bool) -> None:
+    model, (inputs, targets) = rough(small(name)).double(), batch()
+    found = []
+    for way in WAYS:
+        model.use_attention(way)
+        model.zero_grad()
+        with model.measuring(measure):
+            loss = model(inputs, targets)
+        loss.backward()
+        grads = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+        found.append([loss.detach(), model.pop_max_logits(), *grads])
+    assert found[0][1].isfinite().all() == measure
+    torch.testing.assert_close(*found, rtol=1e-11, atol=1e-11)
+
+
+def test_attention_takes_the_way_that_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = rough(small("tiny"))
+    monkeypatch.delattr(attention, "plain_attention")
+    model(*batch())  # fused
+    model.use_attention("plain")
+    with pytest.raises(NameError):
+        model(*batch())
 
 
 # ---- QK-Clip -----------------------------------------------------------------------------------

@@ -254,27 +254,6 @@ def test_a_microbatch_has_no_more_tokens_than_fill_a_gpu(
     assert Trainer(micro_track, micro_options).program.microbatch == sequences
 
 
-def test_auto_takes_bfloat16_only_where_the_machine_is_fast_at_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    speed, sides = {torch.float32: 1.0, torch.bfloat16: 1.0}, []
-
-    def matmul_flops(device: torch.device, dtype: torch.dtype, n: int, repeats: int) -> float:
-        sides.append(n)
-        return speed[dtype]
-
-    monkeypatch.setattr(machine, "matmul_flops", matmul_flops)
-    cpu = torch.device("cpu")
-    assert speedrun.choose_dtype("auto", cpu) == torch.float32
-    speed[torch.bfloat16] = 5.0
-    assert speedrun.choose_dtype("auto", cpu) == torch.bfloat16
-    assert max(sides) <= 512  # emulated, a large product would take minutes
-    sides.clear()
-    assert speedrun.choose_dtype("auto", torch.device("cuda")) == torch.bfloat16
-    assert min(sides) >= 2048  # a small one would time its launch, which all precisions share
-    assert speedrun.choose_dtype("float32", cpu) == torch.float32
-
-
 def test_the_track_hash_follows_every_value_but_the_target() -> None:
     track = speedrun.TRACKS["tiny"]
     assert replace(track, target=1.0).hash() == track.hash()

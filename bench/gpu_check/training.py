@@ -47,7 +47,7 @@ def peak(config: Config, recorder: Recorder, seconds: float) -> None:
         memory_bytes = torch.cuda.get_device_properties(device).total_memory
         recorder.measure("device", "memory", memory_bytes / 1e9, "GB")
         if config.dtype == torch.bfloat16:
-            taken = choose_dtype("auto", device) == torch.bfloat16
+            taken = choose_dtype("auto", device, width=768) == torch.bfloat16
             recorder.check("the trainer takes bfloat16 by itself", float(taken), least=1)
     else:
         recorder.measure("device", "cores", machine.cores(), "")
