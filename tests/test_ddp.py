@@ -42,8 +42,9 @@ def torchrun(
     )
 
 
-def race_flags(micro_flags: list[str], results: Path) -> list[str]:
-    return ["adamw", "muon", "--seeds=1", "--steps=6", *micro_flags[:-1], f"--results={results}"]
+def race_flags(micro_flags: list[str], results: Path, seeds: int = 1) -> list[str]:
+    race = ["adamw", "muon", f"--seeds={seeds}", "--steps=6"]
+    return [*race, *micro_flags[:-1], f"--results={results}"]
 
 
 def fineweb_flags(micro_flags: list[str], shards: Path, results: Path) -> list[str]:
@@ -105,6 +106,7 @@ def test_a_race_of_two_processes_has_the_losses_of_one(
     ours, theirs = store.read_runs(two / "two"), store.read_runs(tmp_path / "one")
     assert [(run.world_size, run.engine) for run in ours] == [(2, "ddp")] * 2
     assert [(run.world_size, run.engine) for run in theirs] == [(1, "single")] * 2
+    assert all(run.heat and run.turn_steps == 2 for run in [*ours, *theirs])
     for a, b in zip(ours, theirs, strict=True):
         assert (a.entrant, a.tokens, a.track_hash) == (b.entrant, b.tokens, b.track_hash)
         assert a.data_hash == b.data_hash == manifest.read(two / "shards", "").hash
@@ -146,22 +148,24 @@ def test_only_the_first_process_speaks(two: Path) -> None:
 def test_a_rank_that_dies_is_named_and_a_restart_goes_on_with_the_race(
     micro_flags: list[str], tmp_path: Path
 ) -> None:
-    done = torchrun("die", *race_flags(micro_flags, tmp_path / "r"), restarts=1)
+    done = torchrun("die", *race_flags(micro_flags, tmp_path / "r", seeds=2), restarts=1)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "exitcode: 7" in done.stderr and "local_rank: 1" in done.stderr
     runs: list[Run] = store.read_runs(tmp_path / "r")
-    assert [run.label for run in runs] == ["adamw", "muon"]
+    assert {(run.label, run.seed) for run in runs[:2]} == {("adamw", 0), ("muon", 0)}
+    assert {(run.label, run.seed) for run in runs[2:]} == {("adamw", 1), ("muon", 1)}
     assert len({run.race for run in runs}) == 1
-    assert done.stdout.count("run 1/2") == 1  # what was finished is not repeated
+    assert done.stdout.count("seed 0  6 steps, warming up") == 2  # what was finished stays
 
 
 def test_a_rank_that_hangs_is_named_and_what_is_finished_is_kept(
     micro_flags: list[str], tmp_path: Path
 ) -> None:
-    done = torchrun("hang", *race_flags(micro_flags, tmp_path / "r"), "--timeout=4")
+    done = torchrun("hang", *race_flags(micro_flags, tmp_path / "r", seeds=2), "--timeout=4")
     assert done.returncode != 0
     assert "rank 1 is behind the others" in done.stderr and "--resume" in done.stderr
-    assert [run.label for run in store.read_runs(tmp_path / "r")] == ["adamw"]
+    runs = store.read_runs(tmp_path / "r")
+    assert {(run.label, run.seed) for run in runs} == {("adamw", 0), ("muon", 0)}
 
 
 def test_one_process_refuses_to_be_ddp(
