@@ -66,6 +66,7 @@ bench: data  ## measure the step and the optimizers (the machine to itself)
 	$(PY) -m bench.optimizer_step
 	$(PY) -m bench.newton_schulz
 	$(PY) -m bench.data
+	-$(PY) -m bench.kernels  # needs triton
 
 gpu-check:  ## check and measure a GPU in nine minutes, with what PYTHON has installed
 	$(if $(wildcard $(PY)),$(PY),$(PYTHON)) -m bench.gpu_check $(ARGS)

@@ -1,9 +1,11 @@
 """Measurements of speed: each times several alternatives in turn, in one process.
 
+`bench.kernels` measures no time: it reads what GPUs would run.
+
     make bench    # all of them; nothing else may run on the machine
 
-Each writes its rows to results/bench/<name>.csv, and every row names the machine. The measurements
-that docs/performance.md shows are in results/records/bench-epyc/.
+Each writes its rows to results/bench/<name>.csv, and every row names the machine or the compiler.
+The measurements that docs/performance.md shows are in results/records/bench-epyc/.
 """
 
 import argparse

@@ -13,7 +13,7 @@ import torch
 
 import bench
 import data.gpt2
-from bench import newton_schulz, optimizer_step, step
+from bench import kernels, newton_schulz, optimizer_step, step
 from runtime import machine
 
 RECORD = Path(__file__).parents[1] / "results" / "records" / "bench-epyc"
@@ -38,7 +38,14 @@ def test_a_bench_writes_what_it_measured_and_on_which_machine(
 
 @pytest.mark.parametrize(
     "main",
-    [data.gpt2.main, machine.main, newton_schulz.main, optimizer_step.main, step.main],
+    [
+        data.gpt2.main,
+        kernels.main,
+        machine.main,
+        newton_schulz.main,
+        optimizer_step.main,
+        step.main,
+    ],
     ids=lambda main: main.__module__,
 )
 def test_help_is_printed_and_nothing_is_done(

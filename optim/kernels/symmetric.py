@@ -92,7 +92,7 @@ def product(X: Tensor, tile: Tile, alpha: float = 1.0, beta: float = 0.0) -> Ten
     """
     K, m, n = X.shape
     Y = torch.empty(K, m, m, dtype=X.dtype, device=X.device)
-    tiles = triton.cdiv(m, tile.side)
+    loop, tiles = tile.loop(X.element_size()), triton.cdiv(m, tile.side)
     _product[(tiles * (tiles + 1) // 2, K)](
         X,
         Y,
@@ -105,8 +105,8 @@ def product(X: Tensor, tile: Tile, alpha: float = 1.0, beta: float = 0.0) -> Ten
         # The interpreter's tl.dot reads the bits of bfloat16 as integers.
         WIDEN=interpreted() and X.dtype == torch.bfloat16,
         SIDE=tile.side,
-        DEPTH=tile.depth_bytes // X.element_size(),
-        num_warps=tile.num_warps,
-        num_stages=tile.num_stages,
+        DEPTH=loop.depth,
+        num_warps=loop.num_warps,
+        num_stages=loop.num_stages,
     )
     return Y
