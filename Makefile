@@ -17,7 +17,7 @@ TORCHRUN := $(PY) -m torch.distributed.run --standalone --nproc_per_node=$(NPROC
 RACE := $(if $(filter 1,$(NPROC)),$(PY),$(TORCHRUN))
 
 .PHONY: help speedrun compare scale test test-fast setup data vocab race tune sweep plots report \
-	verify docs figures bench gpu-check clean
+	verify docs figures bench bench-disturbed gpu-check clean
 .DEFAULT_GOAL := help
 .NOTPARALLEL:  # a race has the machine to itself, and its charts come after it
 
@@ -65,8 +65,12 @@ bench: data  ## measure the step and the optimizers (the machine to itself)
 	$(PY) -m bench.step
 	$(PY) -m bench.optimizer_step
 	$(PY) -m bench.newton_schulz
+	$(PY) -m bench.turns
 	$(PY) -m bench.data
 	-$(PY) -m bench.kernels  # needs triton
+
+bench-disturbed: data  ## race on a quiet machine and beside a process that burns all cores
+	$(PY) -m bench.disturbed
 
 gpu-check:  ## check and measure a GPU in nine minutes, with what PYTHON has installed
 	$(if $(wildcard $(PY)),$(PY),$(PYTHON)) -m bench.gpu_check $(ARGS)

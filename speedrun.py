@@ -400,6 +400,7 @@ class Trainer:
         schedule, track = schedule_of(entrant), self.track
         exploded = 2 * math.log(self.data.vocab_size)  # nats: twice the loss of a uniform guess
 
+        machine.free_memory()  # what ended runs left must not be freed on this run's account
         self.memory.begin_turn()
         self.gpt.init_weights(seed)
         plan = self.build(entrant)
@@ -451,7 +452,6 @@ class Trainer:
 
         This makes steps on dummy tokens; then weights and state are restored.
         """
-        machine.free_memory()
         begun = self.now()
         self.engine.mark = None
         self.program.warm_up(tau, alone=not self.others)

@@ -13,7 +13,7 @@ import torch
 
 import bench
 import data.gpt2
-from bench import kernels, newton_schulz, optimizer_step, step
+from bench import disturbed, kernels, newton_schulz, optimizer_step, step, turns
 from runtime import machine
 
 RECORD = Path(__file__).parents[1] / "results" / "records" / "bench-epyc"
@@ -40,11 +40,13 @@ def test_a_bench_writes_what_it_measured_and_on_which_machine(
     "main",
     [
         data.gpt2.main,
+        disturbed.main,
         kernels.main,
         machine.main,
         newton_schulz.main,
         optimizer_step.main,
         step.main,
+        turns.main,
     ],
     ids=lambda main: main.__module__,
 )
