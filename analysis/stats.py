@@ -6,7 +6,7 @@ Student's t, because a race has few seeds.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -35,6 +35,11 @@ class Estimate:
     low: float | None
     high: float | None
     n: int
+
+    def inverse(self) -> "Estimate":
+        """The estimate of the reciprocal of a positive number."""
+        low, high = (None if x is None else 1 / x for x in (self.high, self.low))
+        return Estimate(1 / self.value, low, high, self.n)
 
 
 @dataclass(frozen=True)
@@ -100,9 +105,7 @@ class Ratio:
 
     def inverse(self) -> "Ratio":
         """The same with baseline and challenger exchanged."""
-        value, low, high, n = astuple(self.estimate)
-        low, high = (None if x is None else 1 / x for x in (high, low))
-        return Ratio(Estimate(1 / value, low, high, n), self.p, self.at_most, self.at_least)
+        return Ratio(self.estimate.inverse(), self.p, self.at_most, self.at_least)
 
 
 def speedup(baseline: Costs, challenger: Costs) -> Ratio | None:
