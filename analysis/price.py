@@ -46,7 +46,10 @@ class Duel:
 
 
 class Prices:
-    """The price of a step for each pair of entrants of one race; none where they ran alone."""
+    """The price of a step for each pair of entrants of one race; none where they ran alone.
+
+    A price is computed when it is first asked for.
+    """
 
     def __init__(self, runs: Sequence[Run], turns: Mapping[str, Sequence[Turn]]) -> None:
         """turns: the turns of each run that took turns, by the id of the run."""
@@ -67,14 +70,14 @@ class Prices:
         return self._known[baseline, challenger]
 
     def _estimate(self, baseline: str, challenger: str) -> Estimate | None:
-        a, b = self._groups[baseline], self._groups[challenger]
+        a, b = self._groups.get(baseline, []), self._groups.get(challenger, [])
         duels = [
             Duel(run.turn_steps, self._turns[run.run], self._turns[other.run])
             for run in a
             for other in b
             if run.heat and (run.race, run.seed, run.heat) == (other.race, other.seed, other.heat)
         ]
-        return price(duels, periods(a[0].entrant), periods(b[0].entrant))
+        return price(duels, periods(a[0].entrant), periods(b[0].entrant)) if duels else None
 
 
 def read_prices(root: Path, runs: Sequence[Run]) -> Prices:
