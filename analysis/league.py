@@ -9,7 +9,8 @@ large a difference must be to be found.
 
 from collections.abc import Callable, Mapping, Sequence
 
-from analysis.pairs import Detectable, Pair, Pairs, detectable_differences
+from analysis.pairs import UNITS, Detectable, Pair, Pairs, detectable_differences
+from analysis.price import Prices
 from analysis.stats import POWER, SIGNIFICANT, Estimate, Ratio, costs
 from analysis.table import (
     BASELINE,
@@ -20,6 +21,7 @@ from analysis.table import (
     markdown_grid,
     standing,
     summarise,
+    turn_lengths,
 )
 from tracking.schema import DIVERGED, MISSED, REACHED, Run
 from tracking.spelling import display_name
@@ -39,30 +41,42 @@ NOTE = (
     "The test covers the variation between seeds, not the variation between searches for settings.",
     "Final losses are not compared, because the entrants have different horizons.",
 )
+IN_TURNS = (
+    "Seconds to target are the sums of each run's own clock. A ratio in seconds is the ratio in "
+    "steps divided by the price of a step, which is estimated from neighbouring turns. It has the "
+    "errors of both.",
+)
 
 
-def text(runs: Sequence[Run]) -> str:
-    """The table as aligned plain text."""
-    return aligned(_grid(runs))
+def notes(runs: Sequence[Run]) -> tuple[str, ...]:
+    """What the table means, in sentences."""
+    return NOTE + IN_TURNS if turn_lengths(runs) else NOTE
 
 
-def markdown(runs: Sequence[Run]) -> str:
-    """The table as Markdown, with its notes as a list."""
-    headings, *cells = _grid(runs)
-    notes = "\n".join(f"- {sentence}" for sentence in NOTE)
-    return f"{markdown_grid(headings, cells)}\n\n{notes}"
+def text(runs: Sequence[Run], prices: Prices) -> str:
+    """The table as aligned plain text. prices: of the race."""
+    return aligned(_grid(runs, prices))
 
 
-def _grid(runs: Sequence[Run]) -> list[list[str]]:
+def markdown(runs: Sequence[Run], prices: Prices) -> str:
+    """The table as Markdown, with its notes as a list. prices: of the race."""
+    headings, *cells = _grid(runs, prices)
+    listed = "\n".join(f"- {sentence}" for sentence in notes(runs))
+    return f"{markdown_grid(headings, cells)}\n\n{listed}"
+
+
+def _grid(runs: Sequence[Run], prices: Prices) -> list[list[str]]:
     """Headings, then a row for each entrant. The lowest cost in seconds is first."""
     groups, rows = by_label(runs), {row.label: row for row in summarise(runs)}
     base = find(groups, BASELINE)
     order = sorted(groups, key=lambda label: standing(groups[label], "seconds"))
-    steps, seconds = Pairs(groups, "steps"), Pairs(groups, "seconds")
+    steps, seconds = (Pairs(groups, unit, prices) for unit in UNITS)
     against = display_name(base) if base else "baseline"
+    in_turns = bool(turn_lengths(runs))
     headings = [
         "entrant", "reached/missed/diverged", "steps to target", "seconds to target",
-        f"{against}'s steps over its own", f"{against}'s seconds over its own", "ms per step",
+        f"{against}'s steps over its own", f"{against}'s seconds over its own",
+        *([f"its step over {against}'s"] if in_turns else []), "ms per step",
         "optimizer state", "final loss",
     ]  # fmt: skip
     grid = [headings]
@@ -76,6 +90,7 @@ def _grid(runs: Sequence[Run]) -> list[list[str]]:
                 _cost(groups[label], row, "seconds", "{:,.1f}".format),
                 _against(steps, base, label),
                 _against(seconds, base, label),
+                *([_price(prices, base, label)] if in_turns else []),
                 "-" if row.step_ms is None else f"{row.step_ms:.1f}",
                 f"{row.state_bytes / 1e6:,.2f} MB",
                 _loss(row),
@@ -113,6 +128,13 @@ def _against(pairs: Pairs, base: str | None, label: str) -> str:
         return "1"
     pair = pairs.of(base, label)
     return "-" if pair.ratio is None else f"{times(pair.ratio)}{verdict(pair)}"
+
+
+def _price(prices: Prices, base: str | None, label: str) -> str:
+    if base == label:
+        return "1"
+    found = None if base is None else prices.of(base, label)
+    return "-" if found is None else f"{found.value:.3f}x{_brackets(found, '{:.3f}'.format)}"
 
 
 def times(ratio: Ratio) -> str:
@@ -159,10 +181,15 @@ def detectable_note(runs: Sequence[Run]) -> str:
             f" Among all {pairs} pairs of the {entrants} entrants, the strictest level of Holm's "
             f"method needs {_listed(found, lambda each: each.among_all, 'or')}."
         )
+    of_reached = (
+        "Steps are of the runs that reached the target. A ratio in seconds varies as the ratio in "
+        "steps does; the error of the price of a step is added."
+        if turn_lengths(runs)
+        else "Steps and seconds are of the runs that reached the target."
+    )
     return (
         f"{sentences} The standard deviations between seeds, pooled over the entrants of race "
-        f"{runs[0].race}, are {_listed(found, lambda each: each.deviation)}. Steps and seconds are "
-        "of the runs that reached the target."
+        f"{runs[0].race}, are {_listed(found, lambda each: each.deviation)}. {of_reached}"
     )
 
 

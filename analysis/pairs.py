@@ -5,6 +5,9 @@ because entrants stop at different horizons. A run that misses the target is cen
 costs at least what the run spent (`stats.speedup`). Two entrants differ if Welch's t-test of the
 logarithms, corrected by Holm's method over all pairs of the race, has p < 0.05. Otherwise they are
 not distinguishable. The tests in steps are one family, and the tests in seconds another.
+
+In a lockstep race the ratio in seconds is the ratio in steps divided by the price of the
+challenger's step (`analysis.price`), with the errors of both. Else it is a ratio of the clocks.
 """
 
 import math
@@ -12,9 +15,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
+from analysis.price import Prices
 from analysis.stats import (
     POWER,
     SIGNIFICANT,
+    Estimate,
     Ratio,
     costs,
     holm,
@@ -23,6 +28,7 @@ from analysis.stats import (
     pooled_deviation,
     speedup,
 )
+from analysis.table import turn_lengths
 from tracking.schema import DIVERGED, REACHED, Run
 
 UNITS = ("steps", "seconds")
@@ -42,19 +48,18 @@ class Pair:
 
 
 class Pairs:
-    """All pairs of the entrants of one race in one unit of `stats.costs`."""
+    """All pairs of the entrants of one race, in "steps" or in "seconds"."""
 
-    def __init__(self, groups: Mapping[str, Sequence[Run]], unit: str) -> None:
-        """groups: the runs of each entrant by its label."""
-        spent = {label: costs(runs, unit) for label, runs in groups.items()}
+    def __init__(self, groups: Mapping[str, Sequence[Run]], unit: str, prices: Prices) -> None:
+        """groups: the runs of each entrant by its label. prices: of their race."""
         ended = {label for label in groups if any(r.status != DIVERGED for r in groups[label])}
         self._ratios = {
-            (a, b): speedup(spent[a], spent[b]) if {a, b} <= ended else None
-            for a in spent
-            for b in spent
+            (a, b): _ratio(groups[a], groups[b], unit, prices.of(a, b)) if {a, b} <= ended else None
+            for a in groups
+            for b in groups
             if a != b
         }
-        pairs = list(combinations(spent, 2))
+        pairs = list(combinations(groups, 2))
         self.family = len(pairs)
         tests = [ratio.p if (ratio := self._ratios[pair]) else None for pair in pairs]
         # A pair without a test stays in the family, as if its p were 1.
@@ -66,6 +71,14 @@ class Pairs:
         pair = (baseline, challenger)
         p = self._adjusted[pair if pair in self._adjusted else pair[::-1]]
         return Pair(self._ratios[pair], p, self.family)
+
+
+def _ratio(
+    baseline: Sequence[Run], challenger: Sequence[Run], unit: str, price: Estimate | None
+) -> Ratio | None:
+    if unit == "seconds" and price is not None:
+        return speedup(costs(baseline, "steps"), costs(challenger, "steps"), price)
+    return speedup(costs(baseline, unit), costs(challenger, unit))
 
 
 @dataclass(frozen=True)
@@ -85,13 +98,15 @@ def detectable_differences(groups: Mapping[str, Sequence[Run]]) -> list[Detectab
     """The differences that the race finds with probability `stats.POWER`; none from single runs.
 
     The number of seeds is the smallest of any entrant. Deviations of steps and seconds are between
-    the runs that reached the target, and deviations of losses are between runs of one horizon.
+    the runs that reached the target, and deviations of losses are between runs of one horizon. In a
+    lockstep race the clocks of two runs are not compared, so there is nothing to say of seconds.
     """
     seeds, tests = min(map(len, groups.values())), math.comb(len(groups), 2)
     if seeds < 2:
         return []
+    alone = not any(turn_lengths(run for runs in groups.values() for run in runs))
     found = []
-    for quantity in (*UNITS, "loss"):
+    for quantity in ("steps", *(["seconds"] if alone else []), "loss"):
         sd = pooled_deviation([_values(runs, quantity) for runs in groups.values()])
         if sd is None:
             continue

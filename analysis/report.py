@@ -31,10 +31,12 @@ from pathlib import Path
 
 from analysis import finals, league, scale
 from analysis.pairs import UNITS, Pair, Pairs
+from analysis.price import Prices, read_prices
 from analysis.stats import (
     TRACK3,
     TRACK3_MARGIN,
     TRACK3_SIGMA,
+    Estimate,
     Ratio,
     counts_in_track3,
     losses,
@@ -43,14 +45,15 @@ from analysis.stats import (
 )
 from analysis.table import (
     BASELINE,
-    TABLE_NOTE,
     by_label,
     count,
     find,
     markdown,
     markdown_grid,
+    note,
     summarise,
     text,
+    turn_lengths,
 )
 from errors import UserError
 from tracking import tuned as tuned_settings
@@ -68,17 +71,20 @@ MARKED = re.compile(  # groups: first marker, name, argument or None, content, l
 # ---- Sentences ---------------------------------------------------------------------------------
 
 
-def sentences(runs: Sequence[Run], baseline: str = BASELINE) -> list[str]:
+def sentences(runs: Sequence[Run], prices: Prices, baseline: str = BASELINE) -> list[str]:
     """What one race shows of each entrant against the baseline, if it ran; then the `rulings`.
 
-    Differences are tested among all pairs of the race (`analysis.pairs`).
+    Differences are tested among all pairs of the race (`analysis.pairs`). prices: of a step, in
+    this race (`price.read_prices`).
     """
     groups = by_label(runs)
     base = find(groups, baseline)
-    return [*(_comparisons(groups, base) if base else []), *rulings(runs)]
+    return [*(_comparisons(groups, prices, base) if base else []), *rulings(runs)]
 
 
-def sentence(runs: Sequence[Run], baseline: str = BASELINE, challenger: str = "muon") -> str:
+def sentence(
+    runs: Sequence[Run], prices: Prices, baseline: str = BASELINE, challenger: str = "muon"
+) -> str:
     """What one race shows of one entrant against another; empty if either did not run.
 
     An entrant is named by its label, or by its recipe, which stands for the recipe's first label.
@@ -88,7 +94,7 @@ def sentence(runs: Sequence[Run], baseline: str = BASELINE, challenger: str = "m
     if base is None or other is None:
         return ""
     others = [label for label in groups if label != base]
-    return _comparisons(groups, base)[others.index(other)]
+    return _comparisons(groups, prices, base)[others.index(other)]
 
 
 def rulings(runs: Sequence[Run]) -> list[str]:
@@ -116,17 +122,25 @@ def _ruling(label: str, runs: Sequence[Run]) -> str:
     return f"{name}: {found}. Its runs {verb} under the rule of modded-nanogpt's track 3."
 
 
-def _comparisons(groups: Mapping[str, Sequence[Run]], base: str) -> list[str]:
-    steps, seconds = (Pairs(groups, unit) for unit in UNITS)
+def _comparisons(groups: Mapping[str, Sequence[Run]], prices: Prices, base: str) -> list[str]:
+    steps, seconds = (Pairs(groups, unit, prices) for unit in UNITS)
     return [
-        _sentence(groups, base, label, steps.of(base, label), seconds.of(base, label))
+        _sentence(
+            groups, base, label, steps.of(base, label), seconds.of(base, label),
+            prices.of(base, label),
+        )
         for label in groups
         if label != base
-    ]
+    ]  # fmt: skip
 
 
 def _sentence(
-    groups: Mapping[str, Sequence[Run]], base_label: str, label: str, steps: Pair, time: Pair
+    groups: Mapping[str, Sequence[Run]],
+    base_label: str,
+    label: str,
+    steps: Pair,
+    time: Pair,
+    price: Estimate | None,
 ) -> str:
     base, group = groups[base_label], groups[label]
     a, b = display_name(base_label), display_name(label)
@@ -145,20 +159,33 @@ def _sentence(
         undecided = "So there is no ratio between them."
         return (
             f"{b} reached {target} in {tally_b} runs and {a} in {tally_a} runs. "
-            f"{decided if bounds else undecided}"
+            f"{decided if bounds else undecided}{f' {_priced(a, b, price)}' if price else ''}"
         )
-    fewer, less = steps.ratio, time.ratio
-    price = fewer.estimate.value / less.estimate.value
-    alike = fewer.at_least == less.at_least and fewer.at_most == less.at_most
-    of_price = " (ratio of the costs to the target)"
     all_reached = reached_a == len(base) and reached_b == len(group)
     return (
         f"{b} reached {target} in {_gain(steps, 'fewer', f'steps than {a}')} "
         f"and in {_gain(time, 'less', 'time')}. "
-        f"{f'So one {b} step costs {price:.2f}x one {a} step{of_price}. ' if alike else ''}"
+        f"{_priced(a, b, price) if price else _quotient(a, b, steps.ratio, time.ratio)}"
         f"{tally_b} {b} runs and {tally_a} {a} runs reached the target"
         f"{'' if all_reached else '; the cost counts what the other runs spent'}."
     )
+
+
+def _priced(a: str, b: str, price: Estimate) -> str:
+    """The price of a step of entrant b over a step of entrant a, from their turns."""
+    interval = ""
+    if price.low is not None and price.high is not None:
+        interval = f"95% interval {price.low:.3f} to {price.high:.3f}, "
+    turns = "pair of turns" if price.n == 1 else "pairs of turns"
+    return f"One {b} step costs {price.value:.3f}x one {a} step ({interval}{price.n} {turns}). "
+
+
+def _quotient(a: str, b: str, steps: Ratio, time: Ratio) -> str:
+    """The price of a step where the entrants did not take turns; empty where it is not known."""
+    if steps.at_least != time.at_least or steps.at_most != time.at_most:
+        return ""
+    price = steps.estimate.value / time.estimate.value
+    return f"So one {b} step costs {price:.2f}x one {a} step (ratio of the costs to the target). "
 
 
 def _gain(pair: Pair, less: str, what: str) -> str:
@@ -198,6 +225,13 @@ def _interval(pair: Pair, ratio: Ratio) -> str:
 # ---- Other parts of a page ---------------------------------------------------------------------
 
 
+def in_turns(runs: Sequence[Run]) -> str:
+    """How long the turns of the runs were: ", in turns of 2 steps"; empty if all ran alone."""
+    lengths = turn_lengths(runs)
+    steps = "step" if lengths == [1] else "steps"
+    return f", in turns of {' or '.join(map(str, lengths))} {steps}" if lengths else ""
+
+
 def machine(runs: Sequence[Run]) -> str:
     """The machine, the precision and the commit of one race, in a line."""
 
@@ -212,7 +246,7 @@ def machine(runs: Sequence[Run]) -> str:
         return (run.commit[:12] or "unknown") + ("" if run.clean else " with uncommitted changes")
 
     return (
-        f"{len(runs)} runs of race {runs[0].race} on track {runs[0].track}: "
+        f"{len(runs)} runs of race {runs[0].race} on track {runs[0].track}{in_turns(runs)}: "
         f"{each(r.device for r in runs)}, processes: {each(r.world_size for r in runs)}, "
         f"threads: {each(r.threads for r in runs)}, {each(r.dtype for r in runs)}, "
         f"{each(map(compiled, runs))}, "
@@ -302,20 +336,20 @@ def find_race(name: str, repository: Path = REPOSITORY) -> tuple[Path, list[Run]
     return folder, [run for run in runs if run.race == race]
 
 
-def _headline(runs: Sequence[Run]) -> str:
-    return "\n\n".join(sentences(runs))
+def _headline(runs: Sequence[Run], prices: Prices) -> str:
+    return "\n\n".join(sentences(runs, prices))
 
 
-def _table(runs: Sequence[Run]) -> str:
-    return f"{markdown(summarise(runs))}\n\n{TABLE_NOTE}"
+def _table(runs: Sequence[Run], _: Prices) -> str:
+    return f"{markdown(summarise(runs))}\n\n{note(runs)}"
 
 
-OF_RACE: dict[str, Callable[[Sequence[Run]], str]] = {
+OF_RACE: dict[str, Callable[[Sequence[Run], Prices], str]] = {
     "headline": _headline,
     "race": _table,
-    "machine": machine,
+    "machine": lambda runs, _: machine(runs),
     "league": league.markdown,
-    "detectable": league.detectable_note,
+    "detectable": lambda runs, _: league.detectable_note(runs),
 }
 MARKERS = (*OF_RACE, "finals", "scale", "tuned", "csv", "file")
 
@@ -323,7 +357,8 @@ MARKERS = (*OF_RACE, "finals", "scale", "tuned", "csv", "file")
 def _part(name: str, argument: str, repository: Path) -> str:
     """One generated part. Raises UserError."""
     if name in OF_RACE:
-        return OF_RACE[name](find_race(argument, repository)[1])
+        folder, runs = find_race(argument, repository)
+        return OF_RACE[name](runs, read_prices(folder, runs))
     if name == "finals":
         return finals.markdown([find_race(each, repository) for each in argument.split(",")])
     if name == "scale":
@@ -432,9 +467,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"written: {names}" if changed else "all pages are up to date")
             return 0
         race = select(read_runs(options.root), options.race)
-        parts = [text(summarise(race)), TABLE_NOTE, *sentences(race)]
+        prices = read_prices(options.root, race)
+        parts = [text(summarise(race)), note(race), *sentences(race, prices)]
         if len(by_label(race)) > 2:
-            parts += [league.text(race), " ".join(league.NOTE)]
+            parts += [league.text(race, prices), " ".join(league.notes(race))]
         print(*parts, league.detectable_note(race), machine(race), sep="\n\n")
         return 0
     except UserError as error:

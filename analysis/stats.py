@@ -6,12 +6,12 @@ Student's t, because a race has few seeds.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
 from scipy import optimize
-from scipy.stats import nct, t
+from scipy.stats import nct, norm, t
 
 from errors import UserError
 from tracking.schema import DIVERGED, REACHED, Run
@@ -35,6 +35,11 @@ class Estimate:
     low: float | None
     high: float | None
     n: int
+
+    def inverse(self) -> "Estimate":
+        """The estimate of the reciprocal of a positive number."""
+        low, high = (None if x is None else 1 / x for x in (self.high, self.low))
+        return Estimate(1 / self.value, low, high, self.n)
 
 
 @dataclass(frozen=True)
@@ -100,16 +105,18 @@ class Ratio:
 
     def inverse(self) -> "Ratio":
         """The same with baseline and challenger exchanged."""
-        value, low, high, n = astuple(self.estimate)
-        low, high = (None if x is None else 1 / x for x in (high, low))
-        return Ratio(Estimate(1 / value, low, high, n), self.p, self.at_most, self.at_least)
+        return Ratio(self.estimate.inverse(), self.p, self.at_most, self.at_least)
 
 
-def speedup(baseline: Costs, challenger: Costs) -> Ratio | None:
+def speedup(baseline: Costs, challenger: Costs, price: Estimate | None = None) -> Ratio | None:
     """Expected cost of the baseline over the cost of the challenger: above 1, the challenger wins.
 
     The test is Welch's t-test on the logarithms of the expected costs. The interval is computed for
     their difference, with the degrees of freedom of Welch and Satterthwaite.
+
+    price: what a unit of the challenger's cost costs in units of the baseline's, such as the price
+    of its step. The challenger's costs are multiplied by it, and the variance of its logarithm is
+    added: so a ratio in steps becomes a ratio in seconds.
 
     A run that missed is censored: the target costs at least what the run spent.
     - If runs of the slower entrant missed and no run of the faster entrant did, the ratio is a
@@ -120,11 +127,19 @@ def speedup(baseline: Costs, challenger: Costs) -> Ratio | None:
       spread of the other entrant. If the bound is not above 1, there is no ratio: None.
     - If no run of either entrant reached the target, there is no ratio: None.
     """
+    if price is None:
+        return _speedup(baseline, challenger, None)
+    spent = [price.value * cost for cost in challenger.spent]
+    return _speedup(baseline, Costs(spent, challenger.reached), _error_of(price))
+
+
+def _speedup(baseline: Costs, challenger: Costs, error: "_Sample | None") -> Ratio | None:
+    """As `speedup`, perhaps with a further error of the logarithm."""
     a, b = _log_cost(baseline), _log_cost(challenger)
     if a is None and b is None:
         return None
     if b is None or (a is not None and a.value < b.value):
-        other = speedup(challenger, baseline)
+        other = _speedup(challenger, baseline, error)
         return None if other is None else other.inverse()
     assert b is not None  # the faster one
     slower, at_least = a, False
@@ -136,12 +151,13 @@ def speedup(baseline: Costs, challenger: Costs) -> Ratio | None:
         return None
     if a is None and b.variance is not None:
         slower = replace(slower, variance=b.variance * b.n / slower.n, df=b.df)
-        difference = replace(_difference(slower, b), df=b.df)
-        estimate = _estimate(difference.without_variance(), exponentiate=True)
+        difference, known = replace(_difference(slower, b), df=b.df), False
     else:
-        difference = _difference(slower, b)
-        estimate = _estimate(difference, exponentiate=True)
-    return Ratio(estimate, _two_sided(difference), at_least)
+        difference, known = _difference(slower, b), True
+    if error is not None:
+        difference = _difference(difference, error)
+    interval = difference if known else difference.without_variance()
+    return Ratio(_estimate(interval, exponentiate=True), _two_sided(difference), at_least)
 
 
 def iso_loss(
@@ -321,6 +337,18 @@ def _log_cost(sample: Costs) -> _Sample | None:
     # The delta method: each run's part of the error of log(mean spent) - log(mean reached).
     error = _mean(list(spent / spent.mean() - reached / reached.mean()))
     return _Sample(math.log(spent.sum() / reached.sum()), error.variance, error.df, error.n)
+
+
+def _error_of(estimate: Estimate) -> _Sample:
+    """The error of an estimate's logarithm, from its 95% interval, around zero.
+
+    n is 0, so that a ratio goes on to count runs.
+    """
+    if estimate.low is None or estimate.high is None:
+        return _Sample(0.0, None, 0, 0)
+    wide = math.log(estimate.high / estimate.low)
+    deviation = wide / (2 * float(norm.isf((1 - CONFIDENCE) / 2)))
+    return _Sample(0.0, deviation**2, math.inf, 0)
 
 
 def _difference(a: _Sample, b: _Sample) -> _Sample:

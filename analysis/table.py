@@ -3,7 +3,7 @@
 Claims: every number follows from the rows of runs.csv through `analysis.stats`.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, fields
 
 import pandas as pd
@@ -17,6 +17,12 @@ TABLE_NOTE = (
     "± is the standard deviation between runs. Steps, tokens and seconds are means. If runs did "
     "not reach the target, these numbers are the total that all runs spent, divided by the number "
     "of runs that reached it."
+)
+
+IN_TURNS = (
+    "Seconds are the sums of each run's own clock, with all that disturbed the machine in its "
+    "turns. So a ratio in seconds is not their quotient: it is the ratio in steps, divided by the "
+    "price of a step."
 )
 
 # ---- One row for each entrant ------------------------------------------------------------------
@@ -92,6 +98,16 @@ def by_label(runs: Sequence[Run]) -> dict[str, list[Run]]:
     for run in runs:
         groups.setdefault(run.label, []).append(run)
     return groups
+
+
+def turn_lengths(runs: Iterable[Run]) -> list[int]:
+    """The lengths of the turns, in steps, of the runs that took turns; none if all ran alone."""
+    return sorted({run.turn_steps for run in runs} - {0})
+
+
+def note(runs: Sequence[Run]) -> str:
+    """What the numbers of the table mean."""
+    return f"{TABLE_NOTE} {IN_TURNS}" if turn_lengths(runs) else TABLE_NOTE
 
 
 def count(runs: Sequence[Run], status: str) -> int:

@@ -1,12 +1,19 @@
 """Rows for tests: runs that follow from their curves, and tuning trials."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
+import numpy as np
+
+from analysis.price import Prices
 from tracking import store
 from tracking.crossing import crossing
-from tracking.schema import Logit, Run, Trial, Validation
+from tracking.schema import Logit, Run, Trial, Turn, Validation
 
 SOURCE = store.source_text({"speedrun.py": "print('fast')\n", "muon.py": "# five steps\n"})
+ALONE = Prices((), {})  # of races whose runs took no turns
 PROVENANCE: dict[str, Any] = dict(
     started="2026-08-01T12:00:00+00:00",
     track="tiny",
@@ -146,3 +153,25 @@ def entrant(label: str, to_target: list[float | None], step_seconds: float = 0.1
         )
         for seed, step in enumerate(to_target)
     ]
+
+
+def make_turns(run: Run, jitter: float = 0.01) -> list[Turn]:
+    """The turns of a run on a machine that is slow in some rounds; they add up to the run's time.
+
+    The slow rounds are the same for all runs of a seed.
+    """
+    ends = [*range(0, run.steps, run.turn_steps), run.steps]
+    steps = [after - before for before, after in pairwise(ends)]
+    slow = np.random.default_rng(run.seed).choice([1.0, 1.0, 3.0], 10_000)[: len(steps)]
+    own = np.random.default_rng([run.seed, *run.run.encode()])
+    shares = np.array(steps) * slow * np.exp(jitter * own.standard_normal(len(steps)))
+    seconds = (run.train_seconds * shares / shares.sum()).tolist()
+    return [Turn(*row) for row in zip(range(len(steps)), steps, seconds, strict=True)]
+
+
+def in_turns(
+    runs: Sequence[Run], turn_steps: int = 2, jitter: float = 0.01
+) -> tuple[list[Run], Prices]:
+    """A race as if the runs of each seed had taken turns, and the prices of its steps."""
+    heats = [replace(run, heat=f"{run.race}-s{run.seed}", turn_steps=turn_steps) for run in runs]
+    return heats, Prices(heats, {run.run: make_turns(run, jitter) for run in heats})

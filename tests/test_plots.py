@@ -293,12 +293,12 @@ def test_failed_runs_are_open_or_crossed_at_what_they_spent(tmp_path: Path) -> N
     # There is a bound of the speed-up; neither a title nor a bar gives it as its value.
     for name in ("time_to_target", "loss_curves"):
         assert "AdamW does not reach it" in title(_make.draw(chart(name), inputs))
-    assert decompose(*inputs.entrants) is None
+    assert decompose(*inputs.entrants, None) is None
 
 
 def test_the_speedup_is_the_product_of_its_factors(duel: Path, figures: dict[str, Figure]) -> None:
     adamw, muon = load(duel).entrants
-    parts = decompose(adamw, muon)
+    parts = decompose(adamw, muon, None)
     assert parts and parts.step.low and parts.step.high
     product = parts.samples.estimate.value * parts.step.value
     assert product == pytest.approx(parts.clock.estimate.value)

@@ -11,7 +11,7 @@ import pytest
 from analysis import report, table
 from errors import UserError
 from optim import recipes
-from tests.rows import entrant, make_run
+from tests.rows import ALONE, entrant, make_run
 from tracking import store, tuned
 from tracking.schema import Run
 from tracking.spelling import DISPLAY_NAMES
@@ -74,7 +74,7 @@ def test_the_table_is_the_same_in_every_form():
 
 def test_a_race_without_a_finished_run_has_a_table():
     assert len(table.text(table.summarise([])).splitlines()) == 2
-    assert report.sentences([]) == []
+    assert report.sentences([], ALONE) == []
 
 
 def test_a_run_without_a_step_has_a_row():
@@ -108,7 +108,7 @@ RACES: dict[str, list[Run]] = {
 
 
 def test_the_sentences_read_as_reviewed(golden):
-    parts = [f"{name}:\n{report.sentence(race, challenger=race[-1].label)}\n"
+    parts = [f"{name}:\n{report.sentence(race, ALONE, challenger=race[-1].label)}\n"
              for name, race in RACES.items()]  # fmt: skip
     golden("sentences", "\n".join(parts))
 
@@ -129,7 +129,7 @@ def test_the_sentences_read_as_reviewed(golden):
     ],
 )  # fmt: skip
 def test_the_numbers_of_the_sentence(race, numbers):
-    (sentence,) = report.sentences(RACES[race])
+    (sentence,) = report.sentences(RACES[race], ALONE)
     assert [number for number in numbers if number not in sentence] == []
 
 
@@ -138,23 +138,23 @@ def test_the_numbers_of_the_sentence(race, numbers):
     [("no significant difference", 2), ("a bound that may be chance", 2), ("a win", 0)],
 )
 def test_the_sentence_says_where_the_seeds_show_no_difference(race, times):
-    assert report.sentences(RACES[race])[0].count("not distinguishable") == times
+    assert report.sentences(RACES[race], ALONE)[0].count("not distinguishable") == times
 
 
 def test_a_sentence_for_every_challenger():
     runs = entrant("adamw", [70.0, 70.0]) + entrant("muon:lr=0.1", [50.0, 50.0])
     runs += entrant("muon", [60.0, 60.0]) + entrant("mine", [55.0, 55.0])
-    starts = [sentence.split(" reached")[0] for sentence in report.sentences(runs)]
+    starts = [sentence.split(" reached")[0] for sentence in report.sentences(runs, ALONE)]
     assert starts == ["Muon (lr=0.1)", "Muon", "mine"]
-    assert report.sentence(runs, challenger="mine").startswith("mine reached")
-    assert report.sentence(runs).startswith("Muon reached")  # the exact label comes first
+    assert report.sentence(runs, ALONE, challenger="mine").startswith("mine reached")
+    assert report.sentence(runs, ALONE).startswith("Muon reached")  # the exact label comes first
 
 
 def test_no_sentence_without_a_baseline():
     runs = entrant("muon", [50.0, 50.0]) + entrant("lion", [60.0, 60.0])
-    assert report.sentences(runs) == [] and report.sentence(runs) == ""
-    assert report.sentences(entrant("adamw", [50.0])) == []
-    assert report.sentences(entrant("adamw:lr=0.1", [50.0]) + runs) != []
+    assert report.sentences(runs, ALONE) == [] and report.sentence(runs, ALONE) == ""
+    assert report.sentences(entrant("adamw", [50.0]), ALONE) == []
+    assert report.sentences(entrant("adamw:lr=0.1", [50.0]) + runs, ALONE) != []
 
 
 def ended(label: str, losses: list[float | None], track: str = "gpt2") -> list[Run]:
@@ -177,20 +177,20 @@ def test_a_race_in_the_setting_of_track_3_is_judged_by_its_rule(golden):
     assert all(number in ruling for number, ruling in zip(numbers, rulings, strict=True))
     counted = ["do not count" not in ruling for ruling in rulings]
     assert counted == [True, False, False, True]
-    assert report.sentences(runs) == rulings  # there is no baseline to compare them with
+    assert report.sentences(runs, ALONE) == rulings  # there is no baseline to compare them with
     runs += ended("adamw", [3.3])
-    sentences = report.sentences(runs)
+    sentences = report.sentences(runs, ALONE)
     assert [each.split(" reached")[0] for each in sentences[:4]] == ["Muon", "Lion", "SOAP", "SGD"]
     assert sentences[4:8] == rulings and sentences[8].startswith(
         "AdamW: n = 1, mean final loss 3.3"
     )
-    assert report.sentence(runs) == sentences[0]
+    assert report.sentence(runs, ALONE) == sentences[0]
 
 
 @pytest.mark.parametrize("track", ["tiny", "gpt2-2024", "medium", "custom"])
 def test_no_other_track_is_judged_by_the_rule_of_track_3(track):
     runs = ended("muon", [3.27] * 3, track) + ended("adamw", [3.27] * 3, track)
-    (sentence,) = report.sentences(runs)
+    (sentence,) = report.sentences(runs, ALONE)
     assert sentence.startswith("Muon reached") and "track 3" not in sentence
 
 

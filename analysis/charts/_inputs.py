@@ -11,6 +11,7 @@ from pathlib import Path
 
 from analysis.charts._style import Look, looks, short_names
 from analysis.pairs import Pairs
+from analysis.price import Prices, read_prices
 from analysis.report import select
 from analysis.scale import SCALE, Measured, measured
 from analysis.stats import Estimate, costs, expected_cost, losses, mean
@@ -71,6 +72,7 @@ class Inputs:
     entrants: Sequence[Series]  # in the order in which they first ran; none without a race
     trials: Sequence[Trial]  # searched and refined, at the newest horizon, on the race's track
     recipe_looks: dict[str, Look]  # of the recipes in `trials` and `sweeps`
+    prices: Prices  # of a step, in the race
     sweeps: Sequence[Trial] = ()  # of lr alone: the newest of each recipe, on the race's track
     scale: Sequence[Measured] = ()  # AdamW against Muon at other batch sizes and widths
     others: Sequence[Series] = ()  # of further races that are compared with this one
@@ -82,7 +84,8 @@ class Inputs:
 
     def pairs(self, unit: str) -> Pairs:
         """The test of every pair of entrants, in "steps" or "seconds"."""
-        return Pairs({entrant.label: entrant.runs for entrant in self.entrants}, unit)
+        groups = {entrant.label: entrant.runs for entrant in self.entrants}
+        return Pairs(groups, unit, self.prices)
 
     @property
     def target(self) -> float:
@@ -135,7 +138,8 @@ def load(root: Path, races: Sequence[str] = ()) -> Inputs:
     search, sweeps = _search(trials, track_hash), newest_sweeps(trials, track_hash)
     styles = looks(trial.recipe for trial in [*search, *sweeps])
     others = [e for race in races[1:] for e in _entrants(root, select(runs, race))]
-    return Inputs(_entrants(root, chosen), search, styles, sweeps, scale, others)
+    prices = read_prices(root, chosen)
+    return Inputs(_entrants(root, chosen), search, styles, prices, sweeps, scale, others)
 
 
 def _entrants(root: Path, runs: Iterable[Run]) -> list[Series]:

@@ -32,18 +32,22 @@ class Decomposition:
     clock: Ratio  # of seconds to the target; a bound where `samples` is one
 
 
-def decompose(baseline: Series, challenger: Series) -> Decomposition | None:
+def decompose(baseline: Series, challenger: Series, price: Estimate | None) -> Decomposition | None:
     """The speed-up of one entrant over another; None if either never reached the target.
 
-    Also None where runs that missed turn only one of the two ratios into a bound.
+    Also None where runs that missed turn only one of the two ratios into a bound. price: of the
+    challenger's step over the baseline's; None if the two did not take turns.
     """
     a_steps, a_seconds = (costs(baseline.runs, unit) for unit in ("steps", "seconds"))
     b_steps, b_seconds = (costs(challenger.runs, unit) for unit in ("steps", "seconds"))
-    samples, clock = speedup(a_steps, b_steps), speedup(a_seconds, b_seconds)
+    samples = speedup(a_steps, b_steps)
+    clock = speedup(a_steps, b_steps, price) if price else speedup(a_seconds, b_seconds)
     if not any(a_steps.reached) or not any(b_steps.reached) or samples is None or clock is None:
         return None
     if (samples.at_least, samples.at_most) != (clock.at_least, clock.at_most):
         return None
+    if price is not None:
+        return Decomposition(samples, price.inverse(), clock)
     step = speedup(_per_step(a_seconds, a_steps), _per_step(b_seconds, b_steps))
     assert step is not None  # runs that spent steps and seconds have seconds a step
     # The mean over runs weighs each alike; the quotient is what makes the product exact.

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 
 from analysis.charts._inputs import Inputs, Series
+from analysis.report import in_turns
 from analysis.stats import Estimate
 from tracking.schema import Run, Trial
 
@@ -52,7 +53,7 @@ def footer(inputs: Inputs) -> str:
     machine = ("" if processes == "1" else f"{processes} x ") + each(map(device, runs))
     threads = each(run.threads for run in runs)
     return (
-        f"Track {each(run.track for run in runs)} · {seeds(inputs)} · {machine}, "
+        f"Track {each(run.track for run in runs)} · {seeds(inputs)}{in_turns(runs)} · {machine}, "
         f"{threads} {'thread' if threads == '1' else 'threads'}, "
         f"{each(run.dtype for run in runs)} · "
         f"race {each(run.race for run in runs)}"

@@ -30,7 +30,9 @@ def draw(inputs: Inputs) -> Figure:
             "it needs adamw and another optimizer; run: python speedrun.py adamw muon"
         )
     losses = _losses(inputs, baseline)
-    shown = {e.label: lines for e in others if (lines := _lines(baseline, e, losses))["steps"]}
+    prices = {e.label: inputs.prices.of(baseline.label, e.label) for e in others}
+    lines = {e.label: _lines(baseline, e, losses, prices[e.label]) for e in others}
+    shown = {label: found for label, found in lines.items() if found["steps"]}
     if not shown:
         raise MissingDataError("no loss that two optimizers both reach; run: make compare")
     drawn = [entrant for entrant in others if entrant.label in shown]
@@ -83,12 +85,15 @@ def _xy(curve: Sequence) -> tuple[list[float], list[float]]:
     return [point.step for point in curve], [point.val_loss for point in curve]
 
 
-def _lines(baseline: Series, entrant: Series, losses: np.ndarray) -> Lines:
+def _lines(baseline: Series, entrant: Series, losses: np.ndarray, price: Estimate | None) -> Lines:
+    """price: of the entrant's step over the baseline's; None if the two did not take turns."""
     lines: Lines = {"steps": [], "seconds": []}
     for loss in losses.tolist():
         for unit, line in lines.items():
-            a, b = _costs(baseline, unit, loss), _costs(entrant, unit, loss)
-            ratio = None if a is None or b is None else speedup(a, b)
+            rate = price if unit == "seconds" else None
+            counted = "steps" if rate else unit
+            a, b = _costs(baseline, counted, loss), _costs(entrant, counted, loss)
+            ratio = None if a is None or b is None else speedup(a, b, rate)
             if ratio is not None:
                 line.append((loss, ratio.estimate))
     return lines

@@ -20,8 +20,9 @@ from analysis.charts._curves import (
 )
 from analysis.charts._inputs import Inputs, Series
 from analysis.charts._wording import footer, significance_note
+from analysis.pairs import UNITS
 from analysis.report import change
-from analysis.stats import costs, mean, speedup
+from analysis.stats import costs, mean
 from tracking.schema import DIVERGED, REACHED, Validation
 
 OF_RACE = True
@@ -83,9 +84,7 @@ def _title(inputs: Inputs) -> str:
     reaches = f"{winner.name} reaches loss {target}"
     if rival is None:
         return f"{reaches} after {_style.number(cost.value)} steps"
-    steps, time = (
-        speedup(costs(rival.runs, u), costs(winner.runs, u)) for u in ("steps", "seconds")
-    )
+    steps, time = (inputs.pairs(unit).of(rival.label, winner.label).ratio for unit in UNITS)
     if rival.cost("steps") is None or steps is None or time is None:
         return f"{reaches} after {_style.number(cost.value)} steps; {rival.name} does not reach it"
     link = "and" if (steps.estimate.value > 1) == (time.estimate.value > 1) else "but"

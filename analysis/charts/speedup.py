@@ -27,7 +27,8 @@ def draw(inputs: Inputs) -> Figure:
             "it needs adamw and another optimizer; run: python speedrun.py adamw muon"
         )
     others = [e for e in inputs.ranking("seconds") if e is not baseline]
-    found = [(e, s) for e in others if (s := decompose(baseline, e)) is not None]
+    prices = {e.label: inputs.prices.of(baseline.label, e.label) for e in others}
+    found = [(e, s) for e in others if (s := decompose(baseline, e, prices[e.label])) is not None]
     if not found:
         raise MissingDataError(
             f"{baseline.name} and another optimizer must both reach {inputs.target:g}, and runs "

@@ -50,6 +50,7 @@ def _title(inputs: Inputs) -> str:
     title = f"{shown.name}: the optimizer takes {fraction:.1%} of a step"
     if base is None or base is shown or not base.step_ms():
         return title
-    longer = shown.step_ms() / base.step_ms() - 1
+    price = inputs.prices.of(base.label, shown.label)
+    longer = (price.value if price else shown.step_ms() / base.step_ms()) - 1
     comparative = "longer" if longer >= 0 else "shorter"
     return f"{title}; a step is {abs(longer):.1%} {comparative} than {base.name}'s"

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from analysis.charts import _style
 from analysis.charts._make import save
+from analysis.price import read_prices
 from analysis.report import sentences
 from bench.gpu_check.runner import FAILED, PASSED, SKIPPED, Check, Measure, Result
 from bench.gpu_check.training import GOAL, PARTS
@@ -134,7 +135,7 @@ def _race(out: Path, measures: Sequence[Measure]) -> list[str]:
         return [str(error)]
     if not runs:
         return ["There was none."]
-    lines = [RACE, "", *sentences(runs), "", *table(measures, "race")]
+    lines = [RACE, "", *sentences(runs, read_prices(out, runs)), "", *table(measures, "race")]
     if (out / "loss_curves.png").exists():
         lines += ["", "![Losses](loss_curves.png)"]
     return lines
