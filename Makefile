@@ -22,7 +22,7 @@ RACE := $(if $(filter 1,$(NPROC)),$(PY),$(TORCHRUN))
 .NOTPARALLEL:  # a race has the machine to itself, and its charts come after it
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo '  variables: TRACK=$(TRACK) ENTRANTS="$(ENTRANTS)" SEEDS=$(SEEDS) NPROC=$(NPROC) TRIALS=$(TRIALS) ARGS="..."'
 

@@ -36,6 +36,7 @@ from torch import Tensor
 import engines
 import optim
 from analysis import report, table
+from analysis.price import read_prices
 from data import DATASETS, open_dataset
 from data.loader import Batches, ValBatches, val_batches
 from errors import UserError
@@ -766,7 +767,8 @@ def race_command(arguments: argparse.Namespace) -> None:
     finally:
         if first:
             runs = [run for run in store.read_runs(root) if run.race == race_id]
-            print("", table.text(table.summarise(runs)), *report.sentences(runs), sep="\n")
+            said = report.sentences(runs, read_prices(root, runs))
+            print("", table.text(table.summarise(runs)), *said, sep="\n")
     trainer.engine.close()
 
 
