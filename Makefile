@@ -61,12 +61,18 @@ docs: setup  ## write the generated parts of README.md and docs/
 figures: setup  ## draw the charts of README.md and docs/ again
 	$(PY) -m analysis.charts --figures
 
-bench: data  ## measure the step and the optimizers (the machine to itself)
+bench: .venv/dev data  ## measure the step and the optimizers, alone on the machine; RECORD=NAME keeps it
 	$(PY) -m bench.step
+	$(PY) -m bench.kinds
 	$(PY) -m bench.optimizer_step
 	$(PY) -m bench.newton_schulz
 	$(PY) -m bench.data
 	-$(PY) -m bench.kernels  # needs triton
+ifneq ($(RECORD),)
+	mkdir -p results/records/$(RECORD)
+	cp results/bench/*.csv results/records/$(RECORD)/
+	$(PY) -m analysis.report --docs
+endif
 
 gpu-check:  ## check and measure a GPU in nine minutes, with what PYTHON has installed
 	$(if $(wildcard $(PY)),$(PY),$(PYTHON)) -m bench.gpu_check $(ARGS)
