@@ -70,7 +70,7 @@ bench: .venv/dev data  ## measure the step and the optimizers, alone on the mach
 	-$(PY) -m bench.kernels  # needs triton
 ifneq ($(RECORD),)
 	mkdir -p results/records/$(RECORD)
-	cp results/bench/*.csv results/records/$(RECORD)/
+	cd results/bench && cp step.csv kinds.csv optimizer_step.csv newton_schulz.csv data.csv ../records/$(RECORD)/
 	$(PY) -m analysis.report --docs
 endif
 

@@ -1,10 +1,9 @@
 """Measurements of speed: each times several alternatives in turn, in one process.
 
-`bench.kernels` measures no time: it reads what GPUs would run.
-
-    make bench    # all of them; nothing else may run on the machine
-
+    make bench                     # all of them; nothing else may run on the machine
     make bench RECORD=bench-amx    # and keep the tables in that folder of results/records/
+
+`bench.kernels` measures no time: it reads what GPUs would run.
 
 Each writes its rows to results/bench/<name>.csv, and every row names the machine or the compiler.
 The measurements that docs/performance.md shows are in two records: bench-amx, of a processor with
@@ -66,9 +65,10 @@ def read_command_line(prog: str, description: str | None) -> None:
 
 
 def environment(device: torch.device) -> Row:
-    """The device, the CPU threads and the version of torch, as columns."""
+    """The device, its bfloat16 units, the CPU threads and the version of torch, as columns."""
     return {
         "device": machine.device_name(device),
+        "bfloat16 units": " ".join(machine.bfloat16_units(device)) or "none",
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }

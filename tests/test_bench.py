@@ -40,6 +40,7 @@ def test_a_bench_writes_what_it_measured_and_on_which_machine(
     assert [(row["step"], row["ms"]) for row in rows] == [("Muon", "20.5"), ("AdamW", "0.8")]
     for row in rows:
         assert row["device"] == machine.device_name(cpu)
+        assert row["bfloat16 units"] == (" ".join(machine.bfloat16_units(cpu)) or "none")
         assert row["threads"] == str(torch.get_num_threads())
         assert row["torch"] == torch.__version__
     assert capsys.readouterr().out.count(machine.device_name(cpu)) == 1  # below the table
