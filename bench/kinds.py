@@ -154,7 +154,7 @@ def naming_kernels() -> Iterator[None]:
 
 
 def rows_of(
-    dtype: str, steps: Sequence[Profiled], flops: dict[str, float], peak: float
+    dtype: str, attention: str, steps: Sequence[Profiled], flops: dict[str, float], peak: float
 ) -> list[Row]:
     """A row for each kind, in one precision; the last is the whole step.
 
@@ -170,6 +170,7 @@ def rows_of(
     return [
         {
             "dtype": dtype,
+            "attention": attention,
             "kind": kind,
             "ms": f"{value:.2f}",
             "share": f"{value / whole:.1%}",
@@ -185,7 +186,8 @@ def measure(trainer: Trainer, steps: int = STEPS) -> list[Row]:
     """Profile a trainer's step: the rows of its precision."""
     step = Step(trainer)
     peak = machine.matmul_flops(trainer.device, trainer.program.dtype, 2048, repeats=7)
-    return rows_of(trainer.options.dtype, step.profiled(steps), step.flops(), peak)
+    dtype, attention = trainer.options.dtype, trainer.attention
+    return rows_of(dtype, attention, step.profiled(steps), step.flops(), peak)
 
 
 def main() -> None:

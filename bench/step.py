@@ -41,6 +41,7 @@ class Name(NamedTuple):
     """What is measured."""
 
     model: str
+    attention: str  # how it is computed: ours fused or plain, the peer's sdpa or eager
     compiled: str  # "yes" or "no"
     optimizer: str
 
@@ -142,13 +143,14 @@ def measure(
             trainer = Trainer(track, replace(options, engine="single", compile=compiled))
             ours = our_steps(trainer)  # falls back to eager where compilation fails
             how = "no" if trainer.program.eager_reason else "yes"
-            steps |= {Name(track.model, how, optimizer): ours[optimizer] for optimizer in ours}
+            for optimizer, step in ours.items():
+                steps[Name(track.model, trainer.attention, how, optimizer)] = step
             flops[track.model] = trainer.gpt.flops_per_token(track.seq_len) * track.batch_tokens
             if track is tracks[0] and peers.installed():
+                flops[peers.NAME] = flops[track.model]
                 for attention in peers.ATTENTIONS:
-                    model = f"{peers.NAME}, {attention}"
-                    steps[Name(model, how, "adamw")] = peer_step(trainer, attention, how == "yes")
-                    flops[model] = flops[track.model]
+                    name = Name(peers.NAME, attention, how, "adamw")
+                    steps[name] = peer_step(trainer, attention, how == "yes")
     peak = machine.matmul_flops(trainer.device, trainer.program.dtype, 2048, repeats=7)
     for step in steps.values():
         step()  # the peer compiles, and optimizers make their state
@@ -172,14 +174,15 @@ def rows_of(
     ms: of whole steps. update_ms: of their optimizers alone. flops: of a step, by model.
     peak: FLOP/s.
     """
-    best = min((ms[name] for name in ms if name.model.startswith(peers.NAME)), default=None)
+    best = min((ms[name] for name in ms if name.model == peers.NAME), default=None)
     rows: list[Row] = []
-    for model, compiled in dict.fromkeys((name.model, name.compiled) for name in ms):
-        adamw, muon = (Name(model, compiled, optimizer) for optimizer in OPTIMIZERS)
+    for model, attention, compiled in dict.fromkeys(name[:3] for name in ms):
+        adamw, muon = (Name(model, attention, compiled, optimizer) for optimizer in OPTIMIZERS)
         at_peak = 1e3 * flops[model] / peak
         row: Row = {
             "dtype": dtype,
             "model": model,
+            "attention": attention,
             "compiled": compiled,
             "step ms": round(ms[adamw], 1),
             "times the best peer": f"{ms[adamw] / best:.2f}x" if best else "",

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 import bench
 import data.gpt2
 from bench import kernels, kinds, newton_schulz, optimizer_step, peers, step
+from layers.attention import WAYS
 from layers.config import PRESETS, preset
 from model import GPT
 from runtime import machine
@@ -121,8 +121,8 @@ def test_the_step_is_measured_beside_the_peer(
     small_tracks: list[Track], micro_options: Options
 ) -> None:
     rows = step.measure(small_tracks, micro_options, ways=[False], rounds=3)
-    names = [f"{peers.NAME}, {attention}" for attention in peers.ATTENTIONS]
-    assert [row["model"] for row in rows] == ["tiny-classic", *names, "tiny"]
+    assert [row["model"] for row in rows] == ["tiny-classic", *[peers.NAME] * 2, "tiny"]
+    assert [row["attention"] for row in rows[1:3]] == list(peers.ATTENTIONS)
     assert {(row["dtype"], row["compiled"]) for row in rows} == {("float32", "no")}
     ours, theirs = [rows[0], rows[3]], rows[1:3]
     assert min(str(row["times the best peer"]) for row in theirs) == "1.00x"
@@ -151,12 +151,15 @@ def test_a_step_that_does_not_learn_is_not_measured(
 
 
 def test_a_step_is_compared_with_the_fastest_peer_of_its_precision() -> None:
-    ours, slow, fast = "tiny", f"{peers.NAME}, a", f"{peers.NAME}, b"
-    adamw = {ours: 100.0, slow: 250.0, fast: 200.0}
-    ms = {step.Name(model, "yes", "adamw"): value for model, value in adamw.items()}
-    muon = step.Name(ours, "yes", "muon")
-    update_ms = dict.fromkeys(ms, 1.0) | {muon: 11.0}
-    rows = step.rows_of("float32", ms | {muon: 110.0}, update_ms, dict.fromkeys(adamw, 4e9), 1e11)
+    adamw = {
+        step.Name("tiny", "plain", "yes", "adamw"): 100.0,
+        step.Name(peers.NAME, "sdpa", "yes", "adamw"): 250.0,
+        step.Name(peers.NAME, "eager", "no", "adamw"): 200.0,
+    }
+    muon = {step.Name("tiny", "plain", "yes", "muon"): 110.0}
+    update_ms = dict.fromkeys(adamw, 1.0) | dict.fromkeys(muon, 11.0)
+    flops = {"tiny": 4e9, peers.NAME: 4e9}
+    rows = step.rows_of("float32", adamw | muon, update_ms, flops, peak=1e11)
     assert [row["times the best peer"] for row in rows] == ["0.50x", "1.25x", "1.00x"]
     assert [row["ms at peak"] for row in rows] == [40.0] * 3
     assert [row["share"] for row in rows] == ["40.0%", "16.0%", "20.0%"]
@@ -209,22 +212,12 @@ def assert_adds_up(rows: list[bench.Row]) -> dict[str, float]:
     return ms
 
 
-def written_out(q: Tensor, k: Tensor, v: Tensor, scale: float, **_: object) -> Tensor:
-    """Causal attention as two batched products with a softmax between."""
-    later = torch.ones(q.size(-2), q.size(-2), dtype=torch.bool).triu(1)
-    return (q @ k.mT * scale).masked_fill(later, float("-inf")).softmax(-1) @ v
-
-
-@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("attention", WAYS)
 def test_the_kinds_of_an_eager_step_add_up(
-    small_tracks: list[Track],
-    micro_options: Options,
-    monkeypatch: pytest.MonkeyPatch,
-    fused: bool,
+    small_tracks: list[Track], micro_options: Options, attention: str
 ) -> None:
-    if not fused:
-        monkeypatch.setattr(F, "scaled_dot_product_attention", written_out)
-    ms = assert_adds_up(kinds.measure(Trainer(small_tracks[1], micro_options), steps=4))
+    options = replace(micro_options, attention=attention)
+    ms = assert_adds_up(kinds.measure(Trainer(small_tracks[1], options), steps=4))
     empty = {f"{kinds.POINTWISE}, {part}" for part in kinds.PASSES}  # kernels of compiled graphs
     assert {kind for kind, value in ms.items() if not value} == empty
 
@@ -277,7 +270,7 @@ def test_a_step_that_was_disturbed_is_left_out_of_the_kinds() -> None:
     quiet = kinds.Profiled(10.0, Counter({kinds.OPTIMIZER: 4.0, f"{kinds.LINEAR}, forward": 5.0}))
     disturbed = kinds.Profiled(90.0, Counter({kinds.OPTIMIZER: 80.0}))
     flops = {f"{kinds.LINEAR}, forward": 1e9}
-    rows = kinds.rows_of("float32", [quiet, disturbed, quiet, quiet], flops, peak=4e11)
+    rows = kinds.rows_of("float32", "fused", [quiet, disturbed, quiet, quiet], flops, peak=4e11)
     ms = assert_adds_up(rows)
     assert (ms[kinds.OPTIMIZER], ms[kinds.UNKNOWN]) == (4.0, 1.0)
     linear = next(row for row in rows if row["GFLOP"])
