@@ -61,13 +61,19 @@ docs: setup  ## write the generated parts of README.md and docs/
 figures: setup  ## draw the charts of README.md and docs/ again
 	$(PY) -m analysis.charts --figures
 
-bench: data  ## measure the step and the optimizers (the machine to itself)
+bench: .venv/dev data  ## measure the step and the optimizers, alone on the machine; RECORD=NAME keeps it
 	$(PY) -m bench.step
+	$(PY) -m bench.kinds
 	$(PY) -m bench.optimizer_step
 	$(PY) -m bench.newton_schulz
 	$(PY) -m bench.turns
 	$(PY) -m bench.data
 	-$(PY) -m bench.kernels  # needs triton
+ifneq ($(RECORD),)
+	mkdir -p results/records/$(RECORD)
+	cd results/bench && cp step.csv kinds.csv optimizer_step.csv newton_schulz.csv data.csv ../records/$(RECORD)/
+	$(PY) -m analysis.report --docs
+endif
 
 bench-disturbed: data  ## race on a quiet machine and beside a process that burns all cores
 	$(PY) -m bench.disturbed

@@ -1,19 +1,22 @@
 """Measurements of speed: each times several alternatives in turn, in one process.
 
+    make bench                     # all of them; nothing else may run on the machine
+    make bench RECORD=bench-amx    # and keep the tables in that folder of results/records/
+
 `bench.kernels` measures no time: it reads what GPUs would run.
 
-    make bench    # all of them; nothing else may run on the machine
-
 Each writes its rows to results/bench/<name>.csv, and every row names the machine or the compiler.
-The measurements that docs/performance.md shows are in results/records/bench-epyc/.
+The measurements that docs/performance.md shows are in two records: bench-amx, of a processor with
+bfloat16 units, and bench-epyc, of one without.
 """
 
 import argparse
 import csv
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -22,14 +25,17 @@ from runtime import machine
 
 FOLDER = Path("results/bench")  # ignored by git
 Row = dict[str, str | float]
+Name = TypeVar("Name", bound=Hashable)
+# A precision below this share of float32's peak is emulated: a step would take minutes.
+EMULATED = 0.1
 
 
-def medians(contenders: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+def medians(contenders: Mapping[Name, Callable[[], object]], rounds: int) -> dict[Name, float]:
     """Milliseconds of each contender: the median over rounds in which all of them take turns.
 
     An untimed round goes first. The order is reversed every other round.
     """
-    times: dict[str, list[float]] = {name: [] for name in contenders}
+    times: dict[Name, list[float]] = {name: [] for name in contenders}
     for number in range(-1, rounds):
         for name in list(contenders) if number % 2 else reversed(list(contenders)):
             begun = time.perf_counter()
@@ -37,6 +43,18 @@ def medians(contenders: Mapping[str, Callable[[], object]], rounds: int) -> dict
             if number >= 0:
                 times[name].append(1e3 * (time.perf_counter() - begun))
     return {name: statistics.median(values) for name, values in times.items()}
+
+
+def precisions(device: torch.device) -> list[str]:
+    """The precisions to measure on a device: bfloat16 only if the device does not emulate it."""
+    peaks = {
+        name: machine.matmul_flops(device, getattr(torch, name), 512, repeats=3)
+        for name in ("float32", "bfloat16")
+    }
+    for name, peak in peaks.items():
+        if peak < EMULATED * peaks["float32"]:
+            print(f"{name}: {peak / 1e9:.1f} GFLOP/s: emulated here, not measured further")
+    return [name for name, peak in peaks.items() if peak >= EMULATED * peaks["float32"]]
 
 
 def read_command_line(prog: str, description: str | None) -> None:
@@ -47,9 +65,10 @@ def read_command_line(prog: str, description: str | None) -> None:
 
 
 def environment(device: torch.device) -> Row:
-    """The device, the CPU threads and the version of torch, as columns."""
+    """The device, its bfloat16 units, the CPU threads and the version of torch, as columns."""
     return {
         "device": machine.device_name(device),
+        "bfloat16 units": " ".join(machine.bfloat16_units(device)) or "none",
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
