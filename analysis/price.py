@@ -225,13 +225,13 @@ class _Model:
     """The seconds of a step depend on the kind of the turn, and on a factor that all turns share.
 
     The unknowns are the logarithms of these costs: first of the baseline's kinds, then of the
-    challenger's. The median of each stratum of pairs is an equation. Where these leave open which
-    of the two steps became longer, the changes from one round to the next decide.
+    challenger's. The median of each stratum of pairs is an equation. If both entrants have several
+    kinds, these may leave open which of the two steps became longer. Then the changes from one
+    round to the next decide, as further equations.
     """
 
-    strata: Sequence[_Stratum]  # those of pairs first
+    strata: Sequence[_Stratum]
     solve: np.ndarray  # from the medians of the strata to the unknowns: weighted least squares
-    of_pairs: int  # number of strata of pairs
     shares: np.ndarray  # of each kind in the steps of its entrant
     kinds: int  # of the baseline
 
@@ -244,20 +244,20 @@ class _Model:
         pairs, logs = rounds.paired, rounds.log_seconds
         strata = _strata((b - a)[pairs], (logs[1] - logs[0])[pairs], rounds.block[pairs])
         weights = [len(stratum.values) ** 0.5 for stratum in strata]
-        of_pairs, known = len(strata), (a + b)[pairs].any(axis=0)
-        if np.linalg.matrix_rank([stratum.combination for stratum in strata]) < known.sum() - 1:
+        if baseline.max() and challenger.max():
             next_pair = pairs[:-1] & pairs[1:] & (np.diff(rounds.duel) == 0)
             steps = np.diff((a + b) / 2, axis=0)[next_pair]
             changes = np.diff(logs.mean(axis=0))[next_pair]
             strata += _strata(steps, changes, rounds.block[1:][next_pair])
-            weights += [DECIDES * len(stratum.values) ** 0.5 for stratum in strata[of_pairs:]]
+            weights += [DECIDES * len(stratum.values) ** 0.5 for stratum in strata[len(weights) :]]
         scale = np.array(weights)
         equations = np.array([stratum.combination for stratum in strata])
+        known = (a + b)[pairs].any(axis=0)  # kinds of turns that are in a pair
         shares = (rounds.steps[0] @ a + rounds.steps[1] @ b) * known
         shares[:kinds] /= shares[:kinds].sum()
         shares[kinds:] /= shares[kinds:].sum()
         solve = np.linalg.pinv(equations * scale[:, None]) * scale
-        return cls(strata, solve, of_pairs, shares, kinds)
+        return cls(strata, solve, shares, kinds)
 
     def logs(self, median: Median) -> np.ndarray:
         """The unknowns."""
@@ -269,15 +269,14 @@ class _Model:
         return (self.shares[k:] @ costs[k:]) / (self.shares[:k] @ costs[:k])
 
     def misfit(self) -> float:
-        """How far the pairs are from the model, with a charge for each kind of turn.
+        """How far the values are from the model, with a charge for each kind of turn.
 
         Work cannot make a step shorter: where a model says so, it fits badly. The roots of the
-        distances are added, so that a disturbed pair counts little.
+        distances are added, so that a disturbed turn counts little.
         """
         found, k = self.logs(lambda values, _: np.median(values)), self.kinds
         found = np.concatenate([found[:k].clip(found[0]), found[k:].clip(found[k])])
-        pairs = self.strata[: self.of_pairs]
-        distances = [np.abs(each.values - each.combination @ found) for each in pairs]
+        distances = [np.abs(each.values - each.combination @ found) for each in self.strata]
         total = sum(float(np.sqrt(each).sum()) for each in distances)
         return total * (1 + WORTH * len(found) / sum(map(len, distances)))
 

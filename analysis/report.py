@@ -161,12 +161,13 @@ def _sentence(
             f"{b} reached {target} in {tally_b} runs and {a} in {tally_a} runs. "
             f"{decided if bounds else undecided}{f' {_priced(a, b, price)}' if price else ''}"
         )
+    cost = _priced(a, b, price) if price else _quotient(a, b, steps.ratio, time.ratio)
+    cost_of_step = f"{cost} " if cost else ""
     all_reached = reached_a == len(base) and reached_b == len(group)
     return (
         f"{b} reached {target} in {_gain(steps, 'fewer', f'steps than {a}')} "
         f"and in {_gain(time, 'less', 'time')}. "
-        f"{_priced(a, b, price) if price else _quotient(a, b, steps.ratio, time.ratio)}"
-        f"{tally_b} {b} runs and {tally_a} {a} runs reached the target"
+        f"{cost_of_step}{tally_b} {b} runs and {tally_a} {a} runs reached the target"
         f"{'' if all_reached else '; the cost counts what the other runs spent'}."
     )
 
@@ -177,7 +178,7 @@ def _priced(a: str, b: str, price: Estimate) -> str:
     if price.low is not None and price.high is not None:
         interval = f"95% interval {price.low:.3f} to {price.high:.3f}, "
     turns = "pair of turns" if price.n == 1 else "pairs of turns"
-    return f"One {b} step costs {price.value:.3f}x one {a} step ({interval}{price.n} {turns}). "
+    return f"One {b} step costs {price.value:.3f}x one {a} step ({interval}{price.n} {turns})."
 
 
 def _quotient(a: str, b: str, steps: Ratio, time: Ratio) -> str:
@@ -185,7 +186,7 @@ def _quotient(a: str, b: str, steps: Ratio, time: Ratio) -> str:
     if steps.at_least != time.at_least or steps.at_most != time.at_most:
         return ""
     price = steps.estimate.value / time.estimate.value
-    return f"So one {b} step costs {price:.2f}x one {a} step (ratio of the costs to the target). "
+    return f"So one {b} step costs {price:.2f}x one {a} step (ratio of the costs to the target)."
 
 
 def _gain(pair: Pair, less: str, what: str) -> str:

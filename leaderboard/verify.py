@@ -39,6 +39,7 @@ from tracking.schema import (
     Logit,
     Run,
     Trial,
+    Turn,
     Validation,
 )
 from tracking.spelling import options_of, recipe_of
@@ -48,6 +49,7 @@ from tracking.store import (
     read_logits,
     read_runs,
     read_trials,
+    read_turns,
     records,
     source_hash,
     source_path,
@@ -146,7 +148,7 @@ def _check_rows(rows: Rows) -> Iterator[str]:
 
 
 def _check_run(root: Path, run: Run) -> Iterator[str]:
-    """Whether a row agrees with its curve, its logits and itself."""
+    """Whether a row agrees with its curve, its logits, its turns and itself."""
     try:
         points = read_curve(root, run.run)
     except UserError as error:
@@ -155,6 +157,7 @@ def _check_run(root: Path, run: Run) -> Iterator[str]:
     yield from _check_curve(run, points)
     try:
         yield from _check_logits(run, read_logits(root, run.run))
+        yield from _check_turns(run, read_turns(root, run.run))
     except UserError as error:
         yield str(error)
     yield from _check_outcome(run, points)
@@ -218,6 +221,32 @@ def _check_logits(run: Run, logits: Sequence[Logit]) -> Iterator[str]:
         yield f"it clips logits in {run.steps} steps, but has logits of {len(heads)}"
 
 
+def _check_turns(run: Run, turns: Sequence[Turn]) -> Iterator[str]:
+    """Whether turns are complete: they follow each other and add up to their run."""
+    if (run.turn_steps > 0) != bool(run.heat):
+        yield f"heat {run.heat!r} with turns of {run.turn_steps} steps; a run has both or neither"
+    if not run.turn_steps or not run.steps:
+        if turns:
+            yield f"{len(turns)} turns, but its row has none"
+        return
+    if not turns:
+        yield f"its turns of {run.turn_steps} steps are missing"
+        return
+    if [turn.round for turn in turns] != list(range(len(turns))):
+        yield "its turns are not of the rounds 0, 1, 2, ..."
+    *whole, last = turns
+    if not 0 < last.steps <= run.turn_steps:
+        whole.append(last)  # the last turn may be shorter
+    for turn in whole:
+        if turn.steps != run.turn_steps:
+            yield f"its turn in round {turn.round} has {turn.steps}, not {run.turn_steps} steps"
+    steps, seconds = sum(t.steps for t in turns), math.fsum(t.train_seconds for t in turns)
+    if steps != run.steps:
+        yield f"{run.steps} steps, but its turns have {steps}"
+    if any(turn.train_seconds < 0 for turn in turns) or not _equal(seconds, run.train_seconds):
+        yield f"train_seconds {run.train_seconds:.9g}, but its turns give {seconds:.9g}"
+
+
 def _check_outcome(run: Run, points: Sequence[Validation]) -> Iterator[str]:
     """Whether status, final loss and cost of the target follow from the curve and the target."""
     met = None
@@ -269,6 +298,9 @@ def _check_races(runs: pd.DataFrame) -> Iterator[str]:
     for name in COMMON:
         for race, values in _differing(runs, "race", name):
             yield f"race {race}: its runs differ in {name}: {values}"
+    for name in ("race", "seed", "turn_steps"):
+        for heat, values in _differing(runs[runs.heat != ""], "heat", name):
+            yield f"heat {heat}: its runs differ in {name}: {values}"
 
 
 def _check_constants(runs: pd.DataFrame) -> Iterator[str]:
@@ -293,9 +325,10 @@ def _check_constants(runs: pd.DataFrame) -> Iterator[str]:
 
 
 def _check_curves(root: Path, runs: Sequence[Run]) -> Iterator[str]:
-    """Whether every file of a curve or of logits has a row: a removed row leaves them behind."""
+    """Whether every file of a run has a row: a removed row leaves them behind."""
     names = {run.run for run in runs}
-    for path in sorted([*(root / "curves").glob("*.csv"), *(root / "logits").glob("*.csv")]):
+    folders = ("curves", "logits", "turns")
+    for path in sorted(path for name in folders for path in (root / name).glob("*.csv")):
         if path.stem not in names:
             yield (
                 f"{path}: no row in runs.csv; its row was removed, or the race was killed "

@@ -14,7 +14,7 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
 from analysis.charts import _make, _style
-from tests.rows import SOURCE, make_logits, make_run, make_trial
+from tests.rows import SOURCE, make_logits, make_run, make_trial, make_turns
 from tests.scales import write_scale, write_sweeps
 from tracking.crossing import crossing
 from tracking.schema import DIVERGED, MISSED, REACHED, Run, Validation
@@ -134,16 +134,25 @@ def run_of(plan: Plan, seed: int, points: Sequence[Validation], race: str, start
 
 
 def write_race(
-    root: Path, plans: Sequence[Plan], race: str = "r1", started: str = "2025-11-24T04:00:00"
+    root: Path,
+    plans: Sequence[Plan],
+    race: str = "r1",
+    started: str = "2025-11-24T04:00:00",
+    turn_steps: int = 0,
 ) -> None:
-    """Writes the rows and curves of one race, as `speedrun.py` does."""
+    """Writes the rows, curves and turns of one race, as `speedrun.py` does."""
     rng = np.random.default_rng(7)
     for seed in range(max(plan.seeds for plan in plans)):
         for plan in plans:
             if seed < plan.seeds:
                 points = curve(plan, seed, rng)
                 run = run_of(plan, seed, points, race, started)
-                record(root, run, points, SOURCE, make_logits(points, grows=1.5 + 0.1 * seed))
+                turns = []
+                if turn_steps:
+                    run = replace(run, heat=f"{race}-s{seed}", turn_steps=turn_steps)
+                    turns = make_turns(run)
+                logits = make_logits(points, grows=1.5 + 0.1 * seed)
+                record(root, run, points, SOURCE, logits, turns)
 
 
 def write_trials(root: Path, recipes: Sequence[str] = ("adamw", "muon"), trials: int = 32) -> None:

@@ -9,9 +9,9 @@ import pytest
 from analysis import report
 from errors import UserError
 from leaderboard import verify
-from tests.rows import SOURCE, make_points, make_run, make_trial
+from tests.rows import SOURCE, make_points, make_run, make_trial, make_turns
 from tracking import store
-from tracking.schema import Run, Trial
+from tracking.schema import Run, Trial, Turn
 
 SOURCE_NAME = f"sources/{store.source_hash(SOURCE)}.txt"
 CHOSEN = "steps = 150\ntrials = [1]\n"
@@ -29,8 +29,11 @@ def fill_runs(root: Path) -> None:
     for seed in range(2):
         for label, floor in (("adamw", 3.2), ("muon", 3.0)):
             points = make_points(floor=floor + 0.01 * seed)
-            run = make_run(points, label=label, entrant=label, seed=seed, run=f"{label}-{seed}")
-            store.record(root, run, points, SOURCE)
+            run = make_run(
+                points, label=label, entrant=label, seed=seed, run=f"{label}-{seed}",
+                heat=f"tiny-1-s{seed}", turn_steps=3,
+            )  # fmt: skip
+            store.record(root, run, points, SOURCE, turns=make_turns(run))
     points = make_points(steps=40)
     lost = make_run(points, label="lion", entrant="lion", run="lion-0", status="diverged")
     lost = replace(lost, steps=50, tokens=4096 * 50, train_seconds=5.0)
@@ -90,7 +93,8 @@ def copy_run(results: Path) -> None:
     """The first run of a record in a second record, with its curve."""
     race = results / "records" / "race"
     run = store.read_runs(race)[0]
-    store.record(results / "records" / "again", run, store.read_curve(race, run.run), SOURCE)
+    curve, turns = store.read_curve(race, run.run), store.read_turns(race, run.run)
+    store.record(results / "records" / "again", run, curve, SOURCE, turns=turns)
 
 
 def add_run(**changes):
@@ -289,6 +293,28 @@ def drop_point(name: str, index: int):
     return tamper
 
 
+def change_turns(name: str, change):
+    """Writes the turns of a run as `change` returns them."""
+
+    def tamper(root: Path) -> None:
+        turns = change(store.read_turns(root, name))
+        store.turns_path(root, name).unlink(missing_ok=True)
+        for turn in turns:
+            store.append(store.turns_path(root, name), turn)
+
+    return tamper
+
+
+def change_turn(index: int, **changes):
+    """Changes cells of one turn of muon-0."""
+
+    def change(turns: list[Turn]) -> list[Turn]:
+        turns[index] = replace(turns[index], **changes)
+        return turns
+
+    return change_turns("muon-0", change)
+
+
 def write(name: str, text: str):
     return lambda root: (root / name).write_text(text)
 
@@ -313,6 +339,33 @@ def repeat_line(name: str):
         (remove("curves/muon-1.csv"), "run muon-1: .*muon-1.csv is missing"),
         (write("curves/muon-1.csv", "a,b\n"), "run muon-1: .*line 1: unknown column 'a'"),
         (drop_run("adamw-1"), "curves/adamw-1.csv: no row in runs.csv"),
+        (drop_run("adamw-1"), "turns/adamw-1.csv: no row in runs.csv"),
+        (remove("turns/muon-0.csv"), "muon-0: its turns of 3 steps are missing"),
+        (
+            change_turns("sgd-0", lambda _: [Turn(0, 100, 10.0)]),
+            "sgd-0: 1 turns, but its row has none",
+        ),
+        (change_run("muon-0", turn_steps=0), "muon-0: heat 'tiny-1-s0' with turns of 0 steps; a"),
+        (change_run("muon-0", turn_steps=0), "heat tiny-1-s0: its runs differ in turn_steps: 3, 0"),
+        (change_run("muon-0", heat=""), "muon-0: heat '' with turns of 3 steps; a run has both or"),
+        (change_run("muon-0", heat="tiny-1-s1"), "heat tiny-1-s1: its runs differ in seed: 0, 1"),
+        (change_run("muon-0", race="other"), "heat tiny-1-s0: its runs differ in race: tiny-1, o"),
+        (
+            change_turns("muon-0", lambda turns: turns[1:]),
+            "muon-0: its turns are not of the rounds",
+        ),
+        (change_turn(4, round=5), "muon-0: its turns are not of the rounds 0, 1, 2"),
+        (change_turn(4, steps=2), "muon-0: its turn in round 4 has 2, not 3 steps"),
+        (change_turn(4, steps=4), "muon-0: its turn in round 4 has 4, not 3 steps"),
+        (change_turn(-1, steps=4), "muon-0: its turn in round 33 has 4, not 3 steps"),
+        (change_turn(-1, steps=0), "muon-0: its turn in round 33 has 0, not 3 steps"),
+        (change_turn(-1, steps=2), "muon-0: 100 steps, but its turns have 101"),
+        (change_turn(4, train_seconds=3.0), "muon-0: train_seconds 10, but its turns give 1"),
+        (change_turn(4, train_seconds=-1.0), "muon-0: train_seconds 10, but its turns give"),
+        (
+            write("turns/muon-0.csv", "round\n0\n"),
+            "run muon-0: .*csv line 1: column 'steps'",
+        ),
         (
             change_run("muon-0", steps_to_target=70.0),
             "muon-0: steps_to_target 70, .*curve gives 75",
