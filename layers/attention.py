@@ -85,13 +85,14 @@ class PlainAttention(torch.autograd.Function):
         (B, H, T, D), H_kv = q.shape, k.size(1)
         q = q.reshape(B * H_kv, -1, D)  # (B H_kv) (H/H_kv T) D
         k, v = (z.reshape(B * H_kv, T, D) for z in (k, v))
-        # The mask stands in each of the three passes over the logits, so that they share their
-        # indices, and a compiler makes one loop of them.
-        later = torch.ones(T, T, dtype=torch.bool, device=q.device).triu(1)
-        z = upcast(q @ k.mT).view(B, H, T, T)
-        row_max = z.masked_fill(later, -math.inf).amax(-1, keepdim=True)  # B H T 1
-        e = (scale * (z - row_max)).exp()
-        p = e.masked_fill(later, 0) / e.masked_fill(later, 0).sum(-1, keepdim=True)
+        # Compared as int32, which takes half the time of int64 in a vectorised loop.
+        position = torch.arange(T, dtype=torch.int32, device=q.device)
+        later = position > position[:, None]  # T T
+        z = upcast(q @ k.mT).view(B, H, T, T).masked_fill(later, -math.inf)
+        row_max = z.amax(-1, keepdim=True)  # B H T 1
+        # Two exponentials, and no division: a compiler would keep a float32 one for both its uses.
+        shifted = scale * (z - row_max)
+        p = (shifted - shifted.exp().sum(-1, keepdim=True).log()).exp()
         p = p.type_as(v).view(B * H_kv, -1, T)
         ctx.save_for_backward(q, k, v, p)
         ctx.scale = scale
@@ -102,7 +103,7 @@ class PlainAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor, _: Tensor) -> Any:
         q, k, v, p = ctx.saved_tensors
-        B, _, T, D = dy.shape
+        B, T, D = dy.size(0), dy.size(2), dy.size(3)
         dy = dy.reshape_as(q)
         wide, dp = upcast(p), upcast(dy @ v.mT)
         dz = ctx.scale * wide * (dp - (wide * dp).sum(-1, keepdim=True))
