@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from layers.attention import Attention, make_attention
 from layers.config import GPTConfig
+from layers.embedding import Embedding
 from layers.linear import Linear
 from layers.norms import make_norm, upcast
 
@@ -42,22 +43,31 @@ class RoleRow(NamedTuple):
     head_rows: int = 0
 
 
+def gelu_tanh(x: Tensor) -> Tensor:
+    """GELU by its tanh approximation, x (1 + tanh(u)) / 2 = x sigmoid(2u).
+
+    The sigmoid takes half the time in a compiled loop.
+    """
+    z = upcast(x)
+    u = math.sqrt(2 / math.pi) * (z + 0.044715 * z * z * z)
+    return (z * torch.sigmoid(2 * u)).type_as(x)
+
+
 class MLP(nn.Module):
     """Two matrices with ReLU^2 (So et al. 2109.08668) or GELU between."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.relu2 = config.activation == "relu2"
-        self.approximate = "tanh" if config.activation == "gelu_tanh" else "none"  # of GELU
+        self.activation = config.activation
         self.fc = Linear(config.n_embd, config.mlp_ratio * config.n_embd, bias=config.bias)
         self.proj = Linear(config.mlp_ratio * config.n_embd, config.n_embd, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.fc(x)
-        if not self.relu2:
-            return self.proj(F.gelu(x, approximate=self.approximate))
-        x = F.relu(x)
-        return self.proj(x * x)  # not x.square(), which a GPU's autocast makes float32
+        if self.activation == "relu2":
+            x = F.relu(x)
+            return self.proj(x * x)  # not x.square(), which a GPU's autocast makes float32
+        return self.proj(gelu_tanh(x) if self.activation == "gelu_tanh" else F.gelu(x))
 
 
 class Block(nn.Module):
@@ -83,8 +93,8 @@ def soft_cap(z: Tensor, cap: float) -> Tensor:
 class ChunkedLoss(torch.autograd.Function):
     """Summed cross-entropy of soft-capped logits, a chunk of tokens at a time.
 
-    The forward pass also computes the gradients. So only one chunk of logits is in memory at a
-    time, and no logit is computed twice. Gradients are summed in the type of the parameters.
+    The forward pass also computes the gradients. So the logits are gone over once, and only one
+    chunk of them is in memory at a time. Gradients are summed in the type of the parameters.
     """
 
     @staticmethod
@@ -98,19 +108,21 @@ class ChunkedLoss(torch.autograd.Function):
         chunk: int,
     ) -> Tensor:
         w, b = weight.type_as(x), None if bias is None else bias.type_as(x)
-        words = torch.arange(weight.size(0), device=x.device)
+        # Compared as int32, which takes half the time of int64 in a vectorised loop.
+        words = torch.arange(weight.size(0), dtype=torch.int32, device=x.device)
         dw = torch.zeros_like(weight)
         db = None if bias is None else torch.zeros_like(bias)
         losses, dxs = [], []
-        for xs, ts in zip(x.split(chunk), targets.split(chunk), strict=True):
+        for xs, ts in zip(x.split(chunk), targets[:, None].split(chunk), strict=True):
             low = F.linear(xs, w, b)
             z = upcast(low)
             y = soft_cap(z, cap)
             log_total = y.logsumexp(-1, keepdim=True)
-            losses.append((log_total - y.gather(-1, ts[:, None])).sum())
-            dz = (y - log_total).exp() - (words == ts[:, None]).to(y.dtype)  # of the capped logits
+            losses.append((log_total - y.gather(-1, ts)).sum())
+            dz = (y - log_total).exp() - (words == ts.int()).to(y.dtype)  # of the capped logits
             if cap:
-                dz = dz * (cap * torch.rsqrt(z.square() + cap * cap)) ** 3
+                slope = cap * torch.rsqrt(z.square() + cap * cap)
+                dz = dz * slope * slope * slope
             dz = dz.type_as(low)
             dxs.append((dz @ w).type_as(x))
             dw += dz.mT @ xs
@@ -137,7 +149,7 @@ class GPT(nn.Module):
         super().__init__()
         self.config, self.loss_chunk = config, loss_chunk
         stored = torch.bfloat16 if config.embed_dtype == "bfloat16" else None
-        self.embed = nn.Embedding(config.table_rows, config.n_embd, dtype=stored)
+        self.embed = Embedding(config.table_rows, config.n_embd, dtype=stored)
         self.positions = (
             nn.Embedding(config.block_size, config.n_embd)
             if config.positions == "learned"
@@ -193,13 +205,11 @@ class GPT(nn.Module):
         x = self.norm_embed(x)
         for block in self.blocks:
             x = block(x)
-        x, cap, chunk = self.norm_final(x), self.config.softcap, self.loss_chunk
-        if not 0 < chunk < targets.numel():
-            return F.cross_entropy(self.logits(x).flatten(0, 1), targets.flatten(), reduction="sum")
-        x, targets = x.flatten(0, 1), targets.flatten()
+        x, targets = self.norm_final(x).flatten(0, 1), targets.flatten()
+        chunk = self.loss_chunk or targets.numel()
         if torch.is_grad_enabled():
             loss: Tensor = ChunkedLoss.apply(
-                x, self.head.weight, self.head.bias, targets, cap, chunk
+                x, self.head.weight, self.head.bias, targets, self.config.softcap, chunk
             )
             return loss
         losses = [

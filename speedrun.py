@@ -280,6 +280,7 @@ class Trainer:
         self.track, self.options, self.now = track, options, now
         self.device = machine.local_device()
         torch.set_num_threads(options.threads or machine.threads())
+        machine.keep_memory()
         self.source = provenance.program_text()
         self.data = open_dataset(track.dataset, val_tokens=track.val_tokens)
         self.engine = engines.make(options.engine, self.device, options.timeout)

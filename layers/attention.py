@@ -14,6 +14,7 @@ Shapes: B sequences, T tokens, C channels (n_embd), H heads, D head size.
 import math
 import pkgutil
 from importlib import import_module
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -54,13 +55,12 @@ class Attention(nn.Module):
         B, T, C = x.shape
         q, k, v = (z.transpose(1, 2) for z in self.project(x))  # B H T D
         if self.way == "plain":
-            z = causal_logits(q, k)
-            y = plain_attention(z, v, self.scale)
-            largest = self.scale * z.detach().amax((0, 2, 3)) if self.measuring else None
+            y, largest = PlainAttention.apply(q, k, v, self.scale)
         else:
-            y = fused_attention(q, k, v, self.scale)
-            largest = max_logits(q.detach(), k.detach(), self.scale) if self.measuring else None
-        if largest is not None:
+            y, largest = fused_attention(q, k, v, self.scale), None
+        if self.measuring:
+            if largest is None:
+                largest = max_logits(q.detach(), k.detach(), self.scale)
             self.max_logits.copy_(torch.maximum(self.max_logits, largest))
         return self.proj(y.transpose(1, 2).reshape(B, T, C))
 
@@ -72,23 +72,44 @@ def fused_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     )
 
 
-def causal_logits(q: Tensor, k: Tensor) -> Tensor:
-    """q^T k of each query and key (B H T T), -inf for later keys; float32 or wider.
+class PlainAttention(torch.autograd.Function):
+    """The same by products and a softmax; also the largest logit of each head (H).
 
-    q (B H T D), k (B H_kv T D). The queries of heads that share keys are one matrix, so no key is
-    repeated.
+    The logits and the softmax are float32 or wider. Only the probabilities are kept for the
+    backward pass, in the type of the values. Products are batches of matrices, one for each
+    sequence and key head: the queries of heads that share keys are one matrix.
     """
-    B, H, T, D = q.shape
-    z = q.reshape(B, k.size(1), -1, D) @ k.mT  # B H_kv (H/H_kv T) T
-    later = torch.ones(T, T, dtype=torch.bool, device=q.device).triu(1)
-    return upcast(z.view(B, H, T, T)).masked_fill(later, -math.inf)
 
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        (B, H, T, D), H_kv = q.shape, k.size(1)
+        q = q.reshape(B * H_kv, -1, D)  # (B H_kv) (H/H_kv T) D
+        k, v = (z.reshape(B * H_kv, T, D) for z in (k, v))
+        # Compared as int32, which takes half the time of int64 in a vectorised loop.
+        position = torch.arange(T, dtype=torch.int32, device=q.device)
+        later = position > position[:, None]  # T T
+        z = upcast(q @ k.mT).view(B, H, T, T).masked_fill(later, -math.inf)
+        row_max = z.amax(-1, keepdim=True)  # B H T 1
+        # Two exponentials, and no division: a compiler would keep a float32 one for both its uses.
+        shifted = scale * (z - row_max)
+        p = (shifted - shifted.exp().sum(-1, keepdim=True).log()).exp()
+        p = p.type_as(v).view(B * H_kv, -1, T)
+        ctx.save_for_backward(q, k, v, p)
+        ctx.scale = scale
+        largest = scale * row_max.amax((0, 2, 3))
+        ctx.mark_non_differentiable(largest)
+        return (p @ v).view(B, H, T, D), largest
 
-def plain_attention(z: Tensor, v: Tensor, scale: float) -> Tensor:
-    """Attention (B H T D) by the logits z (B H T T) before the scale, and values v (B H_kv T D)."""
-    B, H, T, _ = z.shape
-    p = (scale * z).softmax(-1).type_as(v)
-    return (p.view(B, v.size(1), -1, T) @ v).view(B, H, T, -1)
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor, _: Tensor) -> Any:
+        q, k, v, p = ctx.saved_tensors
+        B, T, D = dy.size(0), dy.size(2), dy.size(3)
+        dy = dy.reshape_as(q)
+        wide, dp = upcast(p), upcast(dy @ v.mT)
+        dz = ctx.scale * wide * (dp - (wide * dp).sum(-1, keepdim=True))
+        dz = dz.type_as(q)  # of q k^T
+        grads = dz @ k, dz.mT @ q, p.mT @ dy
+        return *(grad.view(B, -1, T, D) for grad in grads), None
 
 
 def max_logits(q: Tensor, k: Tensor, scale: float, chunk: int = 128) -> Tensor:

@@ -47,12 +47,12 @@ class Shape:
     def loss_bytes(self, sequences: int) -> int:
         """Temporary: logits and their gradients in 16 bits, three float32 stages between.
 
-        And the gradient of the head's table, which a chunked loss holds in float32.
+        And the gradient of the head's table in float32, which the loss holds until the backward
+        pass.
         """
         tokens = sequences * self.seq_len
-        chunked = 0 < self.loss_chunk < tokens
-        held = 4 * self.table_rows * self.n_embd if chunked else 0
-        return (self.loss_chunk if chunked else tokens) * self.table_rows * 16 + held
+        at_once = min(self.loss_chunk or tokens, tokens)
+        return at_once * self.table_rows * 16 + 4 * self.table_rows * self.n_embd
 
     def cast_bytes(self) -> int:
         """The 16-bit copies of the weights that the matrix products keep."""

@@ -270,7 +270,7 @@ def test_plain_and_fused_attention_are_equal(name: str, measure: bool) -> None:
 
 def test_attention_takes_the_way_that_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     model = rough(small("tiny"))
-    monkeypatch.delattr(attention, "plain_attention")
+    monkeypatch.delattr(attention, "PlainAttention")
     model(*batch())  # fused
     model.use_attention("plain")
     with pytest.raises(NameError):

@@ -9,16 +9,21 @@ FLOPs of the `tiny` preset equal the numbers worked out by hand.
 
 import hashlib
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from layers.config import GPTConfig, preset
 from model import GPT
+from runtime import machine
 
+CPU = torch.device("cpu")
 MICRO = GPTConfig(vocab_size=37, block_size=20, n_layer=2, n_head=2, n_embd=32)
 
 
@@ -90,9 +95,10 @@ def head_outputs(model: GPT, inputs: Tensor) -> Tensor:
     """(B T V) before the soft cap."""
     seen: list[Tensor] = []
     handle = model.head.register_forward_hook(lambda _, __, z: seen.append(z.detach()))
-    model(inputs, torch.zeros_like(inputs))
+    with torch.no_grad():
+        model(inputs, torch.zeros_like(inputs))
     handle.remove()
-    return seen[0]
+    return seen[0].view(*inputs.shape, -1)
 
 
 def test_loss_and_gradients_are_those_described() -> None:
@@ -250,11 +256,24 @@ KINDS = {
 }
 
 
+def cross_entropy(model: GPT, inputs: Tensor, targets: Tensor) -> Tensor:
+    """The loss by torch's own function of all logits, and its gradients by autograd."""
+    seen: list[Tensor] = []
+    handle = model.norm_final.register_forward_hook(lambda _, __, x: seen.append(x))
+    model(inputs, targets)
+    handle.remove()
+    logits = model.logits(seen[0])
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
+
+
 def one_step(
-    config: GPTConfig, loss_chunk: int, autocast: bool = False, compiled: bool = False
+    config: GPTConfig, loss_chunk: int | None, autocast: bool = False, compiled: bool = False
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Training loss, the same without gradients, and the gradients of a third of it."""
-    model = GPT(config, loss_chunk)
+    """Training loss, the same without gradients, and the gradients of a third of it.
+
+    loss_chunk: None: the loss is torch's.
+    """
+    model = GPT(config, loss_chunk or 0)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for p in model.parameters():
@@ -262,6 +281,8 @@ def one_step(
             p.copy_(0.2 * noise + (1 if p.ndim == 1 else 0))
     inputs, targets = batch(3, 32, vocab_size=200)
     call = torch.compile(model, dynamic=False, backend="aot_eager") if compiled else model
+    if loss_chunk is None:
+        call = partial(cross_entropy, model)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
         loss = call(inputs, targets)
         with torch.no_grad():
@@ -271,10 +292,10 @@ def one_step(
 
 
 @pytest.mark.parametrize("name", KINDS)
-@pytest.mark.parametrize("loss_chunk", [95, 40, 7])
-def test_a_loss_by_chunks_is_the_plain_one(name: str, loss_chunk: int) -> None:
+@pytest.mark.parametrize("loss_chunk", [0, 95, 40, 7])
+def test_the_loss_is_the_one_of_torch_by_any_chunk(name: str, loss_chunk: int) -> None:
     config = replace(KINDS[name], embed_dtype="float32")  # else its gradients are rounded
-    plain, _, grads = one_step(config, 0)
+    plain, _, grads = one_step(config, None)
     loss, val_loss, chunked = one_step(config, loss_chunk)
     torch.testing.assert_close(loss, plain, rtol=1e-6, atol=0)
     torch.testing.assert_close(val_loss, plain, rtol=1e-6, atol=0)
@@ -292,7 +313,7 @@ def test_a_loss_by_chunks_is_the_plain_one(name: str, loss_chunk: int) -> None:
     ],
 )
 def test_chunks_in_bfloat16_and_compiled_differ_by_rounding_only(name: str, compiled: bool) -> None:
-    plain, _, grads = one_step(KINDS[name], 0, autocast=True)
+    plain, _, grads = one_step(KINDS[name], None, autocast=True)
     loss, val_loss, chunked = one_step(KINDS[name], 40, autocast=True, compiled=compiled)
     assert loss.dtype == val_loss.dtype == torch.float32
     assert loss.item() == pytest.approx(plain.item(), rel=1e-4)
@@ -375,3 +396,37 @@ def test_flops_are_those_worked_out_by_hand() -> None:
 def test_heads_that_do_not_fit_are_refused(n_head: int, n_embd: int) -> None:
     with pytest.raises(ValueError, match=f"n_embd={n_embd} with n_head={n_head}"):
         GPTConfig(vocab_size=37, block_size=8, n_layer=1, n_head=n_head, n_embd=n_embd)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(machine.compiler_missing(CPU)), reason="no C++ compiler")
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("tiny", torch.float32), ("tiny-classic", torch.bfloat16)]
+)
+def test_compiled_steps_have_the_same_bits_every_time(name: str, dtype: torch.dtype) -> None:
+    """On two threads, which once added up the embedding's gradient in any order."""
+    torch.set_num_threads(2)
+    low = dtype != torch.float32
+    if low and not machine.bfloat16_units(CPU):
+        pytest.skip("emulated bfloat16 takes minutes")
+    model = GPT(replace(preset(name, 1024, 128), n_layer=1), loss_chunk=8192)
+    model.use_attention("plain" if low else "fused")
+    call = torch.compile(model, dynamic=False)
+    inputs, targets = batch(32, 128)  # few words, so that many gradients meet in a row
+
+    def steps(forward: Callable[..., Tensor]) -> list[Tensor]:
+        model.init_weights(0)
+        for _ in range(3):
+            model.zero_grad()
+            with torch.autocast("cpu", dtype=dtype, enabled=low):
+                loss = forward(inputs, targets)
+            loss.backward()
+            with torch.no_grad():
+                for p in model.parameters():
+                    p -= 1e-5 * p.grad
+        return [loss.detach(), *(p.detach().clone() for p in model.parameters())]
+
+    first = steps(call)
+    torch.testing.assert_close(first[0], steps(model)[0], rtol=1e-3 if low else 1e-5, atol=0)
+    for _ in range(4):
+        assert all(torch.equal(a, b) for a, b in zip(first, steps(call), strict=True))

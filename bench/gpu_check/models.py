@@ -101,7 +101,7 @@ def causality(recorder: Recorder, gpt: GPT, kind: str, low: bool) -> None:
     def logits(tokens: Tensor) -> Tensor:
         with torch.autocast(tokens.device.type, dtype=torch.bfloat16, enabled=low):
             gpt(tokens, tokens)
-        return seen.pop()
+        return seen.pop().view(*tokens.shape, -1)
 
     t = inputs.size(1) // 2
     changed = inputs.clone()
