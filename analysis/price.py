@@ -182,7 +182,7 @@ def _models(
     for begins in product(ways, repeat=len(baseline) + len(challenger)):
         first, second = begins[: len(baseline)], begins[len(baseline) :]
         kinds = _kinds(rounds, baseline, first), _kinds(rounds, challenger, second)
-        yield _Model.of(rounds, *kinds)
+        yield _Model.of(rounds, *kinds, changes=bool(baseline and challenger))
 
 
 def _kinds(rounds: _Rounds, periods: Sequence[int], begins: Sequence[_Begin]) -> np.ndarray:
@@ -205,18 +205,13 @@ class _Stratum:
 
 
 def _strata(combinations: np.ndarray, values: np.ndarray, block: np.ndarray) -> list[_Stratum]:
-    """Values by the combination, a row each, that they measure; a combination of none is left out.
-
-    A combination and its negative are one.
-    """
+    """Values by the combination, a row each, that they measure; its negative is the same one."""
     rows = np.arange(len(combinations))
-    sign = np.sign(combinations[rows, (combinations != 0).argmax(axis=1)])
+    sign = np.where(combinations[rows, (combinations != 0).argmax(axis=1)] < 0, -1, 1)
     known, place = np.unique(combinations * sign[:, None], axis=0, return_inverse=True)
     members = [place.ravel() == k for k in range(len(known))]
     return [
-        _Stratum(row, (sign * values)[m], block[m])
-        for row, m in zip(known, members, strict=True)
-        if row.any()
+        _Stratum(row, (sign * values)[m], block[m]) for row, m in zip(known, members, strict=True)
     ]
 
 
@@ -225,8 +220,8 @@ class _Model:
     """The seconds of a step depend on the kind of the turn, and on a factor that all turns share.
 
     The unknowns are the logarithms of these costs: first of the baseline's kinds, then of the
-    challenger's. The median of each stratum of pairs is an equation. If both entrants have several
-    kinds, these may leave open which of the two steps became longer. Then the changes from one
+    challenger's. The median of each stratum of pairs is an equation. If work returns in both
+    entrants, these may leave open which of the two steps became longer. Then the changes from one
     round to the next decide, as further equations.
     """
 
@@ -236,19 +231,23 @@ class _Model:
     kinds: int  # of the baseline
 
     @classmethod
-    def of(cls, rounds: _Rounds, baseline: np.ndarray, challenger: np.ndarray) -> "_Model":
-        """baseline, challenger: the kind of the turn of each in each round."""
+    def of(
+        cls, rounds: _Rounds, baseline: np.ndarray, challenger: np.ndarray, changes: bool
+    ) -> "_Model":
+        """baseline, challenger: the kind of the turn of each in each round.
+
+        changes: whether changes from one round to the next are equations too.
+        """
         kinds = int(baseline.max()) + 1
         unknowns = np.eye(kinds + int(challenger.max()) + 1)
         a, b = unknowns[baseline], unknowns[kinds + challenger]  # by round
         pairs, logs = rounds.paired, rounds.log_seconds
         strata = _strata((b - a)[pairs], (logs[1] - logs[0])[pairs], rounds.block[pairs])
         weights = [len(stratum.values) ** 0.5 for stratum in strata]
-        if baseline.max() and challenger.max():
-            next_pair = pairs[:-1] & pairs[1:] & (np.diff(rounds.duel) == 0)
-            steps = np.diff((a + b) / 2, axis=0)[next_pair]
-            changes = np.diff(logs.mean(axis=0))[next_pair]
-            strata += _strata(steps, changes, rounds.block[1:][next_pair])
+        if changes:
+            follows = pairs[:-1] & pairs[1:] & (np.diff(rounds.duel) == 0)
+            steps, change = np.diff((a + b) / 2, axis=0), np.diff(logs.mean(axis=0))
+            strata += _strata(steps[follows], change[follows], rounds.block[1:][follows])
             weights += [DECIDES * len(stratum.values) ** 0.5 for stratum in strata[len(weights) :]]
         scale = np.array(weights)
         equations = np.array([stratum.combination for stratum in strata])
@@ -275,7 +274,12 @@ class _Model:
         distances are added, so that a disturbed turn counts little.
         """
         found, k = self.logs(lambda values, _: np.median(values)), self.kinds
-        found = np.concatenate([found[:k].clip(found[0]), found[k:].clip(found[k])])
+        found = np.concatenate(
+            [
+                logs.clip(logs[np.argmax(shares > 0)])  # the kind with the least work in a pair
+                for logs, shares in ((found[:k], self.shares[:k]), (found[k:], self.shares[k:]))
+            ]
+        )
         distances = [np.abs(each.values - each.combination @ found) for each in self.strata]
         total = sum(float(np.sqrt(each).sum()) for each in distances)
         return total * (1 + WORTH * len(found) / sum(map(len, distances)))

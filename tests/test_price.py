@@ -1,9 +1,11 @@
 """The price of a step from pairs of turns, and what it makes of a ratio in seconds."""
 
+import csv
 import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,11 +16,12 @@ from analysis.pairs import Pairs, detectable_differences
 from analysis.price import Duel, Prices, _weighted_medians, periods, price, read_prices
 from analysis.stats import Costs, Estimate, speedup
 from analysis.table import by_label
-from bench.coverage import DISTURBED, LIKE_SHAMPOO, LIKE_SOAP, QUIET, Case, simulate
+from bench.coverage import CASES, DISTURBED, LIKE_SHAMPOO, LIKE_SOAP, QUIET, Case, simulate
 from tests.rows import ALONE, SOURCE, entrant, in_turns, make_points, make_run, make_turns
 from tracking import store
 from tracking.schema import Run, Turn
 
+RECORD = Path(__file__).parents[1] / "results" / "records" / "coverage"
 REACHED = [True] * 3
 SHAMPOO = "shampoo:lr=0.1,precondition_frequency=10,eps=1e-06"
 
@@ -281,6 +284,19 @@ def test_a_race_of_five_thousand_steps_takes_about_a_second() -> None:
     found = price(duels, challenger=[10])
     assert time.process_time() - begun < 5
     assert found is not None and found.n == 7500 and found.value == pytest.approx(1.1, rel=0.001)
+
+
+def test_the_committed_coverage_is_within_its_goal() -> None:
+    with (RECORD / "coverage.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(CASES)
+    even = [row for row in rows if row["returning work"] == "none / none"]
+    assert len(even) == 14
+    for row in even:
+        assert 93 <= float(row["coverage"].rstrip("%")) <= 97
+    for row, case in zip(rows, CASES, strict=True):
+        shown = (row["machine"], row["seeds"], row["rounds"], row["races"])
+        assert shown == (case.machine.name, str(case.seeds), str(case.rounds), str(case.races))
 
 
 @pytest.mark.slow
