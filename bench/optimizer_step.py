@@ -86,6 +86,7 @@ def contenders(gpt: GPT, dtype: torch.dtype) -> dict[str, Callable[[], object]]:
 def main() -> None:
     read_command_line("python -m bench.optimizer_step", __doc__)
     torch.set_num_threads(machine.cores())
+    machine.keep_memory()  # as a run does
     gpt = GPT(preset("tiny", vocab_size=1024, block_size=128))
     gpt.init_weights(0)
     ms = medians(contenders(gpt, torch.float32), ROUNDS)
