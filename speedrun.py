@@ -256,7 +256,6 @@ class Outcome:
     # Step; largest of each head (n_layer H)
     logits: list[tuple[int, Tensor]] = field(default_factory=list)
     memory: dict[str, int] = field(default_factory=dict)  # bytes of params, grads and state
-    peak_bytes: int = 0
 
     def end_turn(self) -> None:
         """Stop the clock and note the turn."""
