@@ -8,7 +8,7 @@ GPUS := $(if $(CUDA_VISIBLE_DEVICES),$(words $(subst $(comma), ,$(CUDA_VISIBLE_D
 NPROC ?= $(if $(filter 0,$(GPUS)),1,$(GPUS))
 TRACK ?= $(if $(filter 0,$(GPUS)),tiny,gpt2)
 ENTRANTS ?= adamw muon
-SEEDS ?= 3
+SEEDS ?= 4
 TRIALS ?= 32
 ARGS ?=
 
@@ -71,7 +71,7 @@ bench: .venv/dev data  ## measure the step and the optimizers, alone on the mach
 	-$(PY) -m bench.kernels  # needs triton
 ifneq ($(RECORD),)
 	mkdir -p results/records/$(RECORD)
-	cd results/bench && cp step.csv kinds.csv optimizer_step.csv newton_schulz.csv data.csv ../records/$(RECORD)/
+	cd results/bench && cp step.csv kinds.csv optimizer_step.csv newton_schulz.csv turns.csv data.csv ../records/$(RECORD)/
 	$(PY) -m analysis.report --docs
 endif
 

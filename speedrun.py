@@ -712,8 +712,8 @@ def make_parser(
     names = ", ".join(TRACKS)
     parser.add_argument("--track", help=f"one of {names} (default: gpt2 with a GPU, else tiny)")
     if race:
-        note = "runs of each entrant (default: 3)"
-        parser.add_argument("--seeds", type=int, default=3, metavar="INT", help=note)
+        note = "runs of each entrant (default: 4)"
+        parser.add_argument("--seeds", type=int, default=4, metavar="INT", help=note)
         note = "horizon of every entrant; makes the track custom"
         parser.add_argument("--steps", type=int, metavar="INT", help=note)
     command_line.add(parser, Options, "how it runs", only=only)

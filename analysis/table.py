@@ -64,7 +64,7 @@ def frame(rows: Sequence[Run] | Sequence[Trial], cls: type) -> pd.DataFrame:
 
 
 def summarise(runs: Sequence[Run]) -> list[Row]:
-    """The entrants of one race in the order in which they first ran."""
+    """The entrants of one race in the order in which they began."""
     by_entrant = frame(runs, Run).groupby("label", sort=False)
     return [_summary(group, by_entrant.get_group(label)) for label, group in by_label(runs).items()]
 
@@ -93,9 +93,9 @@ def _summary(runs: list[Run], rows: pd.DataFrame) -> Row:
 
 
 def by_label(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """The runs of each entrant, by its label, in the order in which they first ran."""
+    """The runs of each entrant, by its label, in the order in which they began."""
     groups: dict[str, list[Run]] = {}
-    for run in runs:
+    for run in sorted(runs, key=lambda run: run.started):  # rows are in the order of the ends
         groups.setdefault(run.label, []).append(run)
     return groups
 

@@ -16,11 +16,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-from analysis.price import read_prices
+from typing import Any
 
 import speedrun
-from analysis.pairs import Pairs
+from analysis.pairs import UNITS, Pairs
+from analysis.price import Prices, read_prices
 from analysis.table import by_label
 from bench import Row, environment, read_command_line, write
 from runtime import machine
@@ -45,25 +45,23 @@ def burn(seed: int) -> None:
 
 
 @contextmanager
-def burners(count: int, seed: int) -> Iterator[None]:
+def burners(count: int, seed: int) -> Iterator[list[Any]]:
     """Within it, `count` other processes burn a core each, all at the same random times."""
     context = multiprocessing.get_context("spawn")
     processes = [context.Process(target=burn, args=(seed,), daemon=True) for _ in range(count)]
     for process in processes:
         process.start()
     try:
-        yield
+        yield processes
     finally:
         for process in processes:
             process.kill()
             process.join()
 
 
-def row_of(root: Path, runs: list[Run], order: str, busy: bool) -> Row:
-    """What a race in the results folder `root` says about Muon against AdamW."""
-    groups = by_label(runs)
-    steps = Pairs(groups, "steps", read_prices(root, runs)).of("adamw", "muon")
-    seconds = Pairs(groups, "seconds", read_prices(root, runs)).of("adamw", "muon")
+def row_of(runs: list[Run], prices: Prices, order: str, busy: bool) -> Row:
+    """What a race says about Muon against AdamW. prices: of a step in it."""
+    steps, seconds = (Pairs(by_label(runs), unit, prices).of("adamw", "muon") for unit in UNITS)
     assert steps.ratio and seconds.ratio, "a run missed the target"
     found = seconds.ratio.estimate
     row: Row = {
@@ -97,7 +95,7 @@ def main() -> None:
                     speedrun.race(trainer, entrants, SEEDS, name, [])
                 root = Path(scratch)
                 runs = [run for run in read_runs(root) if run.race == name]
-                rows.append(row_of(root, runs, order, busy))
+                rows.append(row_of(runs, read_prices(root, runs), order, busy))
             quiet, disturbed = (float(row["ratio in seconds"]) for row in rows[-2:])
             rows[-2]["off the quiet race"] = ""
             rows[-1]["off the quiet race"] = f"{math.exp(abs(math.log(disturbed / quiet))) - 1:.1%}"

@@ -12,7 +12,8 @@ attention counts as products of attention, with its softmax; where attention is 
 products, its softmax is pointwise work.
 
 FLOPs are those of `GPT.flops_per_token`, of which attention's are the half that the causal mask
-leaves; they come from the model, not from the profiler, so a kernel that computes more is slow.
+leaves; they come from the model, not from the profiler, so a kernel that computes more is slow. The
+loss computes the head's gradients in the forward pass, so their products count there.
 "ms at peak" is their time at the peak of a 2048 x 2048 product. Runs on a CPU only: on a GPU,
 kernels run beside Python, and other questions matter.
 """
@@ -56,7 +57,7 @@ def kind_of(name: str) -> str:
         return ATTENTION
     if words & {"mm", "addmm"} or (not kernel and "_linear_pointwise" in operation):
         return LINEAR
-    if "embedding" in words:
+    if words & {"embedding", "scatter"}:  # the table's gradient is added up by scatter_add
         return EMBEDDING
     return POINTWISE if kernel else OTHER
 

@@ -262,10 +262,14 @@ def test_the_flops_of_the_kinds_are_those_of_the_model(
         flops = kinds.Step(trainer).flops()
         whole = trainer.gpt.flops_per_token(track.seq_len) * track.batch_tokens
         assert sum(flops.values()) == pytest.approx(whole)
-        weights = sum(r.param.numel() for r in trainer.gpt.roles() if r.role in ("matrix", "head"))
+        matrices, head = (
+            sum(r.param.numel() for r in trainer.gpt.roles() if r.role == role)
+            for role in ("matrix", "head")
+        )
         forward, backward = (flops[f"{kinds.LINEAR}, {part}"] for part in kinds.PASSES)
-        assert forward == 2 * weights * track.batch_tokens
-        assert backward == 2 * forward
+        # The loss computes the gradients of the head in the forward pass.
+        assert forward == (2 * matrices + 6 * head) * track.batch_tokens
+        assert backward == 4 * matrices * track.batch_tokens
 
 
 def test_a_step_that_was_disturbed_is_left_out_of_the_kinds() -> None:
