@@ -332,7 +332,7 @@ class Trainer:
                 if self.engine.all_reduce_max(short).item():
                     raise CrowdedError
                 other = copy(self)
-                other.engine = self.engine.another()
+                other.engine, other.matmul_peak = self.engine.another(), self.matmul_peak
                 other._place(self.program.microbatch, self.program.eager_reason)
                 self.others.append(other)
                 for each in self.others:
