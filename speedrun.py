@@ -459,7 +459,8 @@ class Trainer:
         out.compile_seconds = self.now() - begun
         self.engine.mark = out.clock.mark
         held = sum(sum(each.engine.state_bytes().values()) for each in self.others)
-        self.memory.restart(partial(self.program.rehearse, tau), held)
+        copied = self.engine.state_bytes()["params"]  # weights that `rehearse` restores
+        self.memory.restart(partial(self.program.rehearse, tau), held + copied)
 
     @contextmanager
     def others_turn(self, out: Outcome) -> Iterator[None]:

@@ -53,7 +53,7 @@ class Peak:
         return self.bytes
 
     def restart(self, step: Callable[[], object], others: int) -> None:
-        """Forget the last run's peak. step: a training step. others: bytes the other runs hold."""
+        """Forget the last run's peak. step: a training step. others: bytes that do not count."""
         self.bytes = 0
         if self._cuda:
             torch.cuda.reset_peak_memory_stats(self._device)
