@@ -269,8 +269,9 @@ class Outcome:
 class Trainer:
     """One model on one machine, trained anew for each entrant and seed.
 
-    The model object is shared by all runs of a trainer; weights, optimizers and their state are
-    not. Runs that take turns have a trainer each (`crew`), all with the same compiled program.
+    The runs of a trainer follow each other and share its model object; each draws its weights anew
+    and has its own optimizers. Runs that take turns have a trainer each (`crew`); all use the same
+    compiled program.
     """
 
     def __init__(
@@ -320,14 +321,16 @@ class Trainer:
     def crew(self, count: int) -> Iterator["Trainer"]:
         """This trainer and others, `count` in all, whose runs can take turns.
 
-        Makes those that are missing, each when it is asked for: the trainer before it is warmed up
-        by then. Raises CrowdedError if there is no memory for one more, which needs at least its
-        weights, their gradients and two moments.
+        Makes those that are missing, each when it is asked for: warm up the trainer before first,
+        because the next one takes over its microbatch. Raises CrowdedError if there is no memory
+        for one more, which needs at least its weights, their gradients and two moments, beside the
+        state that the others will have.
         """
         yield self
         for number in range(count - 1):
             if number == len(self.others):
                 least = 4 * sum(p.nbytes for p in self.gpt.parameters())
+                least += sum(each.program.state_bytes for each in (self, *self.others))
                 short = torch.tensor(float(available_bytes(self.device) < least))
                 if self.engine.all_reduce_max(short).item():
                     raise CrowdedError
@@ -338,6 +341,12 @@ class Trainer:
                 for each in self.others:
                     each.others = [self, *(one for one in self.others if one is not each)]
             yield self.others[number]
+
+    def forget(self) -> None:
+        """Free the optimizers of the last run, also of one that was given up in its warm-up."""
+        self.memory.begin_turn()
+        self.engine.build(())
+        self.memory.end_turn()
 
     def train_batches(self, seed: int) -> Batches:
         """This process's part of the batches of a run. Raises UserError if they do not divide."""
@@ -451,11 +460,13 @@ class Trainer:
     def warm_up(self, tau: float | None, out: Outcome) -> None:
         """Compile, find a microbatch that fits and the fastest Newton-Schulz, off the clock.
 
-        This makes steps on dummy tokens; then weights and state are restored.
+        This makes steps on dummy tokens; then weights and state are restored. On a CPU it also
+        measures the peak memory.
         """
         begun = self.now()
         self.engine.mark = None
-        self.program.warm_up(tau, alone=not self.others)
+        reserve = sum(each.program.state_bytes for each in self.others)
+        self.program.warm_up(tau, alone=not self.others, reserve=reserve)
         out.compile_seconds = self.now() - begun
         self.engine.mark = out.clock.mark
         held = sum(sum(each.engine.state_bytes().values()) for each in self.others)
@@ -665,9 +676,10 @@ def race(
                     left = left[len(together) :]
                 except CrowdedError:
                     turn_steps, trainer.others = 0, []
-                    print(
-                        "the memory does not hold several runs: they run one at a time", flush=True
-                    )
+                    trainer.memory.end_turn()
+                    live.give_up()
+                    if first:
+                        print("the memory does not hold several runs: each runs alone", flush=True)
     return runs
 
 
@@ -679,6 +691,8 @@ def run_heat(
     They take turns of `turn_steps` steps, in every other round in reverse order. Raises
     CrowdedError, before any training, if the memory does not hold all of them.
     """
+    for each in (trainer, *trainer.others):
+        each.forget()
     alive = []
     for entrant, by in zip(entrants, trainer.crew(len(entrants)), strict=True):
         lane = live.enter(entrant.label, seed, schedule_of(entrant).steps)
@@ -686,12 +700,12 @@ def run_heat(
         next(turns)  # warms up
         alive.append((by, turns, lane))
     for number in itertools.count():
-        for each in alive[:: 1 if number % 2 == 0 else -1]:
-            by, turns, lane = each
+        for run in alive[:: 1 if number % 2 == 0 else -1]:
+            by, turns, lane = run
             out = next(turns)
             if out.status:
                 yield by, out, lane
-                alive.remove(each)
+                alive.remove(run)
         if not alive:
             return
 
@@ -743,7 +757,7 @@ def entrants_of(arguments: argparse.Namespace) -> list[Entrant]:
     if len({entrant.canonical for entrant in entrants}) < len(entrants):
         raise UserError(f"{' '.join(words)}: an entrant is named twice; name each once")
     if arguments.seeds < 1:
-        raise UserError(f"--seeds {arguments.seeds}: must be at least 1; run with --seeds 3")
+        raise UserError(f"--seeds {arguments.seeds}: must be at least 1; run with --seeds 4")
     return entrants
 
 

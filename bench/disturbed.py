@@ -33,9 +33,9 @@ MEAN_SECONDS = 5.0  # of a burst, and of the quiet between two
 ORDERS = {"lockstep": Options.turn_steps, "a run at a time": 0}  # turn_steps
 
 
-def burn(seed: int) -> None:
-    """Keep a core busy for random half of the time. All processes with one seed burn together."""
-    draw, begun, until = random.Random(seed), time.time(), 0.0
+def burn(seed: int, begun: float) -> None:
+    """Keep a core busy for random half of the time since `begun`; with one seed all do together."""
+    draw, until = random.Random(seed), 0.0
     while True:
         until += draw.expovariate(1 / MEAN_SECONDS)
         time.sleep(max(0.0, begun + until - time.time()))
@@ -48,7 +48,8 @@ def burn(seed: int) -> None:
 def burners(count: int, seed: int) -> Iterator[list[Any]]:
     """Within it, `count` other processes burn a core each, all at the same random times."""
     context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=burn, args=(seed,), daemon=True) for _ in range(count)]
+    work = (seed, time.time())
+    processes = [context.Process(target=burn, args=work, daemon=True) for _ in range(count)]
     for process in processes:
         process.start()
     try:

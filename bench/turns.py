@@ -15,14 +15,14 @@ from collections.abc import Iterator
 from bench import Row, environment, read_command_line, write
 from speedrun import TRACKS, Options, Outcome, Trainer, enter
 
-ROUNDS, STEPS = 3, 48  # of a run for each length of a turn
+ROUNDS, STEPS = 3, 32  # of a run for each length of a turn
 LENGTHS = (1, 2, 4, 8)
 
 
 def measure(trainer: Trainer, turn_steps: int) -> tuple[list[float], list[float]]:
     """Two runs in turns: seconds of a step in each turn but the first, and seconds between turns.
 
-    turn_steps: 0: one run, in turns of a step that nobody else's turns divide.
+    turn_steps: 0: one run alone, in turns of one step.
     """
     entrant = enter("adamw", "tiny", STEPS)
     crew = list(trainer.crew(2 if turn_steps else 1))

@@ -44,7 +44,7 @@ class Engine(Protocol):
     """Begin and end of communication that no computation hid; the trainer empties it."""
 
     def another(self) -> "Engine":
-        """An engine on the same processes for one more model, whose runs take turns with this's."""
+        """An engine on the same processes for one more model. Runs of the two models take turns."""
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """Place the model; the returned module is called with inputs and targets."""

@@ -75,9 +75,10 @@ def fused_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
 class PlainAttention(torch.autograd.Function):
     """The same by products and a softmax; also the largest logit of each head (H).
 
-    The logits and the softmax are float32 or wider. Only the probabilities are kept for the
-    backward pass, in the type of the values. Products are batches of matrices, one for each
-    sequence and key head: the queries of heads that share keys are one matrix.
+    The softmax is computed in float32 or wider, from logits in the type of the product. Only the
+    probabilities are kept for the backward pass, in the type of the values. Products are batches of
+    matrices, one for each sequence and key head: the queries of heads that share keys are one
+    matrix.
     """
 
     @staticmethod

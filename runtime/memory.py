@@ -20,7 +20,7 @@ class CrowdedError(Exception):
 
 
 def load_libraries(device: torch.device) -> None:
-    """Let cuBLAS allocate what it keeps, so that it counts for every run and not for the first."""
+    """Let cuBLAS allocate what it keeps before the first turn, so that no run's peak has it."""
     if device.type == "cuda":
         for dtype in (torch.float32, torch.bfloat16):
             a = torch.ones(64, 64, device=device, dtype=dtype, requires_grad=True)

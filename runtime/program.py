@@ -57,6 +57,7 @@ class Program:
         if cuda_graphs and (self.device.type != "cuda" or engine.world_size > 1):
             raise UserError("--cuda-graphs: is for one process on a GPU; leave it out")
         self.cuda_graphs = engine.keep_grads = cuda_graphs
+        self.state_bytes = 0  # optimizer state of a run, from its warm-up on
 
     # ---- Passes ----------------------------------------------------------------------------------
 
@@ -125,15 +126,16 @@ class Program:
 
     # ---- Warm-up ---------------------------------------------------------------------------------
 
-    def warm_up(self, tau: float | None, alone: bool = True) -> None:
+    def warm_up(self, tau: float | None, alone: bool = True, reserve: int = 0) -> None:
         """Compile, and touch all that a run touches, on dummy tokens; then restore all state.
 
         Falls back to eager execution if compilation fails, and to smaller microbatches where the
         memory does not suffice: on all processes alike. tau: of QK-Clip; None: the run does not
         clip. alone: no other run holds memory; else raises CrowdedError in place of shrinking.
+        reserve: bytes on a GPU that the other runs will need for their optimizers' state.
         """
         saved, self.captured = self.engine.save(), None
-        while fault := self.engine.all_reduce_max(torch.tensor(self.try_step(tau))).item():
+        while fault := self.engine.all_reduce_max(torch.tensor(self.try_step(tau, reserve))).item():
             self.engine.load(saved)
             if fault == NO_MEMORY and not alone:
                 raise CrowdedError
@@ -149,7 +151,13 @@ class Program:
             self._launch(*self._dummies(), of=tokens, last=True)  # with its communication
         if self.cuda_graphs and tau is None:
             work = partial(self._launch, of=tokens, last=True)
-            self.captured = Captured(work, (self.microbatch, self.seq_len), self.device)
+            try:
+                self.captured = Captured(work, (self.microbatch, self.seq_len), self.device)
+            except RuntimeError as error:
+                if alone or not machine.out_of_memory(error):
+                    raise
+                raise CrowdedError from None
+        self.state_bytes = self.engine.state_bytes()["state"]
         self.engine.load(saved)
         self.gpt.pop_max_logits()  # of the dummy tokens
         machine.synchronize(self.device)
@@ -157,7 +165,8 @@ class Program:
     def rehearse(self, tau: float | None) -> None:
         """A step on dummy tokens that leaves weights and state as they were."""
         saved = self.engine.save()
-        self.try_step(tau)
+        fault = self.try_step(tau)
+        assert not fault, "the warm-up has made this step before"
         self.engine.load(saved)
         self.gpt.pop_max_logits()
 
@@ -167,10 +176,15 @@ class Program:
         shape = self.microbatch, self.seq_len
         return self.to_device(*(torch.zeros(shape, dtype=torch.int64) for _ in range(2)))
 
-    def try_step(self, tau: float | None) -> float:
-        """A step on dummy tokens without communication: 0, or what went wrong in this process."""
+    def try_step(self, tau: float | None, reserve: int = 0) -> float:
+        """A step on dummy tokens without communication: 0, or what went wrong in this process.
+
+        reserve: bytes that stay free on a GPU.
+        """
         inputs, targets = self._dummies()
         try:
+            if self.device.type == "cuda":
+                room = torch.empty(reserve, dtype=torch.uint8, device=self.device)  # noqa: F841
             # A GPU's second step has the memory that is left beside the optimizers' state.
             for _ in range(2 if self.device.type == "cuda" else 1):
                 with self.gpt.measuring(tau is not None):

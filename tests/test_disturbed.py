@@ -30,7 +30,7 @@ def test_a_burner_is_busy_for_half_of_the_time(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(disturbed.time, "time", look)
     monkeypatch.setattr(disturbed.time, "sleep", sleep)
     with pytest.raises(OverError):
-        disturbed.burn(seed=0)
+        disturbed.burn(seed=0, begun=0.0)
     assert slept[0] / now[0] == pytest.approx(0.5, abs=0.1)
 
 

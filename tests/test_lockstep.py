@@ -10,6 +10,7 @@ import torch
 from torch._dynamo.utils import counters
 
 import speedrun
+from bench.gpu_check.graphs_and_ddp import one_process
 from optim import library
 from runtime import memory
 from speedrun import Options, Outcome, Track, Trainer
@@ -180,7 +181,7 @@ def test_runs_that_the_memory_does_not_hold_together_run_one_at_a_time(
         monkeypatch.setattr(speedrun, "available_bytes", lambda device: 1000)
     else:
 
-        def crowded(self: speedrun.Program, tau: float | None) -> float:
+        def crowded(self: speedrun.Program, tau: float | None, reserve: int = 0) -> float:
             programs.append(self)
             return 0.0 if self is programs[0] else 2.0  # no memory for a second one
 
@@ -214,8 +215,7 @@ def test_on_a_gpu_a_peak_leaves_out_what_the_other_runs_hold(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     gpu = FakeAllocator(monkeypatch)
-    gpu.take(7)  # of the process, in nobody's turn: counts for each run, as it would alone
-    gpu.take(-7)
+    gpu.take(7)  # of the process, before any turn: counts for no run
     peaks = [memory.Peak(torch.device("cuda")) for _ in range(2)]
     held = (100, 30)  # kept between turns
     work = (50, 500)  # only within a turn
@@ -254,3 +254,48 @@ def test_a_run_yields_when_it_is_warm_and_after_each_turn(
     trainer = Trainer(micro_track, micro_options)
     assert turns_of(trainer.run_in_turns(enter("adamw", 5), 0, turn_steps=2)) == [0, 1, 2, 3]
     assert turns_of(trainer.run_in_turns(enter("adamw", 5), 0, turn_steps=0)) == [0, 1]
+
+
+def test_state_that_the_other_runs_will_have_counts_before_a_run_joins(
+    micro_track: Track, micro_options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = Trainer(micro_track, micro_options)
+    next(trainer.run_in_turns(enter("adamw"), seed=0, turn_steps=1))
+    weights = sum(p.nbytes for p in trainer.gpt.parameters())
+    assert trainer.engine.state_bytes()["state"] == 0  # not yet
+    assert trainer.program.state_bytes >= 2 * weights
+    least = 4 * weights + trainer.program.state_bytes
+    for available, fits in ((least - 1, False), (least, True)):
+        monkeypatch.setattr(speedrun, "available_bytes", lambda device, found=available: found)
+        if fits:
+            assert len(list(trainer.crew(2))) == 2
+        else:
+            with pytest.raises(memory.CrowdedError):
+                list(trainer.crew(2))
+
+
+def test_a_heat_begins_without_the_optimizers_of_the_last_one(
+    micro_track: Track, micro_options: Options
+) -> None:
+    trainer = Trainer(micro_track, micro_options)
+    for by, entrant in zip(trainer.crew(2), (enter("adamw", 2), enter("muon", 2)), strict=True):
+        by.run(entrant, seed=0)
+        assert by.engine.state_bytes()["state"] > 0
+    for by in trainer.crew(2):
+        by.forget()
+        assert by.engine.state_bytes()["state"] == 0
+
+
+@pytest.mark.slow
+def test_with_ddp_too_all_runs_share_one_compiled_program(
+    micro_track: Track, micro_options: Options
+) -> None:
+    torch.compiler.reset()
+    counters.clear()
+    with one_process():
+        options = replace(micro_options, compile=True, engine="ddp")
+        trainer = Trainer(micro_track, options)
+        entrants = [enter(f"adamw:lr={lr}", 2) for lr in (0.01, 0.02, 0.03)]
+        speedrun.race(trainer, entrants, 1, "race", [])
+        trainer.engine.close()
+    assert counters["stats"]["unique_graphs"] == 2  # to train and to validate

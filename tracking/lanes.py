@@ -1,7 +1,7 @@
 """What is known of a race while it runs: the runs of the current heat, and the time left.
 
-A heat is the runs of one seed. They share the machine: they take turns of a few steps, or run one
-after the other. Each run has a lane, to which it reports. `tracking.live` shows the lanes.
+The lanes are of the runs of one seed. They share the machine: they take turns of a few steps, as a
+heat, or run one after the other. Each run reports to its lane. `tracking.live` shows the lanes.
 """
 
 import statistics

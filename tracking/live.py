@@ -131,6 +131,10 @@ class Live:
         """A run joins the heat of its seed, and warms up. Another seed begins a new heat."""
         return self._board.enter(label, seed, steps)
 
+    def give_up(self) -> None:
+        """Forget the current heat: its runs begin anew, one after the other."""
+        self._board.seed = None
+
     def _show(self, lane: Lane, news: Progress | Run | None) -> None:
         """Show what came in: a report, the row of a finished run, or None for a run that begins."""
         report = isinstance(news, Progress)

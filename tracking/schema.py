@@ -101,8 +101,8 @@ class Validation:
 class Turn:
     """One row of turns/<run>.csv: one turn of a run that takes turns with the others of its heat.
 
-    Turns of one round are neighbours in time: in even rounds in the order of the entrants, in odd
-    rounds in reverse.
+    Turns of one round are neighbours in time. The order of the runs is reversed from each round to
+    the next.
     """
 
     round: int  # from 0

@@ -81,10 +81,14 @@ def record(
     """
     _write_source(root, run.source_hash, source)
     _write_rows(curve_path(root, run.run), Validation, points)
-    if logits:
-        _write_rows(logits_path(root, run.run), Logit, logits)
-    if turns:
-        _write_rows(turns_path(root, run.run), Turn, turns)
+    for path, cls, rows in (
+        (logits_path(root, run.run), Logit, logits),
+        (turns_path(root, run.run), Turn, turns),
+    ):
+        if rows:
+            _write_rows(path, cls, rows)
+        else:
+            path.unlink(missing_ok=True)  # of the same run, killed before its row was written
     append(root / "runs.csv", run)
 
 

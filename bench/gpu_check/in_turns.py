@@ -27,6 +27,8 @@ def compare(
     ended: dict[str, tuple[Outcome, int]] = {}
     while len(ended) < len(heat):
         for name, by, turns in heat:
+            if name in ended:
+                continue
             out = next(turns)
             if out.status:
                 ended[name] = out, by.memory.read()
