@@ -5,7 +5,8 @@
 Two equal runs of AdamW on the track `tiny` take turns of 1, 2, 4 and 8 steps. Column "step": the
 median of their steps, over the median of steps that had no turns between them, measured before and
 after. Column "between": the time from the end of a turn to the begin of the next, over the time of
-a turn; no clock counts it. The default of `--turn-steps` keeps both under 0.5%.
+a turn; no clock counts it. The default of `--turn-steps` keeps it under 0.5%. On a shared machine a
+difference of some per cent in "step" is noise.
 """
 
 import statistics
