@@ -12,6 +12,7 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # before torch looks
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -33,6 +34,16 @@ MICRO = {
     "val_every_late": 2,
     "target": 6.9,
 }
+
+
+class Noisy(torch.optim.SGD):
+    """A rule that draws random numbers."""
+
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.grad += 1e-2 * torch.randn_like(p)
+        return super().step(closure)
 
 
 GOLDEN = Path(__file__).parent / "golden"

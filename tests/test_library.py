@@ -28,6 +28,7 @@ from optim.entrants import entrant_options, parse
 from optim.library import numbers
 from speedrun import Options, Schedule, Track, Trainer
 from studies import tune
+from tests.conftest import Noisy
 from tracking import store, tuned
 from tracking.spelling import options_of, split
 
@@ -407,13 +408,6 @@ def test_schedule_free_has_no_cooldown_and_is_validated_on_its_average(
 def test_a_rule_may_draw_numbers(
     micro_track: Track, micro_options: Options, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Noisy(torch.optim.SGD):
-        def step(self, closure: Any = None) -> Any:
-            for group in self.param_groups:
-                for p in group["params"]:
-                    p.grad += 1e-2 * torch.randn_like(p)
-            return super().step(closure)
-
     monkeypatch.setattr(library, "rule", lambda path: Noisy)
     trainer = Trainer(micro_track, micro_options)
     losses = [

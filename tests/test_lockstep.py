@@ -14,18 +14,9 @@ from bench.gpu_check.graphs_and_ddp import one_process
 from optim import library
 from runtime import memory
 from speedrun import Options, Outcome, Track, Trainer
+from tests.conftest import Noisy
 from tracking import store
 from tracking.schema import DIVERGED, REACHED, Run, Turn
-
-
-class Noisy(torch.optim.SGD):
-    """A rule that draws random numbers."""
-
-    def step(self, closure: Any = None) -> Any:
-        for group in self.param_groups:
-            for p in group["params"]:
-                p.grad += 1e-2 * torch.randn_like(p)
-        return super().step(closure)
 
 
 def enter(text: str, steps: int = 8) -> speedrun.Entrant:
