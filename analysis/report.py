@@ -250,6 +250,7 @@ def machine(runs: Sequence[Run]) -> str:
         f"{len(runs)} runs of race {runs[0].race} on track {runs[0].track}{in_turns(runs)}: "
         f"{each(r.device for r in runs)}, processes: {each(r.world_size for r in runs)}, "
         f"threads: {each(r.threads for r in runs)}, {each(r.dtype for r in runs)}, "
+        f"attention: {each(r.attention for r in runs)}, "
         f"{each(map(compiled, runs))}, "
         f"torch {each(r.torch for r in runs)}, commit {each(map(commit, runs))}."
     )

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from layers.config import GPTConfig, preset
-from model import GPT
+from model import GPT, ChunkedLoss, soft_cap
 from runtime import machine
 
 CPU = torch.device("cpu")
@@ -320,6 +320,24 @@ def test_chunks_in_bfloat16_and_compiled_differ_by_rounding_only(name: str, comp
     assert val_loss.item() == pytest.approx(plain.item(), rel=1e-4)
     for key, grad in chunked.items():
         assert (grad - grads[key]).norm() < 0.03 * grads[key].norm(), key
+
+
+@pytest.mark.parametrize("cap", [0.0, 15.0, 30.0, 1000.0])
+@pytest.mark.parametrize("size", [0.01, 1.0, 1e3])
+def test_the_loss_holds_for_any_cap_and_size_of_logits(cap: float, size: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(20, 8, generator=generator)
+    weight, bias = size * torch.randn(50, 8, generator=generator), torch.full((50,), -size)
+    targets = torch.arange(20)
+    inputs = [z.requires_grad_() for z in (x, weight, bias)]
+    loss = ChunkedLoss.apply(*inputs, targets, cap, 7)
+    grads = torch.autograd.grad(loss, inputs)
+    exact = [z.detach().double().requires_grad_() for z in inputs]
+    logits = soft_cap(F.linear(*exact), cap)
+    expected = F.cross_entropy(logits, targets, reduction="sum")
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=0)
+    for grad, right in zip(grads, torch.autograd.grad(expected, exact), strict=True):
+        assert (grad - right).norm() <= 1e-4 * right.norm()
 
 
 class TallestLogits(TorchDispatchMode):
