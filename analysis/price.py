@@ -172,8 +172,8 @@ class _Rounds:
         of_duel, numbers, turn_steps = np.array(keys, int).reshape(-1, 3).T
         steps, seconds = np.array(turn_rows, float).reshape(-1, 2, 2).T  # (2, rounds) each
         _, block = np.unique([of_duel, numbers // BLOCK_ROUNDS], axis=1, return_inverse=True)
-        # A turn that is missing, or whose time is not positive, has no logarithm.
-        paired = (steps[0] == steps[1]) & (seconds > 0).all(axis=0)
+        # A missing turn has no steps. A time that is not positive, or no number, has no logarithm.
+        paired = (steps[0] == steps[1]) & (steps[0] > 0) & (seconds > 0).all(axis=0)
         log_seconds = np.log(np.where(paired, seconds, 1) / np.where(paired, steps, 1))
         return cls(of_duel, numbers, turn_steps, block.ravel(), steps, log_seconds, paired)
 
@@ -213,17 +213,24 @@ def _models(
     ]  # fmt: skip
     for works in product(*ways):
         first, second = works[: len(baseline)], works[len(baseline) :]
-        kinds = _kinds(rounds, first), _kinds(rounds, second)
+        kinds = _kinds(rounds, rounds.steps[0], first), _kinds(rounds, rounds.steps[1], second)
         yield _Model.fit(rounds, *kinds, changes=bool(baseline and challenger))
 
 
-def _kinds(rounds: _Rounds, works: Sequence[_Work]) -> np.ndarray:
+def _kinds(rounds: _Rounds, steps: np.ndarray, works: Sequence[_Work]) -> np.ndarray:
     """The kind of an entrant's turn in each round (rounds,), from 0: how much work returns in it.
 
-    Kinds are numbered in the order of the amounts of work.
+    Kinds are numbered in the order of the amounts of work. The last turn of a run may be shorter:
+    it is of the kind of a whole turn with as much work, or with the least that a whole turn has.
+    A kind of its own would have one pair a seed, or none.
+
+    steps: of the entrant's turns (rounds,).
     """
     before = rounds.number * rounds.turn_steps  # steps before the turn
-    counts = [work.count(before + rounds.turn_steps) - work.count(before) for work in works]
+    counts = []
+    for work in works:
+        count = work.count(before + steps) - work.count(before)
+        counts.append(np.maximum(count, rounds.turn_steps // work.period))
     # The same work adds more to the mean step of a short turn than of a long one. So the length is
     # a part of the kind; it matters where the duels of a race have turns of different lengths.
     length = rounds.turn_steps if works else np.zeros_like(before)

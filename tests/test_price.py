@@ -79,6 +79,15 @@ def test_turns_pair_in_one_round_of_equally_many_steps() -> None:
     assert price([Duel(2, a, [])]) is None and price([]) is None
 
 
+@pytest.mark.parametrize("turn", [Turn(1, 2, 0.0), Turn(1, 2, math.nan), Turn(1, 0, 5.0)])
+def test_a_turn_without_steps_or_a_positive_time_is_in_no_pair(turn: Turn) -> None:
+    a, b = turns([1.0] * 4), turns([1.5] * 4)
+    a[1] = turn
+    b[1] = replace(b[1], steps=turn.steps)
+    found = price([Duel(2, a, b)])
+    assert found is not None and found.n == 3 and found.value == pytest.approx(1.5)
+
+
 def test_the_exchanged_pair_has_the_inverse_price() -> None:
     rng = np.random.default_rng(0)
     one = np.ones(40)
@@ -141,6 +150,22 @@ def test_work_that_returns_is_paid_for(work: str, turn_steps: int) -> None:
         assert abs(blind.value / true - 1) > 0.05
     back = price([Duel(turn_steps, b, a)] * 3, baseline=[10])
     assert back is not None and back.value == pytest.approx(1 / true, rel=1e-9)
+
+
+@pytest.mark.parametrize("longer", [0, 12])  # the baseline's schedule, in steps
+def test_a_short_last_turn_lacks_the_work_that_would_have_followed(longer: int) -> None:
+    costs = WORK["in steps 10, 20, ..."][:59]  # a whole last turn would have step 60
+    a = of_steps([1.0] * (59 + longer))
+    found = price([Duel(2, a, of_steps(costs.tolist()))] * 3, challenger=[10])
+    assert found is not None and found.value == pytest.approx(costs.mean(), rel=1e-9)
+
+
+def test_a_short_last_turn_is_of_a_kind_that_whole_turns_have() -> None:
+    costs = WORK["and in the first ten"][:59]
+    a = of_steps([1.0] * 71, 10)
+    found = price([Duel(10, a, of_steps(costs.tolist(), 10))] * 3, challenger=[10])
+    # Without its own kind, the last turn counts as one with the work of a whole turn.
+    assert found is not None and found.value == pytest.approx(costs.mean(), rel=0.013)
 
 
 @pytest.mark.parametrize("second", ["in steps 10, 20, ...", "and in the first ten"])
