@@ -123,16 +123,18 @@ def price(
 
 
 def _interval(model: "_Model", rounds: "_Rounds") -> tuple[float, float] | None:
-    """The 95% interval of a model's price, by a Bayesian bootstrap; None for a single block.
+    """The 95% interval of a model's price, by a Bayesian bootstrap.
+
+    None where each stratum of pairs lies in a single block: then random weights move no median.
 
     In each draw, each block of BLOCK_ROUNDS rounds of a duel has a random weight. The percentiles
     of the draws are widened as Student's t is wider than the normal distribution (Hesterberg's
     expanded percentiles), because percentiles are too narrow where there are few blocks. The model
     is not chosen anew in each draw: the interval takes the choice for granted.
     """
-    blocks = len(np.unique(rounds.block[rounds.paired]))
-    if blocks < 2:
+    if all(len(np.unique(each.block)) < 2 for each in model.of_pairs):
         return None
+    blocks = len(np.unique(rounds.block[rounds.paired]))
     shape = (DRAWS, int(rounds.block.max()) + 1)
     # Always the same seed, so that the same turns give the same interval.
     weights = np.random.default_rng(0).standard_exponential(shape, dtype=np.float32)
@@ -273,6 +275,7 @@ class _Model:
     """
 
     strata: Sequence[_Stratum]
+    of_pairs: Sequence[_Stratum]  # the strata of pairs; any others are of changes
     inverse: np.ndarray  # (unknowns, strata), from medians to unknowns: weighted least squares
     shares: np.ndarray  # (unknowns,), of each kind in the steps of its entrant
     parts: tuple[slice, slice]  # where the unknowns of baseline and challenger are
@@ -293,13 +296,14 @@ class _Model:
         # Rows of a unit matrix pick an unknown: (rounds, unknowns) each.
         a, b = np.eye(unknowns)[baseline], np.eye(unknowns)[split + challenger]
         pairs, logs = rounds.paired, rounds.log_seconds
-        strata = _strata((b - a)[pairs], (logs[1] - logs[0])[pairs], rounds.block[pairs])
+        of_pairs = _strata((b - a)[pairs], (logs[1] - logs[0])[pairs], rounds.block[pairs])
+        strata = of_pairs
         if changes:
             follows = pairs[:-1] & pairs[1:] & (np.diff(rounds.duel) == 0)
             # The mean of both turns: it tells when their steps became longer together.
             contrasts, values = np.diff((a + b) / 2, axis=0), np.diff(logs.mean(axis=0))
             block = rounds.block[1:]
-            strata += _strata(
+            strata = of_pairs + _strata(
                 contrasts[follows], values[follows], block[follows], weight=CHANGE_WEIGHT
             )
         weights = np.array([each.weight for each in strata])
@@ -311,7 +315,7 @@ class _Model:
         parts = slice(split), slice(split, None)
         for part in parts:
             shares[part] /= shares[part].sum()
-        return cls(strata, inverse, shares, parts)
+        return cls(strata, of_pairs, inverse, shares, parts)
 
     def price(self, estimator: _Estimator) -> np.ndarray:
         """The challenger's mean step over the baseline's: () or (draws,), as the estimator has."""

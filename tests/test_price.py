@@ -88,6 +88,15 @@ def test_a_turn_without_steps_or_a_positive_time_is_in_no_pair(turn: Turn) -> No
     assert found is not None and found.n == 3 and found.value == pytest.approx(1.5)
 
 
+def test_there_is_no_interval_where_the_weights_of_blocks_move_no_median() -> None:
+    # Work in steps 1 to 4 and in step 8: three kinds of turns, each in one block of two rounds.
+    a, b = turns([1.0] * 4), turns([2.0, 2.0, 1.0, 1.5])
+    alike, kinds = price([Duel(2, a, b)]), price([Duel(2, a, b)], challenger=[4])
+    assert alike is not None and alike.low is not None
+    assert kinds is not None and kinds.n == 4 and kinds.value == pytest.approx(6.5 / 4)
+    assert kinds.low is None and kinds.high is None
+
+
 def test_the_exchanged_pair_has_the_inverse_price() -> None:
     rng = np.random.default_rng(0)
     one = np.ones(40)
