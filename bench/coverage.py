@@ -1,6 +1,6 @@
 """How often the interval of the price of a step holds the true price: a simulation.
 
-    python -m bench.coverage        # about ten minutes on one core
+    make bench-coverage        # about ten minutes on one core
 
 Two entrants whose steps cost a known number of seconds take turns on a machine whose speed drifts,
 and which something else disturbs for random half of the time. `analysis.price` sees their turns
