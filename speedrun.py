@@ -469,9 +469,8 @@ class Trainer:
         self.program.warm_up(tau, alone=not self.others, reserve=reserve)
         out.compile_seconds = self.now() - begun
         self.engine.mark = out.clock.mark
-        held = sum(sum(each.engine.state_bytes().values()) for each in self.others)
-        copied = self.engine.state_bytes()["params"]  # weights that `rehearse` restores
-        self.memory.restart(partial(self.program.rehearse, tau), held + copied)
+        weights = self.engine.state_bytes()["params"]
+        self.memory.restart(partial(self.program.rehearse, tau), weights)
 
     @contextmanager
     def others_turn(self, out: Outcome) -> Iterator[None]:

@@ -2,9 +2,8 @@
 
 A run's peak is the most that its device held for it: what the other runs hold is not counted. On a
 GPU it is read from the allocator in the run's own turns. On a CPU only the whole process can be
-read, libraries and compiled code included, and what one run has freed may stay with the process.
-So it is read there in a step of the warm-up, right after the process has given back what was free,
-and what the other runs hold is subtracted.
+read, and what one run has freed may stay with the process. So there it is what the process held
+before its first run, libraries and compiled code included, and what a step of the warm-up adds.
 """
 
 from collections.abc import Callable
@@ -30,6 +29,8 @@ def load_libraries(device: torch.device) -> None:
 class Peak:
     """The most bytes that one run held; `begin_turn` and `end_turn` enclose all that it does."""
 
+    floor = 0  # bytes that this process holds without any run, on a CPU; 0: not yet known
+
     def __init__(self, device: torch.device) -> None:
         self._device, self._cuda = device, device.type == "cuda"
         self._own = self._others = 0  # bytes allocated now, for this run and for the others
@@ -52,16 +53,22 @@ class Peak:
             self.bytes = max(self.bytes, most)
         return self.bytes
 
-    def restart(self, step: Callable[[], object], others: int) -> None:
-        """Forget the last run's peak. step: a training step. others: bytes that do not count."""
+    def restart(self, step: Callable[[], object], weights: int) -> None:
+        """Forget the last run's peak. step: a training step that keeps a copy of the weights.
+
+        weights: their bytes. The copy is a part of what the step adds, and counts for the weights
+        themselves, which were there before.
+        """
         self.bytes = 0
         if self._cuda:
             torch.cuda.reset_peak_memory_stats(self._device)
             return
         machine.free_memory()
         machine.reset_peak_memory(self._device)
+        held = machine.process_memory()
+        Peak.floor = Peak.floor or held - weights
         step()
-        self.bytes = machine.peak_memory(self._device) - others
+        self.bytes = Peak.floor + machine.peak_memory(self._device) - held
 
 
 def available_bytes(device: torch.device) -> int:

@@ -220,15 +220,26 @@ def test_on_a_gpu_a_peak_leaves_out_what_the_other_runs_hold(
     assert [peak.bytes for peak in peaks] == [150, 530]
 
 
-def test_on_a_cpu_the_peak_is_read_in_a_step_and_what_others_hold_is_subtracted(
+def test_on_a_cpu_the_peak_is_what_a_step_adds_whatever_the_process_held_before(
     micro_track: Track, micro_options: Options, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memory.machine, "peak_memory", lambda device: 10**9)
-    runs = race(micro_track, micro_options, [enter("adamw", 2), enter("muon", 2)])
-    weights = runs[0].param_bytes
-    by_label = {run.label: run.peak_memory_bytes for run in runs}
-    # Beside each is a copy of its own weights. The first to warm up has no other model beside it.
-    assert by_label == {"adamw": 10**9 - weights, "muon": 10**9 - 2 * weights}
+    held, added = [], iter((300, 500, 300, 500))
+
+    def process_memory() -> int:
+        held.append(10**9 + 10**7 * len(held))  # grows with each run that is alive
+        return held[-1]
+
+    monkeypatch.setattr(memory.Peak, "floor", 0)
+    monkeypatch.setattr(memory.machine, "process_memory", process_memory)
+    monkeypatch.setattr(memory.machine, "peak_memory", lambda device: held[-1] + next(added))
+    # The second seed warms up in reverse order.
+    runs = race(micro_track, micro_options, [enter("adamw", 2), enter("muon", 2)], seeds=2)
+    without_weights = 10**9 - runs[0].param_bytes
+    peaks = {(run.label, run.seed): run.peak_memory_bytes - without_weights for run in runs}
+    assert peaks == {
+        ("adamw", 0): 300, ("muon", 0): 500,
+        ("muon", 1): 300, ("adamw", 1): 500,
+    }  # fmt: skip
 
 
 def test_memory_that_can_still_be_had_is_read_from_the_system() -> None:
