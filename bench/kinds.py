@@ -31,8 +31,9 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench import Row, environment, precisions, read_command_line, write
+from bench.step import first_batch, warm_up
 from runtime import machine
-from speedrun import TRACKS, Options, Trainer, enter
+from speedrun import TRACKS, Options, Trainer
 
 STEPS = 20  # profiled
 PASSES = ("forward", "backward")
@@ -88,12 +89,9 @@ class Step:
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
-        trainer.gpt.init_weights(0)
-        trainer.build(enter("muon", trainer.track.name))
         with naming_kernels():
-            trainer.program.warm_up(tau=None)  # compiles
-        batch = trainer.train_batches(seed=0).batch(0)
-        self.inputs, self.targets = trainer.program.to_device(*batch)
+            warm_up(trainer)
+        self.inputs, self.targets = first_batch(trainer)
 
     def __call__(self) -> None:
         program, engine = self.trainer.program, self.trainer.engine

@@ -73,16 +73,26 @@ class Step:
         self.losses.append(loss.item())
 
 
+def warm_up(trainer: Trainer) -> None:
+    """Compile a trainer's program, with fresh weights and Muon."""
+    trainer.gpt.init_weights(0)
+    trainer.build(enter("muon", trainer.track.name))
+    trainer.program.warm_up(tau=None)
+
+
+def first_batch(trainer: Trainer) -> tuple[Tensor, Tensor]:
+    """The first batch of a trainer's track, on its device: inputs and targets, (B T) each."""
+    return trainer.program.to_device(*trainer.train_batches(seed=0).batch(0))
+
+
 def our_steps(trainer: Trainer) -> dict[str, Step]:
     """The step of a trainer's model with each of the OPTIMIZERS.
 
     They share the program and the weights: each goes on from where another one stopped.
     """
     track, program = trainer.track.name, trainer.program
-    trainer.gpt.init_weights(0)
-    trainer.build(enter("muon", track))
-    program.warm_up(tau=None)
-    inputs, targets = program.to_device(*trainer.train_batches(seed=0).batch(0))
+    warm_up(trainer)
+    inputs, targets = first_batch(trainer)
     forward_backward = partial(
         program.forward_backward, inputs, targets, of=targets.numel(), last=True
     )
@@ -108,12 +118,12 @@ def peer_step(trainer: Trainer, attention: str, compiled: bool) -> Step:
     model: nn.Module = peers.GPT2(trainer.gpt.config, attention).to(trainer.device)
     run: Callable[..., Tensor] = torch.compile(model, dynamic=False) if compiled else model
     optimizer = torch.optim.AdamW(model.parameters(), **adamw_options(trainer.track.name))
-    program = trainer.program
-    inputs, targets = program.to_device(*trainer.train_batches(seed=0).batch(0))
+    inputs, targets = first_batch(trainer)
+    dtype = trainer.program.dtype
 
     def forward_backward() -> Tensor:
-        low = program.dtype != torch.float32
-        with torch.autocast(trainer.device.type, dtype=program.dtype, enabled=low):
+        low = dtype != torch.float32
+        with torch.autocast(trainer.device.type, dtype=dtype, enabled=low):
             loss = run(inputs, targets)
         loss.backward()
         return loss.detach()
@@ -158,7 +168,8 @@ def measure(
     for name, step in steps.items():
         if not step.losses[-1] < step.losses[0]:
             raise RuntimeError(f"{name}: the loss went from {step.losses[0]} to {step.losses[-1]}")
-    update_ms = {name: statistics.median(step.update_ms) for name, step in steps.items()}
+    # Of the same rounds as `ms`: the first updates also make the state.
+    update_ms = {name: statistics.median(step.update_ms[-rounds:]) for name, step in steps.items()}
     return rows_of(options.dtype, ms, update_ms, flops, peak)
 
 
