@@ -151,11 +151,12 @@ def step(config: Config, recorder: Recorder, seconds: float) -> None:
             with recorder.attempt(f"{name}, {how}"):
                 out = timed(config, recorder, trainer, name, f"{name}, {how}")
                 alone[name] = out, trainer.memory.read()
-        if compiled == config.compile:
+        # A run that failed alone has its failed check, and leaves nothing to compare.
+        if compiled == config.compile and len(alone) > 1:
             with recorder.attempt("in turns"):
                 in_turns.compare(config, recorder, trainer, alone)
+            trainer.others = []  # what follows runs alone again
         if compiled:
-            trainer.others = []
             with recorder.attempt("muon, compiled, plain Newton-Schulz"):
                 trainer.options = replace(trainer.options, ns_backend="plain")
                 timed(config, recorder, trainer, "muon", "muon, compiled, plain Newton-Schulz")
