@@ -377,6 +377,18 @@ def test_a_seed_is_repeated_where_torch_promises_the_same_bits(
     assert "no deterministic implementation" in checks[1].note
 
 
+def test_runs_that_failed_alone_are_not_compared_in_turns(
+    config: Config, recorder: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*arguments: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(training, "timed", failing)
+    training.step(replace(config, compile=False), recorder, 60)
+    checks, _ = runner.read(tmp_path / "rows")
+    assert [check.check for check in checks] == ["adamw, eager", "muon, eager"]
+
+
 @pytest.mark.slow
 def test_ddp_is_compared_with_the_plain_program(
     config: Config, recorder: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
