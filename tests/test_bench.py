@@ -17,7 +17,17 @@ from torch import Tensor
 
 import bench
 import data.gpt2
-from bench import disturbed, kernels, kinds, newton_schulz, optimizer_step, peers, step, turns
+from bench import (
+    coverage,
+    disturbed,
+    kernels,
+    kinds,
+    newton_schulz,
+    optimizer_step,
+    peers,
+    step,
+    turns,
+)
 from layers.attention import WAYS
 from layers.config import PRESETS, preset
 from model import GPT
@@ -49,6 +59,7 @@ def test_a_bench_writes_what_it_measured_and_on_which_machine(
 @pytest.mark.parametrize(
     "main",
     [
+        coverage.main,
         data.gpt2.main,
         disturbed.main,
         kernels.main,
@@ -122,7 +133,7 @@ def test_the_peer_computes_what_our_model_computes(attention: str) -> None:
 def test_the_step_is_measured_beside_the_peer(
     small_tracks: list[Track], micro_options: Options
 ) -> None:
-    rows = step.measure(small_tracks, micro_options, ways=[False], rounds=3)
+    rows = step.measure(small_tracks, micro_options, ways=[False], rounds=1)
     assert [row["model"] for row in rows] == ["tiny-classic", *[peers.NAME] * 2, "tiny"]
     assert [row["attention"] for row in rows[1:3]] == list(peers.ATTENTIONS)
     assert {(row["dtype"], row["compiled"]) for row in rows} == {("float32", "no")}
@@ -200,13 +211,9 @@ def test_the_kind_of_work_follows_from_what_the_profiler_calls_it(name: str, kin
     assert kinds.kind_of(name) == kind
 
 
-def ms_by_kind(rows: list[bench.Row]) -> dict[str, float]:
-    return {str(row["kind"]): float(row["ms"]) for row in rows}
-
-
 def assert_adds_up(rows: list[bench.Row]) -> dict[str, float]:
     """The milliseconds of each kind, which are together the whole step."""
-    ms = ms_by_kind(rows)
+    ms = {str(row["kind"]): float(row["ms"]) for row in rows}
     whole = ms.pop(kinds.WHOLE)
     assert list(ms) == [*kinds.KINDS, kinds.UNKNOWN]
     assert sum(ms.values()) == pytest.approx(whole, abs=0.01 * len(ms))
@@ -250,7 +257,7 @@ def test_time_outside_all_operations_is_not_attributed_and_the_optimizer_is_one_
 
     monkeypatch.setattr(trainer.engine, "backward", slow_backward)
     monkeypatch.setattr(trainer.engine, "step", slow_update)
-    ms = assert_adds_up(kinds.measure(trainer, steps=4))
+    ms = assert_adds_up(kinds.measure(trainer, steps=1))
     assert ms[kinds.UNKNOWN] >= 100 and ms[kinds.OPTIMIZER] >= 200
 
 

@@ -1,10 +1,7 @@
 """The benches of races beside other work: what they burn, what they race, and what they write."""
 
-import time
-
 import pytest
 
-import speedrun
 from bench import disturbed, turns
 from speedrun import Options, Track, Trainer
 from tests.rows import in_turns, make_run
@@ -35,11 +32,14 @@ def test_a_burner_is_busy_for_half_of_the_time(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.slow
-def test_burners_end_with_the_race() -> None:
-    with disturbed.burners(1, seed=0) as processes:
-        time.sleep(0.1)
+def test_burners_end_with_the_race_and_not_before() -> None:
+    with disturbed.burners(2, seed=0) as processes:
         assert all(process.is_alive() for process in processes)
     assert not any(process.is_alive() for process in processes)
+    with pytest.raises(RuntimeError, match="ended before"), disturbed.burners(2, seed=0) as pair:
+        pair[0].kill()
+        pair[0].join()
+    assert not any(process.is_alive() for process in pair)
 
 
 def test_a_row_says_how_wide_the_interval_is() -> None:
@@ -75,5 +75,4 @@ def test_turns_are_measured_without_the_first_and_the_last(
 
 
 def test_the_default_length_of_a_turn_is_one_that_is_measured() -> None:
-    assert speedrun.Options.turn_steps in turns.LENGTHS
-    assert disturbed.ORDERS["lockstep"] == speedrun.Options.turn_steps
+    assert Options.turn_steps in turns.LENGTHS

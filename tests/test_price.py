@@ -13,7 +13,7 @@ from scipy.stats import t as student
 
 from analysis import league, report, table
 from analysis.pairs import Pairs, detectable_differences
-from analysis.price import Duel, Prices, _weighted_medians, periods, price, read_prices
+from analysis.price import DRAWS, Duel, Prices, _weighted_medians, periods, price, read_prices
 from analysis.stats import Costs, Estimate, speedup
 from analysis.table import by_label
 from bench.coverage import CASES, DISTURBED, LIKE_SHAMPOO, LIKE_SOAP, QUIET, Case, simulate
@@ -310,13 +310,16 @@ def test_the_texts_of_a_lockstep_race_read_as_reviewed(golden: Callable[[str, st
 # ---- How often an interval holds the truth -----------------------------------------------------
 
 
-def test_a_race_of_five_thousand_steps_takes_about_a_second() -> None:
+def test_the_price_of_a_long_race_costs_little_more_than_its_random_weights() -> None:
+    """Both are timed here, so that the speed of the machine does not matter; 6 times is usual."""
     rng = np.random.default_rng(0)
     slow = [np.exp(0.01 * rng.standard_normal(2500).cumsum()) for _ in range(3)]
     duels = [Duel(2, noisy(rng, [1.0] * 5000, s), noisy(rng, [1.1] * 5000, s)) for s in slow]
     begun = time.process_time()
+    rng.standard_exponential((DRAWS, 7500), dtype=np.float32).cumsum(axis=1)
+    of_weights = time.process_time() - begun
     found = price(duels, challenger=[10])
-    assert time.process_time() - begun < 5
+    assert time.process_time() - begun < 40 * of_weights
     assert found is not None and found.n == 7500 and found.value == pytest.approx(1.1, rel=0.001)
 
 
@@ -329,8 +332,9 @@ def test_the_committed_coverage_is_within_its_goal() -> None:
     for row in even:
         assert 93 <= float(row["coverage"].rstrip("%")) <= 97
     for row, case in zip(rows, CASES, strict=True):
-        shown = (row["machine"], row["seeds"], row["rounds"], row["races"])
-        assert shown == (case.machine.name, str(case.seeds), str(case.rounds), str(case.races))
+        work = f"{case.baseline.name} / {case.challenger.name}"
+        shown = [row[name] for name in ("machine", "returning work", "seeds", "rounds", "races")]
+        assert shown == [case.machine.name, work, *map(str, (case.seeds, case.rounds, case.races))]
 
 
 @pytest.mark.slow
