@@ -1,11 +1,14 @@
 """Measurements of speed: each times several alternatives in turn, in one process.
 
-    make bench                     # all of them; nothing else may run on the machine
+    make bench                     # all but the last two; nothing else may run on the machine
     make bench RECORD=bench-amx    # and keep the tables in that folder of results/records/
+    make bench-disturbed           # whole races, alone and beside other work
+    make bench-coverage            # a simulation, which times nothing
 
-`bench.kernels` measures no time: it reads what GPUs would run.
+`bench.kernels` times nothing either: it reads what GPUs would run.
 
-Each writes its rows to results/bench/<name>.csv, and every row names the machine or the compiler.
+Each writes its rows to results/bench/<name>.csv. Each row of a measurement names the machine, each
+row of `bench.kernels` the compiler.
 The measurements that docs/performance.md shows are in two records: bench-amx, of a processor with
 bfloat16 units, and bench-epyc, of one without.
 """
