@@ -3,8 +3,8 @@
     torchrun --standalone --nproc_per_node=2 tests/world.py SCENARIO ARGUMENTS...
 
 `race` only races. `die`: rank 1 ends without a word in seed 1, in the first attempt alone. `hang`:
-rank 1 sleeps in seed 1. `engine` trains for a comparison with one process, races
-MuonClip for another, and then as told.
+rank 1 sleeps in seed 1. `engine` trains for a comparison with one process, races MuonClip for
+another, and then as told.
 """
 
 import os
