@@ -6,22 +6,23 @@ It races AdamW against Muon on the track `tiny`, three seeds, four times: in loc
 time, each on a quiet machine and while another process burns all cores for random half of the time.
 The goal: disturbed and in lockstep, the ratio in seconds is within 3% of the quiet race's just
 before, and its 95% interval is no wider than 8% to either side. Nothing else may run meanwhile.
+
+The races themselves stay in results/bench/disturbed/, so that the table can be computed again.
 """
 
 import multiprocessing
 import random
-import tempfile
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.context import SpawnProcess
-from pathlib import Path
 
 import speedrun
 from analysis.pairs import UNITS, Pairs
 from analysis.price import Prices, read_prices
 from analysis.table import by_label
-from bench import Row, environment, read_command_line, write
+from bench import FOLDER, Row, environment, read_command_line, write
 from runtime import machine
 from speedrun import TRACKS, Options, Trainer, enter
 from tracking.schema import Run
@@ -89,21 +90,21 @@ def main() -> None:
     read_command_line("python -m bench.disturbed", __doc__)
     rows: list[Row] = []
     entrants = [enter(name, "tiny") for name in ("adamw", "muon")]
-    with tempfile.TemporaryDirectory() as scratch:
-        for number, (order, turn_steps) in enumerate(ORDERS.items()):
-            options = Options(engine="single", turn_steps=turn_steps, results=scratch)
-            trainer = Trainer(TRACKS["tiny"], options)
-            for busy in (False, True):
-                name, cores = f"{number}-{busy}", machine.cores() if busy else 0
-                print(f"{order}, {'disturbed' if busy else 'quiet'}", flush=True)
-                with burners(cores, seed=number):
-                    speedrun.race(trainer, entrants, SEEDS, name, [])
-                root = Path(scratch)
-                runs = [run for run in read_runs(root) if run.race == name]
-                rows.append(row_of(runs, read_prices(root, runs), order, busy))
-            quiet, disturbed = (float(row["ratio in seconds"]) for row in rows[-2:])
-            rows[-2]["off the quiet race"] = ""
-            rows[-1]["off the quiet race"] = f"{max(disturbed / quiet, quiet / disturbed) - 1:.1%}"
+    root = FOLDER / "disturbed"
+    shutil.rmtree(root, ignore_errors=True)  # the races of the last time
+    for number, (order, turn_steps) in enumerate(ORDERS.items()):
+        options = Options(engine="single", turn_steps=turn_steps, results=str(root))
+        trainer = Trainer(TRACKS["tiny"], options)
+        for busy in (False, True):
+            race = f"{order.replace(' ', '-')}-{'disturbed' if busy else 'quiet'}"
+            print(race, flush=True)
+            with burners(machine.cores() if busy else 0, seed=number):
+                speedrun.race(trainer, entrants, SEEDS, race, [])
+            runs = [run for run in read_runs(root) if run.race == race]
+            rows.append(row_of(runs, read_prices(root, runs), order, busy))
+        quiet, disturbed = (float(row["ratio in seconds"]) for row in rows[-2:])
+        rows[-2]["off the quiet race"] = ""
+        rows[-1]["off the quiet race"] = f"{max(disturbed / quiet, quiet / disturbed) - 1:.1%}"
     dtype: Row = {"dtype": runs[0].dtype, "attention": runs[0].attention}
     write("disturbed", rows, dtype | environment(trainer.device))
 

@@ -31,6 +31,12 @@ def program_text() -> str:
     return store.source_text({str(path.relative_to(ROOT)): path.read_text() for path in paths})
 
 
+def commit() -> tuple[str, bool]:
+    """The commit of this checkout, empty if unknown, and whether nothing was changed since."""
+    found = machine.git(ROOT, "rev-parse", "HEAD")
+    return found, bool(found) and not machine.git(ROOT, "status", "--porcelain")
+
+
 def facts(
     device: torch.device, dtype: torch.dtype, attention: str, eager_reason: str
 ) -> dict[str, Any]:
@@ -39,8 +45,7 @@ def facts(
     dtype: of matrix products. attention: "fused" or "plain". eager_reason: why the model runs
     uncompiled; empty if compiled.
     """
-    commit = machine.git(ROOT, "rev-parse", "HEAD")
-    changes = machine.git(ROOT, "status", "--porcelain")
+    head, clean = commit()
     return dict(
         device=machine.device_name(device),
         threads=torch.get_num_threads(),
@@ -50,6 +55,6 @@ def facts(
         compile_note=eager_reason,
         torch=torch.__version__,
         python=platform.python_version(),
-        commit=commit,
-        clean=bool(commit) and not changes,
+        commit=head,
+        clean=clean,
     )
