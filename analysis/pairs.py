@@ -54,14 +54,14 @@ class Pairs:
         """groups: the runs of each entrant by its label. prices: of their race."""
         ended = {label for label in groups if any(r.status != DIVERGED for r in groups[label])}
         self._ratios = {
-            (a, b): _ratio(groups[a], groups[b], unit, prices.of(a, b)) if {a, b} <= ended else None
+            (a, b): ratio(groups[a], groups[b], unit, prices.of(a, b)) if {a, b} <= ended else None
             for a in groups
             for b in groups
             if a != b
         }
         pairs = list(combinations(groups, 2))
         self.family = len(pairs)
-        tests = [ratio.p if (ratio := self._ratios[pair]) else None for pair in pairs]
+        tests = [found.p if (found := self._ratios[pair]) else None for pair in pairs]
         # A pair without a test stays in the family, as if its p were 1.
         adjusted = zip(pairs, tests, holm([1.0 if p is None else p for p in tests]), strict=True)
         self._adjusted = {pair: None if p is None else holms for pair, p, holms in adjusted}
@@ -73,9 +73,10 @@ class Pairs:
         return Pair(self._ratios[pair], p, self.family)
 
 
-def _ratio(
+def ratio(
     baseline: Sequence[Run], challenger: Sequence[Run], unit: str, price: Estimate | None
 ) -> Ratio | None:
+    """The speed-up in one unit. price: of the challenger's step; None if the two ran alone."""
     if unit == "seconds" and price is not None:
         return speedup(costs(baseline, "steps"), costs(challenger, "steps"), price)
     return speedup(costs(baseline, unit), costs(challenger, unit))
@@ -104,7 +105,7 @@ def detectable_differences(groups: Mapping[str, Sequence[Run]]) -> list[Detectab
     seeds, tests = min(map(len, groups.values())), math.comb(len(groups), 2)
     if seeds < 2:
         return []
-    alone = not any(turn_lengths(run for runs in groups.values() for run in runs))
+    alone = not turn_lengths(run for runs in groups.values() for run in runs)
     found = []
     for quantity in ("steps", *(["seconds"] if alone else []), "loss"):
         sd = pooled_deviation([_values(runs, quantity) for runs in groups.values()])

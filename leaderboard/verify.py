@@ -129,7 +129,7 @@ def _check_folder(root: Path, rows: Rows) -> Iterator[str]:
     """Whether the files of one folder agree with its rows."""
     for run in rows.runs:
         yield from (f"run {run.run}: {problem}" for problem in _check_run(root, run))
-    yield from _check_curves(root, rows.runs)
+    yield from _check_files(root, rows.runs)
     yield from _check_sources(root, [*rows.runs, *rows.trials])
     yield from scale.problems(root)
 
@@ -324,8 +324,8 @@ def _check_constants(runs: pd.DataFrame) -> Iterator[str]:
             yield f"race {race}: {label}: its runs differ in {column}: {values}"
 
 
-def _check_curves(root: Path, runs: Sequence[Run]) -> Iterator[str]:
-    """Whether every file of a run has a row: a removed row leaves them behind."""
+def _check_files(root: Path, runs: Sequence[Run]) -> Iterator[str]:
+    """Whether every file of a run has a row: a removed row leaves its files behind."""
     names = {run.run for run in runs}
     folders = ("curves", "logits", "turns")
     for path in sorted(path for name in folders for path in (root / name).glob("*.csv")):

@@ -3,13 +3,16 @@
 Used by charts speedup and iso_loss.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from matplotlib.axis import Axis
 from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
 
 from analysis.charts._inputs import Series
+from analysis.pairs import UNITS, ratio
 from analysis.stats import Costs, Estimate, Ratio, costs, speedup
+from tracking.schema import Run
 
 # Marks of a logarithmic axis of ratios; the first set with few enough of them in range is used.
 TICKS = (
@@ -38,25 +41,25 @@ def decompose(baseline: Series, challenger: Series, price: Estimate | None) -> D
     Also None where runs that missed turn only one of the two ratios into a bound. price: of the
     challenger's step over the baseline's; None if the two did not take turns.
     """
-    a_steps, a_seconds = (costs(baseline.runs, unit) for unit in ("steps", "seconds"))
-    b_steps, b_seconds = (costs(challenger.runs, unit) for unit in ("steps", "seconds"))
-    samples = speedup(a_steps, b_steps)
-    clock = speedup(a_steps, b_steps, price) if price else speedup(a_seconds, b_seconds)
-    if not any(a_steps.reached) or not any(b_steps.reached) or samples is None or clock is None:
+    samples, clock = (ratio(baseline.runs, challenger.runs, unit, price) for unit in UNITS)
+    if samples is None or clock is None:
+        return None
+    if baseline.cost("steps") is None or challenger.cost("steps") is None:
         return None
     if (samples.at_least, samples.at_most) != (clock.at_least, clock.at_most):
         return None
     if price is not None:
         return Decomposition(samples, price.inverse(), clock)
-    step = speedup(_per_step(a_seconds, a_steps), _per_step(b_seconds, b_steps))
+    step = speedup(_per_step(baseline.runs), _per_step(challenger.runs))
     assert step is not None  # runs that spent steps and seconds have seconds a step
     # The mean over runs weighs each alike; the quotient is what makes the product exact.
     exact = clock.estimate.value / samples.estimate.value
     return Decomposition(samples, replace(step.estimate, value=exact), clock)
 
 
-def _per_step(seconds: Costs, steps: Costs) -> Costs:
-    values = [s / n for s, n in zip(seconds.spent, steps.spent, strict=True) if n]
+def _per_step(runs: Sequence[Run]) -> Costs:
+    steps, seconds = (costs(runs, unit).spent for unit in UNITS)
+    values = [s / n for s, n in zip(seconds, steps, strict=True) if n]
     return Costs(values, [True] * len(values))
 
 
