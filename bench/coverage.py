@@ -5,9 +5,9 @@
 Two entrants whose steps cost a known number of seconds take turns on a machine whose speed drifts,
 and which something else disturbs for random half of the time. `analysis.price` sees their turns
 only. The steps that each run takes to the target are drawn too; the ratio in seconds follows from
-both. Goal: 95% intervals that hold the truth in 93 to 97% of the races, whether the machine is quiet
-or not. Nothing is timed here, so the machine may be busy, and every computer gives the same table.
-docs/rules.md shows it, from results/records/coverage/coverage.csv.
+both. Goal: 95% intervals that hold the truth in 93 to 97% of the races, whether the machine is
+quiet or not. Nothing is timed here, so the machine may be busy, and every computer gives the same
+table. docs/rules.md shows it, from results/records/coverage/coverage.csv.
 """
 
 import math
