@@ -33,24 +33,26 @@ class Peak:
 
     def __init__(self, device: torch.device) -> None:
         self._device, self._cuda = device, device.type == "cuda"
-        self._own = self._others = 0  # bytes allocated now, for this run and for the others
+        self._own = 0  # bytes allocated for this run when its last turn ended
+        self._others: int | None = None  # and for all else, within a turn; None outside of turns
         self.bytes = 0
 
     def begin_turn(self) -> None:
         if self._cuda:
             self._others = torch.cuda.memory_allocated(self._device) - self._own
-            torch.cuda.reset_peak_memory_stats(self._device)
+            machine.reset_peak_memory(self._device)
 
     def end_turn(self) -> None:
-        if self._cuda:
+        """End the turn, if there is one: what is allocated outside of turns is not the run's."""
+        if self._others is not None:
             self.read()
             self._own = torch.cuda.memory_allocated(self._device) - self._others
+            self._others = None
 
     def read(self) -> int:
         """The peak so far, bytes."""
-        if self._cuda:
-            most = torch.cuda.max_memory_allocated(self._device) - self._others
-            self.bytes = max(self.bytes, most)
+        if self._others is not None:
+            self.bytes = max(self.bytes, machine.peak_memory(self._device) - self._others)
         return self.bytes
 
     def restart(self, step: Callable[[], object], weights: int) -> None:
@@ -61,7 +63,7 @@ class Peak:
         """
         self.bytes = 0
         if self._cuda:
-            torch.cuda.reset_peak_memory_stats(self._device)
+            machine.reset_peak_memory(self._device)
             return
         machine.free_memory()
         machine.reset_peak_memory(self._device)

@@ -225,6 +225,23 @@ def test_on_a_gpu_a_peak_leaves_out_what_the_other_runs_hold(
     assert [peak.bytes for peak in peaks] == [150, 530]
 
 
+def test_on_a_gpu_a_heat_that_is_given_up_leaves_nothing_in_a_peak(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gpu = FakeAllocator(monkeypatch)
+    peak = memory.Peak(torch.device("cuda"))
+    peak.begin_turn()
+    gpu.take(100)  # its model
+    peak.end_turn()
+    gpu.take(40)  # another run, which is given up
+    peak.end_turn()
+    assert peak.read() == 100
+    gpu.take(-40)
+    peak.begin_turn()
+    gpu.take(50)
+    assert peak.read() == 150
+
+
 def test_on_a_cpu_the_peak_is_what_a_step_adds_whatever_the_process_held_before(
     micro_track: Track, micro_options: Options, monkeypatch: pytest.MonkeyPatch
 ) -> None:
