@@ -294,7 +294,7 @@ class Trainer:
         self.dtype = self.engine.broadcast(choose_dtype(options.dtype, self.device, width))
         self.attention = ""  # chosen with the first model
         load_libraries(self.device)
-        self.others: list[Trainer] = []  # whose runs take turns with this trainer's runs
+        self._crew = [self]  # whose runs take turns; one list for all of them
         self._place(options.microbatch, "" if options.compile else "as asked")
         self.val_batches()  # refuses a number of tokens that does not divide
 
@@ -326,21 +326,28 @@ class Trainer:
         for one more, which needs at least its weights, their gradients and two moments, beside the
         state that the others will have.
         """
-        yield self
-        for number in range(count - 1):
-            if number == len(self.others):
+        for number in range(count):
+            if number == len(self._crew):
                 least = 4 * sum(p.nbytes for p in self.gpt.parameters())
-                least += sum(each.program.state_bytes for each in (self, *self.others))
+                least += sum(each.program.state_bytes for each in self._crew)
                 short = torch.tensor(float(available_bytes(self.device) < least))
                 if self.engine.all_reduce_max(short).item():
                     raise CrowdedError
                 other = copy(self)
                 other.engine, other.matmul_peak = self.engine.another(), self.matmul_peak
                 other._place(self.program.microbatch, self.program.eager_reason)
-                self.others.append(other)
-                for each in self.others:
-                    each.others = [self, *(one for one in self.others if one is not each)]
-            yield self.others[number]
+                self._crew.append(other)
+            yield self._crew[number]
+
+    @property
+    def others(self) -> list["Trainer"]:
+        """The rest of the crew."""
+        return [each for each in self._crew if each is not self]
+
+    def dismiss(self) -> None:
+        """Let the others go, and end the turn in which the memory may have run out."""
+        self._crew = [self]
+        self.memory.end_turn()
 
     def forget(self) -> None:
         """Free the optimizers of the last run, also of one that was given up in its warm-up."""
@@ -674,8 +681,8 @@ def race(
                         lane.finish(run)
                     left = left[len(together) :]
                 except CrowdedError:
-                    turn_steps, trainer.others = 0, []
-                    trainer.memory.end_turn()
+                    turn_steps = 0
+                    trainer.dismiss()
                     live.give_up()
                     if first:
                         print("the memory does not hold several runs: each runs alone", flush=True)

@@ -155,7 +155,7 @@ def step(config: Config, recorder: Recorder, seconds: float) -> None:
         if compiled == config.compile and len(alone) > 1:
             with recorder.attempt("in turns"):
                 in_turns.compare(config, recorder, trainer, alone)
-            trainer.others = []  # what follows runs alone again
+            trainer.dismiss()  # what follows runs alone again
         if compiled:
             with recorder.attempt("muon, compiled, plain Newton-Schulz"):
                 trainer.options = replace(trainer.options, ns_backend="plain")
