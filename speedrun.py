@@ -694,9 +694,10 @@ def run_heat(
 ) -> Iterator[tuple[Trainer, Outcome, Lane]]:
     """Run all entrants with one seed; yields each run when it has ended, with its trainer.
 
-    They take turns of `turn_steps` steps, in every other round in reverse order. Raises
-    CrowdedError, before any training, if the memory does not hold all of them.
+    They take turns of `turn_steps` steps, in every other round in reverse order; a single run takes
+    none. Raises CrowdedError, before any training, if the memory does not hold all of them.
     """
+    turn_steps = turn_steps if len(entrants) > 1 else 0  # else its clock would stop for nobody
     for each in (trainer, *trainer.others):
         each.forget()
     alive = []

@@ -85,13 +85,22 @@ def test_turns_are_written_down_and_every_other_round_is_in_reverse(
 
 
 def test_with_turns_of_no_steps_and_for_a_single_entrant_runs_are_alone(
-    micro_track: Track, micro_options: Options
+    micro_track: Track, micro_options: Options, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pair = [enter("adamw", 2), enter("muon", 2)]
+    turns: list[int] = []
+    row_of = Trainer.run_row
+
+    def run_row(self: Trainer, out: Outcome, *names: str) -> Run:
+        turns.append(len(out.turns))
+        return row_of(self, out, *names)
+
+    monkeypatch.setattr(Trainer, "run_row", run_row)
+    pair = [enter("adamw", 4), enter("muon", 4)]
     for entrants, turn_steps in ((pair, 0), (pair[:1], 2)):
         for run in race(micro_track, micro_options, entrants, turn_steps=turn_steps):
             assert (run.heat, run.turn_steps) == ("", 0)
             assert not store.turns_path(Path(micro_options.results), run.run).exists()
+    assert turns == [1, 1, 1]  # the clock was not stopped for other runs
 
 
 def test_a_clock_runs_in_the_turns_of_its_own_run_only(
