@@ -292,10 +292,12 @@ class Trainer:
         )
         width = track.config(self.data.vocab_size).n_embd
         self.dtype = self.engine.broadcast(choose_dtype(options.dtype, self.device, width))
-        self.attention = ""  # chosen with the first model
         load_libraries(self.device)
         self._crew = [self]  # whose runs take turns; one list for all of them
         self._place(options.microbatch, "" if options.compile else "as asked")
+        way = choose_attention(options.attention, self.gpt.config, self.program)
+        self.attention = self.engine.broadcast(way)
+        self.gpt.use_attention(self.attention)
         self.val_batches()  # refuses a number of tokens that does not divide
 
     def _place(self, microbatch: int, eager_reason: str) -> None:
@@ -312,10 +314,6 @@ class Trainer:
             eager_reason=eager_reason,
             cuda_graphs=self.options.cuda_graphs,
         )
-        if not self.attention:
-            way = choose_attention(self.options.attention, self.gpt.config, self.program)
-            self.attention = self.engine.broadcast(way)
-        self.gpt.use_attention(self.attention)
         self.memory.end_turn()
 
     def crew(self, count: int) -> Iterator["Trainer"]:
@@ -336,6 +334,7 @@ class Trainer:
                 other = copy(self)
                 other.engine, other.matmul_peak = self.engine.another(), self.matmul_peak
                 other._place(self.program.microbatch, self.program.eager_reason)
+                other.gpt.use_attention(self.attention)
                 self._crew.append(other)
             yield self._crew[number]
 
@@ -559,11 +558,11 @@ class Trainer:
 
     # ---- What a run writes down ------------------------------------------------------------------
 
-    def facts(self, entrant: Entrant, seed: int, started: str = "") -> dict[str, Any]:
-        """The columns of tracking.schema.Provenance for a run, as they are known by now."""
+    def facts(self, entrant: Entrant, seed: int) -> dict[str, Any]:
+        """The columns of tracking.schema.Provenance for a run that starts now."""
         dtype, eager_reason = self.program.dtype, self.program.eager_reason
         return dict(
-            started=started or provenance.now(),
+            started=provenance.now(),
             track=self.track.name,
             track_hash=self.track.hash(),
             label=entrant.label,
@@ -614,7 +613,7 @@ class Trainer:
         flops = self.gpt.flops_per_token(track.seq_len) * track.batch_tokens
         peak = torch.tensor(self.memory.read(), dtype=torch.float64)
         return Run(
-            **self.facts(out.entrant, out.seed, out.started),
+            **(self.facts(out.entrant, out.seed) | {"started": out.started}),
             race=race_id,
             run=f"{race_id}-{spelling.file_name(out.entrant.canonical)}-s{out.seed}",
             heat=heat,
