@@ -73,7 +73,7 @@ def fused_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
 
 
 class PlainAttention(torch.autograd.Function):
-    """The same by products and a softmax; also the largest logit of each head (H).
+    """What `fused_attention` computes, by products and a softmax; also the largest logits (H).
 
     The softmax is computed in float32 or wider, from logits in the type of the product. Only the
     probabilities are kept for the backward pass, in the type of the values. Products are batches of

@@ -56,7 +56,10 @@ class Lane:
         self._board.show(self, run)
 
     def end(self, run: Run) -> None:
-        """The lane of a finished run. A run that ended before a race was resumed has no curve."""
+        """Show the row of a finished run.
+
+        Of a run that ended before the race was resumed, only the last validation is known.
+        """
         self.step, self.seconds, self.run = run.steps, run.train_seconds, run
         if not self.validations and run.final_loss is not None:
             self.validations.append((run.steps, run.final_loss))

@@ -137,10 +137,9 @@ class Live:
 
     def _show(self, lane: Lane, news: Progress | Run | None) -> None:
         """Show what came in: a report, the row of a finished run, or None for a run that begins."""
-        report = isinstance(news, Progress)
         if self._drawn:
             now = time.monotonic()
-            if not report or now - self._redrawn >= REDRAW_SECONDS:
+            if not isinstance(news, Progress) or now - self._redrawn >= REDRAW_SECONDS:
                 self._redrawn = now
                 self._drawn.refresh()
         elif not self._silent and (not isinstance(news, Progress) or news.val_loss is not None):
