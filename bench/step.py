@@ -3,10 +3,10 @@
     python -m bench.step    # ten minutes on two CPU cores, most of them for compilation
 
 The peer is GPT-2 of Hugging Face `transformers` at the sizes of `tiny-classic` (bench/peers.py),
-with each of its two ways to compute attention. Ours have both ways too, where they are compiled. A
-step is forward pass, backward pass, optimizer and clearing of gradients, on one batch of the track.
-All use torch's fused AdamW with the same options; our models also have Muon. In each precision, all
-take turns in one process, and a time is the median over rounds.
+with each of its two ways to compute attention. A step is forward pass, backward pass, optimizer and
+clearing of gradients, on one batch of the track. All use torch's fused AdamW with the same options;
+our models also have Muon. In each precision, all take turns in one process, and a time is the
+median over rounds.
 
 "times the best peer" is the time with AdamW over the shortest time of the peer in that precision.
 Goals, compiled: at most 0.5 in bfloat16 on a processor with AMX, at most 0.8 in float32.
@@ -30,7 +30,6 @@ from torch import Tensor, nn
 import engines
 import optim
 from bench import Row, environment, medians, peers, precisions, read_command_line, write
-from layers.attention import WAYS
 from runtime import machine
 from speedrun import TRACKS, Options, Track, Trainer, enter
 
@@ -151,13 +150,11 @@ def measure(
     steps: dict[Name, Step] = {}
     flops: dict[str, float] = {}  # of a step, by model
     for track, compiled in product(tracks, ways):
-        for attention in WAYS if compiled else (options.attention,):
-            changed = replace(options, engine="single", compile=compiled, attention=attention)
-            trainer = Trainer(track, changed)
-            ours = our_steps(trainer)  # falls back to eager where compilation fails
-            how = "no" if trainer.program.eager_reason else "yes"
-            for optimizer, step in ours.items():
-                steps[Name(track.model, trainer.attention, how, optimizer)] = step
+        trainer = Trainer(track, replace(options, engine="single", compile=compiled))
+        ours = our_steps(trainer)  # falls back to eager where compilation fails
+        how = "no" if trainer.program.eager_reason else "yes"
+        for optimizer, step in ours.items():
+            steps[Name(track.model, trainer.attention, how, optimizer)] = step
         flops[track.model] = trainer.gpt.flops_per_token(track.seq_len) * track.batch_tokens
         if track is tracks[0] and peers.installed():
             flops[peers.NAME] = flops[track.model]

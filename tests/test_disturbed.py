@@ -1,10 +1,17 @@
 """The benches of races beside other work: what they burn, what they race, and what they write."""
 
+import csv
+from pathlib import Path
+
 import pytest
 
+from analysis.price import read_prices
 from bench import disturbed, turns
 from speedrun import Options, Track, Trainer
 from tests.rows import in_turns, make_run
+from tracking import store
+
+RECORD = Path(__file__).parents[1] / "results" / "records" / "disturbed"
 
 
 def test_a_burner_is_busy_for_half_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,6 +66,19 @@ def test_a_row_says_how_wide_the_interval_is() -> None:
     value = float(row["ratio in seconds"])
     wide = max(high / value, value / low) - 1
     assert float(str(row["to either side"]).strip("%")) / 100 == pytest.approx(wide, abs=0.002)
+
+
+def test_the_committed_table_follows_from_the_committed_races() -> None:
+    with (RECORD / "disturbed.csv").open(newline="") as file:
+        table = {(row["order"], row["machine"]): row for row in csv.DictReader(file)}
+    runs = store.read_runs(RECORD)
+    races = dict.fromkeys(run.race for run in runs)
+    assert len(races) == len(table) == 4
+    for race in races:
+        of_race = [run for run in runs if run.race == race]
+        order, _, state = race.replace("-", " ").rpartition(" ")
+        row = disturbed.row_of(of_race, read_prices(RECORD, of_race), order, state == "disturbed")
+        assert row.items() <= table[order, state].items()
 
 
 @pytest.mark.parametrize("turn_steps", [0, 2])

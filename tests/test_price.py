@@ -329,6 +329,9 @@ def test_the_committed_coverage_is_within_its_goal() -> None:
     assert len(rows) == len(CASES)
     even = [row for row in rows if row["returning work"] == "none / none"]
     assert len(even) == 14
+    for row in rows:
+        ratio = row["coverage, ratio in seconds"]
+        assert row["seeds"] == "1" if not ratio else 93 <= float(ratio.rstrip("%")) <= 97
     for row in even:
         assert 93 <= float(row["coverage"].rstrip("%")) <= 97
     for row, case in zip(rows, CASES, strict=True):
@@ -353,6 +356,7 @@ def test_intervals_hold_the_true_price_as_often_as_they_say(case: Case) -> None:
     outcome = simulate(case, seed=5)
     # Of 400 races, 95% is known to within 3 deviations of 1.1%.
     assert 0.92 < outcome.coverage < 0.985
+    assert outcome.coverage_of_ratio is not None and 0.915 < outcome.coverage_of_ratio < 0.985
     assert outcome.error(np.array([each.value for each in outcome.found])) < 0.01
     if case.machine.disturbed:
         assert outcome.error(outcome.mean_of_pairs) > 0.03
