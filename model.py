@@ -90,6 +90,16 @@ def soft_cap(z: Tensor, cap: float) -> Tensor:
     return cap * z * torch.rsqrt(z.square() + cap * cap) if cap else z
 
 
+def after(x: Tensor, *earlier: Tensor) -> Tensor:
+    """x, or NaN if an `earlier` result is not finite: so a compiled program computes those first.
+
+    It may else compute a product of all chunks before it goes on, for loops that chunks share, and
+    hold all logits at once.
+    """
+    seen = torch.stack([each.flatten()[-1].float() for each in earlier])
+    return x.where(seen.isfinite().all(), math.nan)
+
+
 EXP_CAP = 30.0  # of logits whose exponentials, down to exp(-2 cap), float32 holds well
 
 
@@ -117,6 +127,8 @@ class ChunkedLoss(torch.autograd.Function):
         db = None if bias is None else torch.zeros_like(bias)
         losses, dxs = [], []
         for xs, ts in zip(x.split(chunk), targets[:, None].split(chunk), strict=True):
+            if losses:
+                xs = after(xs, losses[-1], dxs[-1], dw, *(() if db is None else (db,)))
             # The bias is added in the loop below, not in a pass of its own before the product.
             low = xs @ w.mT
             z = upcast(low) if bias is None else upcast(low) + upcast(bias)

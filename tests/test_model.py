@@ -17,6 +17,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from layers.config import GPTConfig, preset
@@ -366,6 +367,30 @@ def test_no_more_logits_than_a_chunk_are_in_memory(loss_chunk: int, expected: in
     with torch.no_grad(), TallestLogits(config) as tallest:
         model(*batch(3, 32))
     assert tallest.tokens == expected
+
+
+def peak_bytes(call: Callable[[], object]) -> int:
+    """The most bytes that torch held on the CPU for a call, beside those it held before."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+        call()
+    held = most = 0
+    assert found.profiler is not None and found.profiler.kineto_results is not None
+    for event in sorted(found.profiler.kineto_results.events(), key=lambda event: event.start_ns()):
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            most = max(most, held)
+    return most
+
+
+@pytest.mark.slow
+def test_a_compiled_pass_takes_one_chunk_of_logits_after_another() -> None:
+    config = replace(KINDS["gpt2"], vocab_size=8000, n_layer=1)
+    model = torch.compile(GPT(config, loss_chunk=64))
+    tokens = batch(8, 32)
+    model(*tokens)  # compiles
+    chunk_bytes = 64 * config.table_rows * 4
+    sums_bytes = 3 * config.table_rows * config.n_embd * 4  # of the gradients of the table
+    assert peak_bytes(lambda: model(*tokens)) < 3 * chunk_bytes + sums_bytes
 
 
 @pytest.mark.parametrize(("autocast", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
