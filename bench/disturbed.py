@@ -23,7 +23,7 @@ from analysis.pairs import UNITS, Pairs
 from analysis.price import Prices, read_prices
 from analysis.table import by_label
 from bench import FOLDER, Row, environment, read_command_line, write
-from runtime import machine
+from host.cores import cores
 from speedrun import TRACKS, Options, Trainer, enter
 from tracking.schema import Run
 from tracking.store import read_runs
@@ -98,7 +98,7 @@ def main() -> None:
         for busy in (False, True):
             race = f"{order.replace(' ', '-')}-{'disturbed' if busy else 'quiet'}"
             print(race, flush=True)
-            with burners(machine.cores() if busy else 0, seed=number):
+            with burners(cores() if busy else 0, seed=number):
                 speedrun.race(trainer, entrants, SEEDS, race, [])
             runs = [run for run in read_runs(root) if run.race == race]
             rows.append(row_of(runs, read_prices(root, runs), order, busy))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from bench import Row, environment, medians, read_command_line, write
+from host.cores import cores
 from muon import BACKENDS, COEFFICIENTS, Coefficients, candidates, choose
 from optim import kernels
 from runtime import machine
@@ -70,7 +71,7 @@ def rows_of(
 def main() -> None:
     read_command_line("python -m bench.newton_schulz", __doc__)
     device = machine.local_device()
-    torch.set_num_threads(machine.cores())
+    torch.set_num_threads(cores())
     dtype = choose_dtype("auto", device, width=768)
     rows = []
     for track, batches in BATCHES.items():

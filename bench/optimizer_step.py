@@ -16,6 +16,7 @@ from functools import partial
 import torch
 
 from bench import Row, environment, medians, read_command_line, write
+from host.cores import cores
 from layers.config import preset
 from model import GPT
 from muon import Muon
@@ -85,7 +86,7 @@ def contenders(gpt: GPT, dtype: torch.dtype) -> dict[str, Callable[[], object]]:
 
 def main() -> None:
     read_command_line("python -m bench.optimizer_step", __doc__)
-    torch.set_num_threads(machine.cores())
+    torch.set_num_threads(cores())
     machine.keep_memory()  # as a run does
     gpt = GPT(preset("tiny", vocab_size=1024, block_size=128))
     gpt.init_weights(0)

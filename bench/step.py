@@ -30,6 +30,7 @@ from torch import Tensor, nn
 import engines
 import optim
 from bench import Row, environment, medians, peers, precisions, read_command_line, write
+from host.cores import cores
 from runtime import machine
 from speedrun import TRACKS, Options, Track, Trainer, enter
 
@@ -220,7 +221,7 @@ def rows_of(
 def main() -> None:
     read_command_line("python -m bench.step", __doc__)
     device = machine.local_device()
-    torch.set_num_threads(machine.cores())
+    torch.set_num_threads(cores())
     if not peers.installed():
         print(peers.MISSING)
     rows: list[Row] = []

@@ -20,6 +20,8 @@ from pathlib import Path
 
 import torch
 
+from host.cores import cores
+
 _STATUS = Path("/proc/self/status")
 
 
@@ -39,11 +41,6 @@ def device_name(device: torch.device) -> str:
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     unit = "core" if cores() == 1 else "cores"
     return f"{names[0] if names else platform.machine()}, {cores()} {unit}"
-
-
-def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def threads() -> int:
