@@ -41,7 +41,7 @@ def _groups(proc: Path) -> Iterator[tuple[Path, Path]]:
         mounts = (proc / "mountinfo").read_text("utf-8", "replace").splitlines()
     except OSError:
         return
-    own = {}  # controllers, "" in version 2: the path of the group
+    own: dict[str, str] = {}  # controllers, "" in version 2: the path of the group
     for line in groups:
         _, controllers, path = line.split(":", 2)
         own |= dict.fromkeys(controllers.split(","), path)
@@ -54,9 +54,9 @@ def _groups(proc: Path) -> Iterator[tuple[Path, Path]]:
         controller = {"cgroup2": "", "cgroup": "cpu"}.get(kind)
         if controller is None or controller not in own or (controller and "cpu" not in options):
             continue
-        mount, path = Path(point), PurePosixPath(own[controller])
+        mount, group = Path(point), PurePosixPath(own[controller])
         # In a container the mount may begin at its own group, of which the path tells nothing.
-        inside = path.relative_to(root) if path.is_relative_to(root) else PurePosixPath()
+        inside = group.relative_to(root) if group.is_relative_to(root) else PurePosixPath()
         folder = mount / inside
         yield (folder if folder.is_dir() else mount), mount
 

@@ -1,6 +1,7 @@
 """What this machine is and can do: measured or read, never assumed.
 
-    python -m runtime.machine    # the device, and whether it has bfloat16 units
+    python -m runtime.machine           # the device, and whether it has bfloat16 units
+    python -m runtime.machine --gpus    # how many GPUs torch will use
 
 Names, precision, the peak of a matrix product, memory, compiler. The decisions are in speedrun.py.
 """
@@ -15,21 +16,56 @@ import resource
 import shutil
 import statistics
 import subprocess
+import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from errors import UserError
+from host import entry
 from host.cores import cores
 
 _STATUS = Path("/proc/self/status")
+DRIVERS = (Path("/proc/driver/nvidia/gpus"), Path("/dev/kfd"))  # there is a GPU, of NVIDIA or AMD
+HIDING = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES",
+          "NVIDIA_VISIBLE_DEVICES")  # fmt: skip
 
 
 def local_device() -> torch.device:
-    """The GPU of this process, one for each of torchrun's on a machine; else the CPU."""
-    if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-    return torch.device("cpu")
+    """The GPU of this process, one for each of torchrun's on a machine; else the CPU.
+
+    Raises UserError if torchrun started more processes than torch sees GPUs.
+    """
+    index, count = int(os.environ.get("LOCAL_RANK", 0)), gpus()
+    if index >= count > 0:
+        raise UserError(
+            f"LOCAL_RANK={index}: torchrun started more processes than the {count} GPUs that torch "
+            f"sees; run with --nproc_per_node={count}"
+        )
+    return torch.device("cuda", index) if count else torch.device("cpu")
+
+
+def gpus() -> int:
+    """The GPUs that torch will use.
+
+    Those that are hidden from it (CUDA_VISIBLE_DEVICES, HIP_VISIBLE_DEVICES), that its build cannot
+    use, or that their driver is too old for are none, whatever the system lists.
+    """
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def why_no_gpu() -> str:
+    """Why torch uses none of the GPUs that this machine has; empty if it has none, or uses one."""
+    if gpus() or not any(path.exists() for path in DRIVERS):
+        return ""
+    hidden = [name for name in HIDING if name in os.environ]
+    if torch.version.cuda is None and torch.version.hip is None:
+        return f"this torch ({torch.__version__}) is built for the CPU alone"
+    if hidden:
+        return ", ".join(f"{name}={os.environ[name]}" for name in hidden)
+    return "its driver does not answer, or is too old for this torch"
 
 
 def device_name(device: torch.device) -> str:
@@ -177,15 +213,25 @@ def git(root: Path, *arguments: str) -> str:
     return done.stdout.strip()
 
 
-def main() -> None:
-    """Print the device, and whether it has bfloat16 units."""
-    parser = argparse.ArgumentParser(prog="python -m runtime.machine", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.parse_args()
+def command(given: argparse.Namespace) -> None:
+    """Print the device, and whether it has bfloat16 units; or the number of GPUs alone."""
+    if given.gpus:
+        print(gpus())
+        return
     here = local_device()
     units = ", ".join(bfloat16_units(here))
     print(f"{device_name(here)}; bfloat16 units: {units or 'none'}")
+    if why_no_gpu():
+        print(f"torch uses none of the GPUs that are here: {why_no_gpu()}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; its exit code."""
+    parser = entry.parser("runtime.machine", __doc__)
+    note = "print how many GPUs torch will use, and nothing else"
+    parser.add_argument("--gpus", action="store_true", help=note)
+    return entry.run(parser, argv, command)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -30,7 +30,6 @@ import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,6 +37,7 @@ from torch.quasirandom import SobolEngine
 
 from analysis import stats
 from errors import UserError
+from host import entry
 from optim import Option
 from optim.entrants import Entrant, assigned, entrant_options
 from runtime import command_line
@@ -157,7 +157,7 @@ class Study:
         self.options = entrant_options(self.recipe, Schedule)
         self.fixed = assigned(entrant, self.options)
         self.points = self._points(budget.trials)
-        self._root = Path(trainer.options.results)
+        self._root = trainer.options.results
         if "steps" in self.fixed:
             raise UserError(f"{entrant}: the tuner sets the steps; leave them out")
         if budget.stage == "sweep" and self.fixed:
@@ -430,7 +430,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError(f"{' '.join(words)}: a recipe is named twice; name each once")
     options = Options(**command_line.given(arguments, Options))
     track = chosen_track(arguments)
-    store.ready(Path(options.results))
+    store.ready(options.results)
     for word, recipe in zip(words, recipes, strict=True):
         assigned(word, entrant_options(recipe, Schedule))  # refuse a mistake before any trial
     trainer = Trainer(track, options)
@@ -445,7 +445,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; its exit code: 0, 2 after a user's mistake, 130 after Ctrl-C."""
-    parser = make_parser(__doc__, "python -m studies.tune", race=False)
+    parser = make_parser(__doc__, "studies.tune", race=False)
     parser.add_argument(
         "--trials",
         type=int,
@@ -463,7 +463,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help=f"last stage to run: {', '.join(STAGES)}; or sweep (default: horizon)",
     )
     stopped = "finished trials are recorded: the same command goes on"
-    return command_line.run("studies.tune", partial(run, parser.parse_args(argv)), stopped)
+    return entry.run(parser, argv, run, stopped)
 
 
 if __name__ == "__main__":

@@ -222,7 +222,10 @@ def test_figures_draws_the_charts_of_each_record(
     assert _make.make(root, tmp_path, ["cited"], [chart("memory")])
     assert (tmp_path / "memory.png").read_bytes() == once
     code, _, error = run_make(capsys, "--figures", "--race", "newer")
-    assert (code, error) == (2, "--figures: takes no other option; leave the others out\n")
+    assert (code, error) == (
+        2,
+        "analysis.charts: --figures: takes no other option; leave the others out\n",
+    )
 
 
 # ---- The numbers come from the statistics ------------------------------------------------------
@@ -401,7 +404,7 @@ def test_without_runs_it_names_the_next_command(
 ) -> None:
     code, out, err = run_make(capsys, "--root", tmp_path, "--out", tmp_path / "charts")
     assert (code, out) == (2, "")
-    assert err.strip() == f"no runs in {tmp_path / 'runs.csv'}; run: make speedrun"
+    assert err.strip() == f"analysis.charts: no runs in {tmp_path / 'runs.csv'}; run: make speedrun"
     assert not (tmp_path / "charts").exists()
 
 
@@ -417,7 +420,7 @@ def test_a_folder_that_cannot_be_written_is_refused(
     (tmp_path / "file").touch()
     code, _, err = run_make(capsys, "--root", duel, "--out", tmp_path / "file")
     assert code == 2
-    assert err.startswith("cannot write charts to")
+    assert err.startswith("analysis.charts: cannot write charts to")
 
 
 def test_a_chart_that_lacks_its_input_is_skipped_and_its_old_file_removed(

@@ -12,7 +12,6 @@ charts only change with their numbers. Needs neither torch nor a display.
 import argparse
 import importlib
 import pkgutil
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -24,9 +23,11 @@ from matplotlib.figure import Figure
 from analysis.charts._inputs import Inputs, MissingDataError, load
 from analysis.charts._style import SETTINGS, freeze_layout
 from errors import UserError
+from host import entry, paths
+from host.paths import PLOTS, RESULTS, from_here
 
 FOLDER = Path(__file__).parent
-RECORDS, PLOTS = Path("results", "records"), Path("plots")
+RECORDS = RESULTS / "records"
 
 
 @dataclass(frozen=True)
@@ -126,16 +127,25 @@ def make_figures(records: Path, plots: Path) -> list[str]:
     return lines
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def command(options: argparse.Namespace) -> None:
+    """Draw the charts, and print a line for each. Raises UserError."""
+    if options.figures and (options.root, options.out, options.race) != (RESULTS, PLOTS, []):
+        raise UserError("--figures: takes no other option; leave the others out")
+    if options.figures:
+        lines = make_figures(RECORDS, PLOTS)
+    else:
+        lines = make(options.root, options.out, options.race)
+    print(*map(from_here, lines), sep="\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command. Returns its exit code: 0, or 2 for a UserError."""
-    parser = argparse.ArgumentParser(
-        prog="python -m analysis.charts", description="Draws charts as PNG and SVG from the CSVs."
+    parser = entry.parser("analysis.charts", __doc__)
+    parser.add_argument(
+        "--root", type=paths.typed, default=RESULTS, help="folder of runs.csv; default: results"
     )
     parser.add_argument(
-        "--root", type=Path, default=Path("results"), help="folder of runs.csv; default: results"
-    )
-    parser.add_argument(
-        "--out", type=Path, default=Path("plots"), help="folder for the charts; default: plots"
+        "--out", type=paths.typed, default=PLOTS, help="folder for the charts; default: plots"
     )
     parser.add_argument(
         "--race", action="append", default=[], metavar="ID",
@@ -146,17 +156,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
         action="store_true",
         help="draw the committed charts of all records into plots/<record>/; no other option",
     )
-    options = parser.parse_args(arguments)
-    others = (options.root, options.out, options.race)
-    try:
-        if options.figures and others != (Path("results"), Path("plots"), []):
-            raise UserError("--figures: takes no other option; leave the others out")
-        if options.figures:
-            lines = make_figures(RECORDS, PLOTS)
-        else:
-            lines = make(options.root, options.out, options.race)
-        print(*lines, sep="\n")
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    return entry.run(parser, argv, command)
