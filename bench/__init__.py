@@ -15,6 +15,7 @@ bfloat16 units, and bench-epyc, of one without.
 
 import host.interpreter  # noqa: F401  # isort: skip
 
+import argparse
 import csv
 import io
 import statistics
@@ -27,7 +28,7 @@ import torch
 from analysis.table import aligned
 from host import entry, paths
 from runtime import machine, provenance
-from tracking.files import write_atomic
+from tracking.files import check_writable, write_atomic
 
 FOLDER = paths.RESULTS / "bench"  # ignored by git
 Row = dict[str, str | float]
@@ -66,7 +67,12 @@ def precisions(device: torch.device) -> list[str]:
 def run(name: str, description: str | None, measure: Callable[[], None]) -> int:
     """The command `python -m bench.NAME`, which takes no arguments; its exit code."""
     parser = entry.parser(f"bench.{name}", description)
-    return entry.run(parser, None, lambda _: measure(), "nothing was written")
+
+    def command(_: argparse.Namespace) -> None:
+        check_writable(FOLDER)
+        measure()
+
+    return entry.run(parser, None, command, "nothing was written")
 
 
 def environment(device: torch.device) -> Row:

@@ -113,6 +113,10 @@ def _locked(root: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"another process is fetching into {root}; wait for its end") from None
+        except OSError as error:  # a file system without locks
+            raise UserError(
+                f"cannot lock {root / '.lock'}: {error.strerror}; choose another --root"
+            ) from None
         yield
 
 

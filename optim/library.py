@@ -140,7 +140,9 @@ def _version(found: OptimizerClass) -> str:
 
 
 def _file_hash(found: OptimizerClass) -> str:
-    return hashlib.sha256(Path(inspect.getfile(found)).read_bytes()).hexdigest()[:12]
+    return hashlib.sha256(
+        Path(inspect.getfile(found)).read_bytes().replace(b"\r\n", b"\n")
+    ).hexdigest()[:12]
 
 
 def declared(path: str, found: OptimizerClass) -> dict[str, Option]:

@@ -162,7 +162,7 @@ def run(given: argparse.Namespace) -> None:
     if given.seeds < 1:
         raise UserError(f"--seeds {given.seeds}: must be at least 1; run with --seeds 3")
     shard, options = tune.read_shard(given.shard), Options(results=given.results)
-    store.ready(given.results)
+    store.ready(given.results, {"points.csv": ScalePoint})
     settings = {recipe: base_settings(recipe) for recipe in RECIPES}
     for place in (place for i, place in enumerate(PLACES) if shard.has(i)):
         race_place(TRACKS["tiny"], place, settings, options, given.seeds)

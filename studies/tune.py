@@ -43,6 +43,7 @@ from optim.entrants import Entrant, assigned, entrant_options
 from runtime import command_line
 from speedrun import Options, Outcome, Schedule, Trainer, chosen_track, enter, make_parser
 from tracking import spelling, store, tuned
+from tracking.files import check_writable
 from tracking.schema import DIVERGED, FINISHED, REACHED, SWEEP, Trial
 
 STAGES = ("search", "refine", "confirm", "horizon")
@@ -431,6 +432,7 @@ def run(arguments: argparse.Namespace) -> None:
     options = Options(**command_line.given(arguments, Options))
     track = chosen_track(arguments)
     store.ready(options.results)
+    check_writable(tuned.TUNED.parent)  # where the outcome goes
     for word, recipe in zip(words, recipes, strict=True):
         assigned(word, entrant_options(recipe, Schedule))  # refuse a mistake before any trial
     trainer = Trainer(track, options)

@@ -17,14 +17,14 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import matplotlib
 from matplotlib.figure import Figure
 
 from analysis.charts._inputs import Inputs, MissingDataError, load
-from analysis.charts._style import SETTINGS, freeze_layout
+from analysis.charts._style import drawing, freeze_layout
 from errors import UserError
 from host import entry, paths
 from host.paths import PLOTS, RESULTS, from_here
+from tracking.files import check_writable
 
 FOLDER = Path(__file__).parent
 RECORDS = RESULTS / "records"
@@ -73,7 +73,7 @@ def draw(chart: Chart, inputs: Inputs) -> Figure:
     """The chart as a figure. Raises MissingDataError, which names the next command."""
     if chart.of_race and not inputs.entrants:
         raise MissingDataError("no race in runs.csv; run: make speedrun")
-    with matplotlib.rc_context(SETTINGS):
+    with drawing():
         figure = chart.draw(inputs)
         freeze_layout(figure)
     return figure
@@ -82,7 +82,7 @@ def draw(chart: Chart, inputs: Inputs) -> Figure:
 def save(figure: Figure, stem: Path) -> list[Path]:
     """Writes stem.png and stem.svg without dates or versions; returns their paths."""
     paths = [stem.with_suffix(".png"), stem.with_suffix(".svg")]
-    with matplotlib.rc_context(SETTINGS):
+    with drawing():
         figure.savefig(paths[0], metadata={"Software": None})
         figure.savefig(paths[1], metadata={"Date": None, "Creator": None})
     return paths
@@ -100,6 +100,7 @@ def make(
     inputs = load(root, races)
     lines = []
     try:
+        check_writable(out, otherwise="use --out")
         out.mkdir(parents=True, exist_ok=True)
         for chart in charts() if chosen is None else chosen:
             stem = out / chart.name
@@ -110,6 +111,9 @@ def make(
                 for suffix in (".png", ".svg"):
                     stem.with_suffix(suffix).unlink(missing_ok=True)
                 lines.append(f"{chart.name}: skipped, {reason}")
+            except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as fault:
+                # The rows are written, and the other charts can be drawn.
+                lines.append(f"{chart.name}: FAILED, {type(fault).__name__}: {fault}")
     except OSError as error:
         raise UserError(f"cannot write charts to {out}: {error.strerror}; use --out") from error
     return lines
@@ -127,8 +131,8 @@ def make_figures(records: Path, plots: Path) -> list[str]:
     return lines
 
 
-def command(options: argparse.Namespace) -> None:
-    """Draw the charts, and print a line for each. Raises UserError."""
+def command(options: argparse.Namespace) -> int:
+    """Draw the charts, and print a line for each; the exit code. Raises UserError."""
     if options.figures and (options.root, options.out, options.race) != (RESULTS, PLOTS, []):
         raise UserError("--figures: takes no other option; leave the others out")
     if options.figures:
@@ -136,6 +140,7 @@ def command(options: argparse.Namespace) -> None:
     else:
         lines = make(options.root, options.out, options.race)
     print(*map(from_here, lines), sep="\n")
+    return entry.FAILED if any(": FAILED, " in line for line in lines) else 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
