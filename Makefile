@@ -15,7 +15,7 @@ ARGS ?=
 PY := .venv/bin/python
 # Of the user's environment, what would make pip and .venv miss each other; a mirror stays in use.
 unexport PIP_CONSTRAINT PIP_DRY_RUN PIP_NO_DEPS PIP_PREFIX PIP_PYTHON PIP_REQUIRE_HASHES
-unexport PIP_REQUIREMENT PIP_ROOT PIP_TARGET PIP_USER PYTHONHOME
+unexport PIP_REQUIREMENT PIP_ROOT PIP_TARGET PIP_USER PYTHONHOME PYTHONSAFEPATH
 PIP := $(PY) -I -m pip install --quiet --no-user
 # An address in place of the host's name, which torchrun waits for where nothing resolves it.
 TORCHRUN = $(PY) -m torch.distributed.run --standalone --local-addr=127.0.0.1 \

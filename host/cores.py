@@ -9,8 +9,11 @@ container started with `--cpus`, a pod's limit), in version 1 or 2 of control gr
 import contextlib
 import os
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+
+from host import entry
 
 
 def cores(proc: Path = Path("/proc/self")) -> int:
@@ -79,4 +82,5 @@ def _quota(folder: Path) -> float:
 
 
 if __name__ == "__main__":
-    print(cores())
+    parser = entry.parser("host.cores", __doc__)
+    sys.exit(entry.run(parser, None, lambda _: print(cores())))

@@ -10,6 +10,7 @@ away (`| head`) ends it without a traceback.
 
 import argparse
 import codecs
+import errno
 import io
 import os
 import sys
@@ -54,6 +55,7 @@ def run(
 
     command: may return another code. stopped: what Ctrl-C leaves, and the next command.
     """
+    name = parser.prog.removeprefix("python -m ")
     prepare_streams()
     sys.excepthook = sys.__excepthook__  # all is imported: see host/interpreter.py
     try:
@@ -63,15 +65,28 @@ def run(
     except UserError as error:
         if os.environ.get("RANK", "0") != "0":
             time.sleep(2)  # torchrun ends this rank once the first one has printed the same
-        print(f"{parser.prog.removeprefix('python -m ')}: {from_here(str(error))}", file=sys.stderr)
+        print(f"{name}: {from_here(str(error))}", file=sys.stderr)
         return MISTAKE
     except KeyboardInterrupt:
         print(f"\nstopped; {stopped}", file=sys.stderr)
         return STOPPED
     except BrokenPipeError:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, 1)  # Python flushes once more when it ends
+        _forget_output()
         return NO_READER
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            raise
+        _forget_output()
+        what = error.filename or "the output"
+        print(f"{name}: cannot write {what}: {error.strerror}; make room for it", file=sys.stderr)
+        return MISTAKE
+
+
+def _forget_output() -> None:
+    """Let what Python still has to print when it ends go nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 def prepare_streams() -> None:

@@ -17,7 +17,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 RESULTS, PLOTS, DATA = (PROJECT / name for name in ("results", "plots", "data"))
 
 # Commands of the project in a message, and how they are written in another working directory.
-_COMMAND = re.compile(r"\brun: (make|python -m|python speedrun\.py|torchrun)(?= )")
+_COMMAND = re.compile(r"(?<=\brun: )(?:make|torchrun)\b|\bpython (?:-m|speedrun\.py)(?= )")
 
 
 def typed(text: str) -> Path:
@@ -60,4 +60,4 @@ def from_here(message: str) -> str:
         "python speedrun.py": f"python {shlex.quote(str(PROJECT / 'speedrun.py'))}",
         "torchrun": f"cd {place} && torchrun",
     }
-    return _COMMAND.sub(lambda found: f"run: {elsewhere[found[1]]}", message)
+    return _COMMAND.sub(lambda found: elsewhere[found[0]], message)

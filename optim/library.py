@@ -96,7 +96,7 @@ def rule(path: str) -> OptimizerClass:
 
 def _pins() -> dict[str, str]:
     """Pinned versions by the name of the module."""
-    pairs = (line.split("==") for line in PINS.read_text().split())
+    pairs = (line.split("==") for line in PINS.read_text("utf-8").split())
     return {name.replace("-", "_"): version for name, version in pairs}
 
 

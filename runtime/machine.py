@@ -68,12 +68,25 @@ def why_no_gpu() -> str:
     return "its driver does not answer, or is too old for this torch"
 
 
+def patience_note(device: torch.device, flops: float, peak: float) -> str:
+    """That something takes days, where it does; else empty.
+
+    flops: of its matrix products. peak: FLOP/s that the device, or all of them together, can do.
+    """
+    days = flops / peak / 86400
+    if days < 1:
+        return ""
+    note = f"at the full speed of {device_name(device)} this takes at least {days:,.0f} days"
+    why = why_no_gpu()
+    return f"{note}; torch uses no GPU: {why}" if why else f"{note}; Ctrl-C stops"
+
+
 def device_name(device: torch.device) -> str:
     """The GPU's name, or the processor's with the cores that this process may use."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    lines = cpuinfo.read_text("utf-8", "replace").splitlines() if cpuinfo.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     unit = "core" if cores() == 1 else "cores"
     return f"{names[0] if names else platform.machine()}, {cores()} {unit}"
@@ -105,7 +118,7 @@ def bfloat16_units(device: torch.device) -> list[str]:
     if device.type == "cuda":
         return ["tensor cores"] if torch.cuda.is_bf16_supported(including_emulation=False) else []
     cpuinfo = Path("/proc/cpuinfo")
-    text = cpuinfo.read_text() if cpuinfo.exists() else ""
+    text = cpuinfo.read_text("utf-8", "replace") if cpuinfo.exists() else ""
     flags = next((line for line in text.splitlines() if line.startswith("flags")), "").split()
     limited = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper().startswith(("SSE", "AVX2"))
     return [] if limited else [name for name in ("avx512_bf16", "amx_bf16") if name in flags]
@@ -168,7 +181,7 @@ def reset_peak_memory(device: torch.device) -> None:
         # Linux: resets VmHWM. Where that is refused, the peak counts the whole process so
         # far.
         with contextlib.suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")
+            Path("/proc/self/clear_refs").write_text("5", "utf-8")
 
 
 def peak_memory(device: torch.device) -> int:
@@ -184,7 +197,7 @@ def process_memory() -> int:
 
 
 def _status_bytes(key: str) -> int:
-    lines = _STATUS.read_text().splitlines() if _STATUS.exists() else []
+    lines = _STATUS.read_text("utf-8", "replace").splitlines() if _STATUS.exists() else []
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(key)), 0)
 
 
@@ -206,11 +219,11 @@ def git(root: Path, *arguments: str) -> str:
     """What git prints in `root`; empty where there is no git or no repository."""
     try:
         done = subprocess.run(
-            ["git", *arguments], cwd=root, capture_output=True, text=True, check=True, timeout=30
+            ["git", *arguments], cwd=root, capture_output=True, check=True, timeout=30
         )
     except (OSError, subprocess.SubprocessError):
         return ""
-    return done.stdout.strip()
+    return done.stdout.decode("utf-8", "replace").strip()
 
 
 def command(given: argparse.Namespace) -> None:

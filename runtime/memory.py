@@ -91,7 +91,7 @@ def available_bytes(device: torch.device) -> int:
 def _number(path: Path, key: str, unit: int = 1) -> int | None:
     """The number after `key` at the start of a line; None if there is none."""
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text("utf-8", "replace").splitlines()
         line = next(line for line in lines if line.startswith(key))
         return int(line[len(key) :].split()[0]) * unit
     except (OSError, ValueError, StopIteration):

@@ -28,7 +28,9 @@ def program_text() -> str:
     """The source text of the program, as `tracking.store.source_text` joins it."""
     paths = [*ROOT.glob("*.py"), ROOT / PINS]
     paths += [path for folder in PROGRAM for path in (ROOT / folder).rglob("*.py")]
-    return store.source_text({str(path.relative_to(ROOT)): path.read_text() for path in paths})
+    return store.source_text(
+        {str(path.relative_to(ROOT)): path.read_text("utf-8") for path in paths}
+    )
 
 
 def commit() -> tuple[str, bool]:

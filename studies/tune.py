@@ -40,7 +40,7 @@ from errors import UserError
 from host import entry
 from optim import Option
 from optim.entrants import Entrant, assigned, entrant_options
-from runtime import command_line
+from runtime import command_line, machine
 from speedrun import Options, Outcome, Schedule, Trainer, chosen_track, enter, make_parser
 from tracking import spelling, store, tuned
 from tracking.files import check_writable
@@ -438,6 +438,9 @@ def run(arguments: argparse.Namespace) -> None:
     trainer = Trainer(track, options)
     if trainer.engine.world_size > 1:
         raise UserError("the tuner runs in one process; share the trials with --shard instead")
+    flops = trainer.gpt.flops_per_token(track.seq_len) * track.batch_tokens
+    flops *= track.search_steps * budget.trials * len(words)  # of the search alone
+    print(machine.patience_note(trainer.device, flops, trainer.matmul_peak))
     try:
         for word in words:
             tune_recipe(Study(trainer, arguments.track, word, budget))
