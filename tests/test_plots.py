@@ -25,6 +25,7 @@ from analysis.table import summarise
 from tests.races import (
     ADAMW,
     CROWD,
+    HOSTILE,
     MUON,
     TARGET,
     assert_legible,
@@ -67,12 +68,16 @@ def figures(duel: Path) -> dict[str, Figure]:
 def test_the_command_draws_every_chart_and_repeats_its_bytes(
     duel: Path, figures: dict[str, Figure], tmp_path: Path
 ) -> None:
-    """Once in this process and once in another, with other hashes, nothing differs."""
+    """Here and in another process, with other hashes and a user's own style, nothing differs."""
     repository = Path(_make.__file__).parents[2]
     there, here = tmp_path / "there", tmp_path / "here"
     here.mkdir()
     command = [sys.executable, "-m", "analysis.charts", "--root", str(duel), "--out", str(there)]
-    environment = os.environ | {"PYTHONHASHSEED": "1", "MPLBACKEND": "svg"}
+    (tmp_path / "matplotlibrc").write_text(HOSTILE, "utf-8")
+    environment = os.environ | {
+        "PYTHONHASHSEED": "1", "MPLBACKEND": "svg", "MATPLOTLIBRC": str(tmp_path / "matplotlibrc"),
+        "SOURCE_DATE_EPOCH": "1", "LC_ALL": "C", "PYTHONIOENCODING": "ascii", "COLUMNS": "9",
+    }  # fmt: skip
     other = subprocess.run(command, cwd=repository, env=environment, capture_output=True, text=True)
     assert other.returncode == 0, other.stderr
     for name, figure in figures.items():
