@@ -780,7 +780,8 @@ def race_command(arguments: argparse.Namespace) -> None:
         flops = trainer.gpt.flops_per_token(track.seq_len) * track.batch_tokens * arguments.seeds
         flops *= sum(schedule_of(each).steps for each in entrants)
         peak = trainer.matmul_peak * trainer.engine.world_size
-        print(from_here(introduce(entrants)), machine.patience_note(trainer.device, flops, peak))
+        note = machine.patience_note(trainer.device, flops, peak)
+        print(from_here(introduce(entrants)), *([note] if note else []), sep="\n")
         spellings = [entrant.canonical for entrant in entrants]
         expected = trainer.facts(entrants[0], seed=0) | {"target": track.target}
         opened = resume.open_race(root, spellings, arguments.resume, expected)

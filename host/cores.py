@@ -3,20 +3,19 @@
     python -m host.cores    # prints their number
 
 Two things limit them: the affinity (taskset, a queue's cpuset) and the quota of a control group (a
-container started with `--cpus`, a pod's limit), in version 1 or 2 of control groups.
+container started with `--cpus`, a pod's limit).
 """
 
 import contextlib
 import os
-import re
 import sys
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-from host import entry
+from host import cgroups, entry
 
 
-def cores(proc: Path = Path("/proc/self")) -> int:
+def cores(proc: Path = cgroups.PROC) -> int:
     """Cores that this process may use, at least 1.
 
     A quota is rounded down: a thread more than it would stop all of them for a part of each
@@ -29,44 +28,9 @@ def cores(proc: Path = Path("/proc/self")) -> int:
 
 def _quotas(proc: Path) -> Iterator[float]:
     """The cores that each control group above this process allows."""
-    for folder, mount in _groups(proc):
-        for each in (folder, *folder.parents):
-            with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
-                yield _quota(each)
-            if each == mount:
-                break
-
-
-def _groups(proc: Path) -> Iterator[tuple[Path, Path]]:
-    """The folder of this process's control group, and where its tree is mounted, for each tree."""
-    try:
-        groups = (proc / "cgroup").read_text("utf-8", "replace").splitlines()
-        mounts = (proc / "mountinfo").read_text("utf-8", "replace").splitlines()
-    except OSError:
-        return
-    own: dict[str, str] = {}  # controllers, "" in version 2: the path of the group
-    for line in groups:
-        _, controllers, path = line.split(":", 2)
-        own |= dict.fromkeys(controllers.split(","), path)
-    for line in mounts:
-        head, separator, tail = line.partition(" - ")
-        if not separator:
-            continue
-        root, point = (_unescaped(word) for word in head.split()[3:5])
-        kind, options = tail.split()[0], tail.split()[-1].split(",")
-        controller = {"cgroup2": "", "cgroup": "cpu"}.get(kind)
-        if controller is None or controller not in own or (controller and "cpu" not in options):
-            continue
-        mount, group = Path(point), PurePosixPath(own[controller])
-        # In a container the mount may begin at its own group, of which the path tells nothing.
-        inside = group.relative_to(root) if group.is_relative_to(root) else PurePosixPath()
-        folder = mount / inside
-        yield (folder if folder.is_dir() else mount), mount
-
-
-def _unescaped(word: str) -> str:
-    """A path of mountinfo, which spells a space as \\040."""
-    return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), word)
+    for folder in cgroups.groups("cpu", proc):
+        with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
+            yield _quota(folder)
 
 
 def _quota(folder: Path) -> float:

@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 
 from errors import UserError
-from host import entry
+from host import cgroups, entry
 from host.cores import cores
 
 _STATUS = Path("/proc/self/status")
@@ -138,10 +138,11 @@ def set_random_state(device: torch.device, state: list[torch.Tensor]) -> None:
 
 
 def total_memory(device: torch.device) -> int:
-    """Bytes of memory that the GPU has, or the machine where there is no GPU."""
+    """Bytes of memory that the GPU has; without a GPU those that this process may use."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limits = [limit for limit, _ in cgroups.memory_limits()]
+    return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *limits])
 
 
 def synchronize(device: torch.device) -> None:

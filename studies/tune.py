@@ -440,7 +440,8 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError("the tuner runs in one process; share the trials with --shard instead")
     flops = trainer.gpt.flops_per_token(track.seq_len) * track.batch_tokens
     flops *= track.search_steps * budget.trials * len(words)  # of the search alone
-    print(machine.patience_note(trainer.device, flops, trainer.matmul_peak))
+    if note := machine.patience_note(trainer.device, flops, trainer.matmul_peak):
+        print(note)
     try:
         for word in words:
             tune_recipe(Study(trainer, arguments.track, word, budget))

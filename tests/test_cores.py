@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from host import cgroups
 from host.cores import cores
 
 
@@ -67,3 +68,18 @@ def test_a_container_that_is_told_its_path_outside_reads_its_own_mount(tmp_path:
     mount = machine(tmp_path, cgroup=cgroup, root="/docker/abc", kind="cgroup", options=options)
     write(mount, cpu__cfs_quota_us="300000\n", cpu__cfs_period_us="100000\n")
     assert cores(tmp_path / "proc") == 3
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_the_memory_of_a_control_group_is_a_limit(tmp_path: Path, version: int) -> None:
+    cgroup = {1: "7:memory:/job\n", 2: "0::/job\n"}[version]
+    kind, options = {1: ("cgroup", "rw,memory"), 2: ("cgroup2", "rw")}[version]
+    mount = machine(tmp_path, cgroup=cgroup, root="/", kind=kind, options=options)
+    assert list(cgroups.memory_limits(tmp_path / "proc")) == []
+    names = {
+        1: ("memory__limit_in_bytes", "memory__usage_in_bytes", "total_inactive_file"),
+        2: ("memory__max", "memory__current", "inactive_file"),
+    }[version]
+    files = {names[0]: "1000\n", names[1]: "700\n", "memory__stat": f"anon 1\n{names[2]} 200\n"}
+    write(mount / "job", **files)
+    assert list(cgroups.memory_limits(tmp_path / "proc")) == [(1000, 500)]
