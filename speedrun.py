@@ -13,6 +13,7 @@ to results/curves/; where they were measured, its attention logits to results/lo
 Shapes: (B T) sequences of this process by tokens, H heads.
 """
 
+import host.interpreter  # noqa: F401  # isort: skip
 import argparse
 import hashlib
 import itertools
@@ -40,6 +41,8 @@ from analysis.price import read_prices
 from data import DATASETS, open_dataset
 from data.loader import Batches, ValBatches, val_batches
 from errors import UserError
+from host import entry
+from host.paths import RESULTS, from_here
 from layers.attention import WAYS
 from layers.config import GPTConfig, preset
 from model import GPT
@@ -205,7 +208,7 @@ class Options:
     turn_steps: int = knob("steps of a turn, while other entrants wait; 0: a run at a time", 2)
     log_logits: bool = knob("record attention logits of the batch at validated steps", False)
     timeout: int = knob("seconds without progress until several processes give up", 300)
-    results: str = knob("folder of the rows and curves", "results")
+    results: Path = knob("folder of the rows and curves", RESULTS)  # noqa: RUF009
 
     def __post_init__(self) -> None:
         command_line.at_least(self, threads=0, microbatch=0, loss_chunk=0, turn_steps=0, timeout=1)
@@ -658,7 +661,7 @@ def race(
     The runs of a seed make a heat: they take turns, so that a machine that drifts, or that somebody
     else uses, hits all alike. Where the memory does not hold them together, each runs alone.
     """
-    root, turn_steps = Path(trainer.options.results), trainer.options.turn_steps
+    root, turn_steps = trainer.options.results, trainer.options.turn_steps
     runs, finished = list(done), {(run.entrant, run.seed) for run in done}
     first = trainer.engine.rank == 0  # the other ranks print and write nothing
     total = seeds * len(entrants)
@@ -723,12 +726,8 @@ def make_parser(
 
     only: the Options that the command uses; None: all. race: with --seeds and --steps.
     """
-    parser = argparse.ArgumentParser(
-        prog=program,
-        description=description,
-        usage=f"{program} [ENTRANT ...] [options]",
-        formatter_class=command_line.HelpFormatter,
-    )
+    parser = entry.parser(program, description)
+    parser.usage = f"{parser.prog} [ENTRANT ...] [options]"
     parser.add_argument("entrants", nargs="*", metavar="ENTRANT", help="default: adamw muon")
     names = ", ".join(TRACKS)
     parser.add_argument("--track", help=f"one of {names} (default: gpt2 with a GPU, else tiny)")
@@ -770,7 +769,7 @@ def entrants_of(arguments: argparse.Namespace) -> list[Entrant]:
 def race_command(arguments: argparse.Namespace) -> None:
     """Race, then print the table and what the race shows."""
     options = Options(**command_line.given(arguments, Options))
-    track, root = chosen_track(arguments), Path(options.results)
+    track, root = chosen_track(arguments), options.results
     store.ready(root)
     entrants = entrants_of(arguments)
     trainer = Trainer(track, options)
@@ -778,7 +777,11 @@ def race_command(arguments: argparse.Namespace) -> None:
     for entrant in entrants:
         trainer.check(entrant)
     if first:
-        print(introduce(entrants))
+        flops = trainer.gpt.flops_per_token(track.seq_len) * track.batch_tokens * arguments.seeds
+        flops *= sum(schedule_of(each).steps for each in entrants)
+        peak = trainer.matmul_peak * trainer.engine.world_size
+        note = machine.patience_note(trainer.device, flops, peak)
+        print(from_here(introduce(entrants)), *([note] if note else []), sep="\n")
         spellings = [entrant.canonical for entrant in entrants]
         expected = trainer.facts(entrants[0], seed=0) | {"target": track.target}
         opened = resume.open_race(root, spellings, arguments.resume, expected)
@@ -798,10 +801,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser(__doc__, "speedrun.py")
     note = "go on with RACE; without a name, with the newest race"
     parser.add_argument("--resume", nargs="?", const="", metavar="RACE", help=note)
-    arguments = parser.parse_args(argv)
     left = "what is finished is recorded: go on with --resume"
     try:
-        return command_line.run("speedrun.py", partial(race_command, arguments), left)
+        return entry.run(parser, argv, race_command, left)
     except RuntimeError as error:
         if not engines.lost_contact(error):
             raise

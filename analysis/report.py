@@ -56,6 +56,7 @@ from analysis.table import (
     turn_lengths,
 )
 from errors import UserError
+from host import entry, paths
 from tracking import tuned as tuned_settings
 from tracking.files import write_atomic
 from tracking.schema import REACHED, Run
@@ -443,41 +444,40 @@ def select(runs: Sequence[Run], race: str | None) -> list[Run]:
     return chosen
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def command(options: argparse.Namespace) -> int:
+    """Print the race, or write the pages; the exit code. Raises UserError."""
+    if options.check and not options.docs:
+        raise UserError("--check: is for the pages; run with --docs --check")
+    if options.docs:
+        changed = update_pages(REPOSITORY, write=not options.check)
+        names = ", ".join(str(path.relative_to(REPOSITORY)) for path in changed)
+        if changed and options.check:
+            print(paths.from_here(f"out of date: {names}; run: make docs"))
+            return 1
+        print(f"written: {names}" if changed else "all pages are up to date")
+        return 0
+    race = select(read_runs(options.root), options.race)
+    prices = read_prices(options.root, race)
+    parts = [text(summarise(race)), note(race), *sentences(race, prices)]
+    if len(by_label(race)) > 2:
+        parts += [league.text(race, prices), " ".join(league.notes(race))]
+    print(*parts, league.detectable_note(race), machine(race), sep="\n\n")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the command. Its exit code is 0, 1 (pages are out of date) or 2 (a user's mistake)."""
-    parser = argparse.ArgumentParser(
-        prog="python -m analysis.report",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = entry.parser("analysis.report", __doc__)
     parser.add_argument(
-        "--root", type=Path, default=Path("results"), help="folder of runs.csv; default: results"
+        "--root",
+        type=paths.typed,
+        default=paths.RESULTS,
+        help="folder of runs.csv; default: results",
     )
     parser.add_argument("--race", help="id of the race; default: the newest")
     parser.add_argument("--docs", action="store_true", help="write README.md and docs/*.md")
     parser.add_argument("--check", action="store_true", help="with --docs: only check the pages")
-    options = parser.parse_args(arguments)
-    try:
-        if options.check and not options.docs:
-            raise UserError("--check: is for the pages; run with --docs --check")
-        if options.docs:
-            changed = update_pages(REPOSITORY, write=not options.check)
-            names = ", ".join(str(path.relative_to(REPOSITORY)) for path in changed)
-            if changed and options.check:
-                print(f"out of date: {names}; run: make docs")
-                return 1
-            print(f"written: {names}" if changed else "all pages are up to date")
-            return 0
-        race = select(read_runs(options.root), options.race)
-        prices = read_prices(options.root, race)
-        parts = [text(summarise(race)), note(race), *sentences(race, prices)]
-        if len(by_label(race)) > 2:
-            parts += [league.text(race, prices), " ".join(league.notes(race))]
-        print(*parts, league.detectable_note(race), machine(race), sep="\n\n")
-        return 0
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
+    return entry.run(parser, argv, command)
 
 
 if __name__ == "__main__":

@@ -13,20 +13,24 @@ The measurements that docs/performance.md shows are in two records: bench-amx, o
 bfloat16 units, and bench-epyc, of one without.
 """
 
+import host.interpreter  # noqa: F401  # isort: skip
+
 import argparse
 import csv
+import io
 import statistics
 import time
 from collections.abc import Callable, Hashable, Mapping
-from pathlib import Path
 from typing import TypeVar
 
 import torch
 
 from analysis.table import aligned
+from host import entry, paths
 from runtime import machine, provenance
+from tracking.files import check_writable, write_atomic
 
-FOLDER = Path("results/bench")  # ignored by git
+FOLDER = paths.RESULTS / "bench"  # ignored by git
 Row = dict[str, str | float]
 Name = TypeVar("Name", bound=Hashable)
 # A precision below this share of float32's peak is emulated: a step would take minutes.
@@ -60,11 +64,15 @@ def precisions(device: torch.device) -> list[str]:
     return [name for name, peak in peaks.items() if peak >= EMULATED * peaks["float32"]]
 
 
-def read_command_line(prog: str, description: str | None) -> None:
-    """Print the help for --help, and refuse any other argument; both end the program."""
-    parser = argparse.ArgumentParser(prog=prog, description=description)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.parse_args()
+def run(name: str, description: str | None, measure: Callable[[], None]) -> int:
+    """The command `python -m bench.NAME`, which takes no arguments; its exit code."""
+    parser = entry.parser(f"bench.{name}", description)
+
+    def command(_: argparse.Namespace) -> None:
+        check_writable(FOLDER)
+        measure()
+
+    return entry.run(parser, None, command, "nothing was written")
 
 
 def environment(device: torch.device) -> Row:
@@ -85,11 +93,11 @@ def write(name: str, rows: list[Row], measured_on: Row) -> None:
     measured_on: further columns, the same in every row.
     """
     path = FOLDER / f"{name}.csv"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=[*rows[0], *measured_on], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(row | measured_on for row in rows)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=[*rows[0], *measured_on], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(row | measured_on for row in rows)
+    write_atomic(path, [text.getvalue().encode()])
     print(aligned([list(rows[0]), *(list(map(str, row.values())) for row in rows)]))
     print("; ".join(f"{column} {value}" for column, value in measured_on.items()))
-    print(path)
+    print(paths.from_here(str(path)))

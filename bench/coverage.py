@@ -11,6 +11,7 @@ table. docs/rules.md shows it, from results/records/coverage/coverage.csv.
 """
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,7 +19,7 @@ import numpy as np
 
 from analysis.price import Duel, price
 from analysis.stats import Costs, Estimate, speedup
-from bench import Row, read_command_line, write
+from bench import Row, run, write
 from tracking.schema import Turn
 
 STEP_SECONDS = 0.15
@@ -225,10 +226,15 @@ def row(case: Case, outcome: Outcome) -> Row:
     }
 
 
-def main() -> None:
-    read_command_line("python -m bench.coverage", __doc__)
+def measure_all() -> None:
+    """Measure, and write the rows."""
     write("coverage", [row(case, simulate(case)) for case in CASES], {"turn_steps": TURN_STEPS})
 
 
+def main() -> int:
+    """Run the command; its exit code."""
+    return run("coverage", __doc__, measure_all)
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

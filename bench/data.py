@@ -12,9 +12,10 @@ temporary folder), so the page cache holds them, and deleted afterwards. Needs n
 import argparse
 import os
 import statistics
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,8 @@ import torch
 from bench import Row, write
 from data import shards
 from data.loader import Batches, ReadAhead
+from host import entry
+from host.paths import typed
 from runtime import machine
 
 # No multiples of a sequence's length, so that some sequences lie across two shards.
@@ -73,13 +76,10 @@ def measure(order: str, batches: Batches) -> list[Row]:
     ]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.data", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--folder", default=tempfile.gettempdir(),
-                        help="where the shards are made (default: %(default)s)")  # fmt: skip
+def measure_all(given: argparse.Namespace) -> None:
+    """Measure, and write the rows."""
     rows: list[Row] = []
-    with tempfile.TemporaryDirectory(dir=parser.parse_args().folder) as folder:
+    with tempfile.TemporaryDirectory(dir=given.folder) as folder:
         paths = make_shards(Path(folder))
         print(f"{sum(os.path.getsize(path) for path in paths) / 1e6:.0f} MB of shards")
         for order, seed in (("stream", None), ("shuffled", 0)):
@@ -92,5 +92,13 @@ def main() -> None:
     write("data", rows, {"device": machine.device_name(torch.device("cpu"))})
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; its exit code."""
+    parser = entry.parser("bench.data", __doc__)
+    parser.add_argument("--folder", type=typed, default=tempfile.gettempdir(),
+                        help="where the shards are made (default: %(default)s)")  # fmt: skip
+    return entry.run(parser, argv, measure_all, "nothing was written")
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -13,6 +13,7 @@ The races themselves stay in results/bench/disturbed/, so that the table can be 
 import multiprocessing
 import random
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,8 +23,8 @@ import speedrun
 from analysis.pairs import UNITS, Pairs
 from analysis.price import Prices, read_prices
 from analysis.table import by_label
-from bench import FOLDER, Row, environment, read_command_line, write
-from runtime import machine
+from bench import FOLDER, Row, environment, run, write
+from host.cores import cores
 from speedrun import TRACKS, Options, Trainer, enter
 from tracking.schema import Run
 from tracking.store import read_runs
@@ -86,19 +87,19 @@ def row_of(runs: list[Run], prices: Prices, order: str, busy: bool) -> Row:
     }
 
 
-def main() -> None:
-    read_command_line("python -m bench.disturbed", __doc__)
+def measure_all() -> None:
+    """Measure, and write the rows."""
     rows: list[Row] = []
     entrants = [enter(name, "tiny") for name in ("adamw", "muon")]
     root = FOLDER / "disturbed"
     shutil.rmtree(root, ignore_errors=True)  # the races of the last time
     for number, (order, turn_steps) in enumerate(ORDERS.items()):
-        options = Options(engine="single", turn_steps=turn_steps, results=str(root))
+        options = Options(engine="single", turn_steps=turn_steps, results=root)
         trainer = Trainer(TRACKS["tiny"], options)
         for busy in (False, True):
             race = f"{order.replace(' ', '-')}-{'disturbed' if busy else 'quiet'}"
             print(race, flush=True)
-            with burners(machine.cores() if busy else 0, seed=number):
+            with burners(cores() if busy else 0, seed=number):
                 speedrun.race(trainer, entrants, SEEDS, race, [])
             runs = [run for run in read_runs(root) if run.race == race]
             rows.append(row_of(runs, read_prices(root, runs), order, busy))
@@ -109,5 +110,10 @@ def main() -> None:
     write("disturbed", rows, dtype | environment(trainer.device))
 
 
+def main() -> int:
+    """Run the command; its exit code."""
+    return run("disturbed", __doc__, measure_all)
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -21,12 +21,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from bench import Row, read_command_line, write
+from bench import Row, run, write
 from bench.newton_schulz import BATCHES
 from errors import UserError
 from muon import COEFFICIENTS
 from optim.kernels import TILES, Tile, iterate
-from runtime import command_line
 
 DTYPES = (torch.bfloat16, torch.float32)  # those of `--dtype`
 TWO_STEPS = COEFFICIENTS["jordan"] * 2  # the first takes the X that it is given, the second its own
@@ -119,7 +118,7 @@ def registers_of(code: bytes) -> tuple[int, int]:
         file.write(code)
         file.flush()
         command = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        said = subprocess.run(command, capture_output=True, check=True).stdout.decode()
     numbers = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", said)
     assert numbers is not None, said
     registers, stack, local = map(int, numbers.groups())
@@ -214,8 +213,8 @@ def rows_of(gpu: Gpu, tile: Tile, dtype: torch.dtype) -> list[Row]:
     return [row_of(gpu, tile, dtype, kernel) for kernel in compiled(gpu, tile, batches)]
 
 
-def main() -> None:
-    read_command_line("python -m bench.kernels", __doc__)
+def measure_all() -> None:
+    """Measure, and write the rows."""
     check_triton()
     import triton
 
@@ -227,5 +226,10 @@ def main() -> None:
     write("kernels", rows, {"triton": triton.__version__})
 
 
+def main() -> int:
+    """Run the command; its exit code."""
+    return run("kernels", __doc__, measure_all)
+
+
 if __name__ == "__main__":
-    sys.exit(command_line.run("bench.kernels", main, "nothing was written"))
+    sys.exit(main())

@@ -19,6 +19,7 @@ kernels run beside Python, and other questions matter.
 """
 
 import re
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -30,7 +31,7 @@ from torch._inductor import config as inductor
 from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench import Row, environment, precisions, read_command_line, write
+from bench import Row, environment, precisions, run, write
 from bench.step import first_batch, warm_up
 from runtime import machine
 from speedrun import TRACKS, Options, Trainer
@@ -189,8 +190,8 @@ def measure(trainer: Trainer, steps: int = STEPS) -> list[Row]:
     return rows_of(dtype, attention, step.profiled(steps), step.flops(), peak)
 
 
-def main() -> None:
-    read_command_line("python -m bench.kinds", __doc__)
+def measure_all() -> None:
+    """Measure, and write the rows."""
     device = machine.local_device()
     if device.type != "cpu":
         print("bench.kinds: measures a CPU only; run it with CUDA_VISIBLE_DEVICES= (empty)")
@@ -204,5 +205,10 @@ def main() -> None:
     write("kinds", rows, environment(device))
 
 
+def main() -> int:
+    """Run the command; its exit code."""
+    return run("kinds", __doc__, measure_all)
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

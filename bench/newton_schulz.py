@@ -9,12 +9,14 @@ published form for all backends, so it may exceed a GPU's peak where a backend c
 column "auto" marks the backend that Muon takes by itself.
 """
 
+import sys
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from bench import Row, environment, medians, read_command_line, write
+from bench import Row, environment, medians, run, write
+from host.cores import cores
 from muon import BACKENDS, COEFFICIENTS, Coefficients, candidates, choose
 from optim import kernels
 from runtime import machine
@@ -67,10 +69,10 @@ def rows_of(
     ]
 
 
-def main() -> None:
-    read_command_line("python -m bench.newton_schulz", __doc__)
+def measure_all() -> None:
+    """Measure, and write the rows."""
     device = machine.local_device()
-    torch.set_num_threads(machine.cores())
+    torch.set_num_threads(cores())
     dtype = choose_dtype("auto", device, width=768)
     rows = []
     for track, batches in BATCHES.items():
@@ -80,5 +82,10 @@ def main() -> None:
     write("newton_schulz", rows, environment(device))
 
 
+def main() -> int:
+    """Run the command; its exit code."""
+    return run("newton_schulz", __doc__, measure_all)
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -10,12 +10,14 @@ fairer comparisons: our Muon in bfloat16, and our Muon one matrix at a time. Run
 """
 
 import copy
+import sys
 from collections.abc import Callable
 from functools import partial
 
 import torch
 
-from bench import Row, environment, medians, read_command_line, write
+from bench import Row, environment, medians, run, write
+from host.cores import cores
 from layers.config import preset
 from model import GPT
 from muon import Muon
@@ -83,9 +85,9 @@ def contenders(gpt: GPT, dtype: torch.dtype) -> dict[str, Callable[[], object]]:
     return {name: partial(waited, step) for name, step in steps.items()}
 
 
-def main() -> None:
-    read_command_line("python -m bench.optimizer_step", __doc__)
-    torch.set_num_threads(machine.cores())
+def measure_all() -> None:
+    """Measure, and write the rows."""
+    torch.set_num_threads(cores())
     machine.keep_memory()  # as a run does
     gpt = GPT(preset("tiny", vocab_size=1024, block_size=128))
     gpt.init_weights(0)
@@ -97,5 +99,10 @@ def main() -> None:
     write("optimizer_step", rows, environment(torch.device("cpu")))
 
 
+def main() -> int:
+    """Run the command; its exit code."""
+    return run("optimizer_step", __doc__, measure_all)
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -17,6 +17,7 @@ take at the peak. Runs on the GPU if there is one, else on the CPU.
 """
 
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -29,7 +30,8 @@ from torch import Tensor, nn
 
 import engines
 import optim
-from bench import Row, environment, medians, peers, precisions, read_command_line, write
+from bench import Row, environment, medians, peers, precisions, run, write
+from host.cores import cores
 from runtime import machine
 from speedrun import TRACKS, Options, Track, Trainer, enter
 
@@ -217,10 +219,10 @@ def rows_of(
     return rows
 
 
-def main() -> None:
-    read_command_line("python -m bench.step", __doc__)
+def measure_all() -> None:
+    """Measure, and write the rows."""
     device = machine.local_device()
-    torch.set_num_threads(machine.cores())
+    torch.set_num_threads(cores())
     if not peers.installed():
         print(peers.MISSING)
     rows: list[Row] = []
@@ -229,5 +231,10 @@ def main() -> None:
     write("step", rows, environment(device) | peers.version())
 
 
+def main() -> int:
+    """Run the command; its exit code."""
+    return run("step", __doc__, measure_all)
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

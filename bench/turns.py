@@ -10,10 +10,11 @@ difference of some per cent in "step" is noise.
 """
 
 import statistics
+import sys
 import time
 from collections.abc import Iterator
 
-from bench import Row, environment, read_command_line, write
+from bench import Row, environment, run, write
 from speedrun import TRACKS, Options, Outcome, Trainer, enter
 
 ROUNDS, STEPS = 3, 32  # of a run for each length of a turn
@@ -48,8 +49,8 @@ def measure(trainer: Trainer, turn_steps: int) -> tuple[list[float], list[float]
     return steps, between
 
 
-def main() -> None:
-    read_command_line("python -m bench.turns", __doc__)
+def measure_all() -> None:
+    """Measure, and write the rows."""
     trainer = Trainer(TRACKS["tiny"], Options(engine="single"))
     measure(trainer, 1)  # compiles
     found: dict[int, tuple[list[float], list[float]]] = {n: ([], []) for n in (0, *LENGTHS)}
@@ -71,5 +72,10 @@ def main() -> None:
     write("turns", rows, dtype | environment(trainer.device))
 
 
+def main() -> int:
+    """Run the command; its exit code."""
+    return run("turns", __doc__, measure_all)
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

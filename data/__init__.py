@@ -8,12 +8,15 @@ and add its line to DATASETS. Reading shards needs numpy alone; a tokenizer or t
 is imported only inside the functions that prepare the data.
 """
 
+import host.interpreter  # noqa: F401  # isort: skip
+
 import difflib
 import importlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from errors import UserError
+from host import paths
 
 DATASETS = {"sotu": "data.corpus", "fineweb": "data.fineweb", "text": "data.text"}
 
@@ -47,6 +50,6 @@ def open_dataset(name: str, root: Path | None = None, val_tokens: int | None = N
         raise UserError(
             f"--dataset {name}: must be one of {', '.join(DATASETS)}; did you mean {near}?"
         )
-    root = Path(folder) if folder else root
+    root = paths.typed(folder) if folder else root
     dataset: Dataset = importlib.import_module(DATASETS[kind]).open_prepared(root, val_tokens)
     return dataset

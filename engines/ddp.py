@@ -1,6 +1,6 @@
 """Data parallelism: every process holds the whole model and a part of each batch.
 
-    torchrun --standalone --nproc_per_node=8 speedrun.py adamw muon --track gpt2
+    torchrun --standalone --local-addr=127.0.0.1 --nproc_per_node=8 speedrun.py adamw muon
 
 Gradients are averaged by torch's DistributedDataParallel, in buckets, while the backward pass of
 the last microbatch still runs; the update is then the same on every process. Over NCCL on GPUs,
@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from engines import single
-from engines._watch import Watch, store
+from engines._watch import LAUNCH, Watch, patience, stay_local, store
 from errors import UserError
+
+SLOWEST_START = 60.0  # seconds between the first process and the last, on a busy machine
 
 
 class Engine(single.Engine):
@@ -30,10 +32,7 @@ class Engine(single.Engine):
 
     def __init__(self, device: torch.device, timeout: float) -> None:
         if "RANK" not in os.environ:
-            raise UserError(
-                "engine ddp: needs the processes that torchrun starts; "
-                "run: torchrun --standalone --nproc_per_node=2 speedrun.py ..."
-            )
+            raise UserError(f"engine ddp: needs the processes that torchrun starts; run: {LAUNCH}")
         self.device = device
         cuda = device.type == "cuda"
         if cuda:
@@ -41,13 +40,15 @@ class Engine(single.Engine):
         if not dist.is_initialized():
             # The watch reports first, because it can name the rank that hangs.
             limit, rank = timedelta(seconds=4 * timeout), int(os.environ["RANK"])
-            dist.init_process_group(
-                "nccl" if cuda else "gloo",
-                timeout=limit,
-                store=store("group", limit, hosts=rank == 0),
-                rank=rank,
-                world_size=int(os.environ["WORLD_SIZE"]),
-            )
+            stay_local()
+            with patience(max(timeout, SLOWEST_START), rank):
+                dist.init_process_group(
+                    "nccl" if cuda else "gloo",
+                    timeout=limit,
+                    store=store("group", limit, hosts=rank == 0),
+                    rank=rank,
+                    world_size=int(os.environ["WORLD_SIZE"]),
+                )
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self._watch = Watch(self.rank, self.world_size, timeout)
         self.exposed_communication: list[tuple[Any, Any]] = []

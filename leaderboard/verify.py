@@ -13,7 +13,6 @@ come from the trials of the records, or from your own results/tuning.csv. Each f
 results/gpu that has a race is checked by itself.
 """
 
-import argparse
 import math
 import sys
 from collections import defaultdict
@@ -28,6 +27,7 @@ import pandas as pd
 from analysis import scale
 from analysis.table import frame
 from errors import UserError
+from host import entry, paths
 from tracking import tuned
 from tracking.crossing import crossing
 from tracking.schema import (
@@ -447,22 +447,14 @@ def _shown(value: float | None) -> str:
     return "empty" if value is None else f"{value:.9g}"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the command. Its exit code is 0, 1 (a claim does not hold) or 2 (a user's mistake)."""
-    parser = argparse.ArgumentParser(
-        prog="python -m leaderboard.verify",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = entry.parser("leaderboard.verify", __doc__)
+    note = "verify this folder alone; default: all records and your results"
+    parser.add_argument("--root", type=paths.typed, help=note)
+    return entry.run(
+        parser, argv, lambda given: _report(*(_verify(given.root) if given.root else _verify_all()))
     )
-    parser.add_argument(
-        "--root", type=Path, help="verify this folder alone; default: all records and your results"
-    )
-    root = parser.parse_args(arguments).root
-    try:
-        return _report(*(_verify(root) if root else _verify_all()))
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
 
 
 def _verify(root: Path) -> tuple[list[str], dict[str, Rows]]:

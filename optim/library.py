@@ -96,7 +96,7 @@ def rule(path: str) -> OptimizerClass:
 
 def _pins() -> dict[str, str]:
     """Pinned versions by the name of the module."""
-    pairs = (line.split("==") for line in PINS.read_text().split())
+    pairs = (line.split("==") for line in PINS.read_text("utf-8").split())
     return {name.replace("-", "_"): version for name, version in pairs}
 
 
@@ -140,7 +140,9 @@ def _version(found: OptimizerClass) -> str:
 
 
 def _file_hash(found: OptimizerClass) -> str:
-    return hashlib.sha256(Path(inspect.getfile(found)).read_bytes()).hexdigest()[:12]
+    return hashlib.sha256(
+        Path(inspect.getfile(found)).read_bytes().replace(b"\r\n", b"\n")
+    ).hexdigest()[:12]
 
 
 def declared(path: str, found: OptimizerClass) -> dict[str, Option]:

@@ -7,3 +7,5 @@
 It needs neither data nor a GPU. dry_run.py and assignment.py count on the trainer's own model and
 rules; the other files compute from plain numbers and import neither torch nor the trainer.
 """
+
+import host.interpreter  # noqa: F401  # isort: skip

@@ -3,12 +3,11 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from functools import partial
-from pathlib import Path
 
 import planner
 from analysis.table import aligned
 from errors import UserError
+from host import entry, paths
 from planner import assignment, dry_run
 from planner.hardware import Machine
 from runtime import command_line
@@ -47,27 +46,24 @@ def tokens_command(arguments: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; its exit code: 0, 2 after a user's mistake, 130 after Ctrl-C."""
     words = list(sys.argv[1:] if argv is None else argv)
-    outer = argparse.ArgumentParser(
-        prog="python -m planner",
-        description=planner.__doc__,
-        formatter_class=command_line.HelpFormatter,
-    )
+    outer = entry.parser("planner", planner.__doc__)
     outer.add_argument("command", choices=("race", "assignment", "tokens"), help="see above")
+    entry.prepare_streams()  # the help of the outer parser is printed before `run`
     name = outer.parse_args(words[:1]).command
     if name == "tokens":
-        parser = argparse.ArgumentParser(prog="python -m planner tokens")
+        parser = entry.parser("planner tokens", tokens_command.__doc__)
         parser.add_argument("track", help=f"one of {', '.join(TRACKS)}")
-        command = partial(tokens_command, parser.parse_args(words[1:]))
-        return command_line.run("planner tokens", command, "nothing was changed")
+        return entry.run(parser, words[1:], tokens_command)
     used = ("loss_chunk",) if name == "race" else ()
-    parser = make_parser(planner.__doc__, f"python -m planner {name}", only=used)
+    parser = make_parser(planner.__doc__, f"planner {name}", only=used)
     chosen = assignment_command
     if name == "race":
         chosen = race_command
-        parser.add_argument("--csv", type=Path, metavar="FILE", help="write the table there too")
+        parser.add_argument(
+            "--csv", type=paths.typed, metavar="FILE", help="write the table there too"
+        )
         command_line.add(parser, Machine, "the machine to plan for")
-    arguments = parser.parse_args(words[1:])
-    return command_line.run(f"planner {name}", partial(chosen, arguments), "nothing was changed")
+    return entry.run(parser, words[1:], chosen)
 
 
 if __name__ == "__main__":

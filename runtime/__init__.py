@@ -8,3 +8,5 @@ clock.py         training time and its parts
 provenance.py    what is needed to repeat a run: commit, versions, program text
 command_line.py  flags from dataclasses
 """
+
+import host.interpreter  # noqa: F401  # isort: skip

@@ -9,26 +9,18 @@ absent from the parsed arguments, so that `given` returns what the user typed an
 """
 
 import argparse
-import os
-import sys
-import time
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import MISSING, field, fields
+from pathlib import Path
 from typing import Any, get_type_hints
 
 from errors import UserError
+from host import paths
 
 
 def knob(help_text: str, default: Any = MISSING) -> Any:
     """A field of a dataclass that is also a flag, with its help text: what it is, and its unit."""
     return field(default=default, metadata={"help": help_text})
-
-
-class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Descriptions as they are written, and help texts beside flags, 100 columns wide."""
-
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=28, width=100)
 
 
 def flag(name: str) -> str:
@@ -61,12 +53,15 @@ def add(
         if kind is bool:
             options["action"] = argparse.BooleanOptionalAction
         else:
-            options |= dict(type=kind, metavar=kind.__name__.upper())
+            read = paths.typed if kind is Path else kind
+            options |= dict(type=read, metavar=kind.__name__.upper())
         group.add_argument(flag(each.name), **options)
 
 
 def _shown(value: Any) -> str:
-    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return paths.from_here(str(value))
 
 
 def given(arguments: argparse.Namespace, declared: type) -> dict[str, Any]:
@@ -80,21 +75,3 @@ def at_least(options: Any, **least: int) -> None:
         value = getattr(options, name)
         if value < bound:
             raise UserError(f"{flag(name)} {value}: must be {bound} or more; or leave it out")
-
-
-def run(program: str, command: Callable[[], object], stopped: str) -> int:
-    """Run a command; its exit code: 0, 2 after a user's mistake, 130 after Ctrl-C.
-
-    stopped: what Ctrl-C leaves, and the next command.
-    """
-    try:
-        command()
-    except UserError as error:
-        if os.environ.get("RANK", "0") != "0":
-            time.sleep(2)  # torchrun ends this rank once the first one has printed the same
-        print(f"{program}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"\nstopped; {stopped}", file=sys.stderr)
-        return 130
-    return 0

@@ -1,6 +1,7 @@
 """What this machine is and can do: measured or read, never assumed.
 
-    python -m runtime.machine    # the device, and whether it has bfloat16 units
+    python -m runtime.machine           # the device, and whether it has bfloat16 units
+    python -m runtime.machine --gpus    # how many GPUs torch will use
 
 Names, precision, the peak of a matrix product, memory, compiler. The decisions are in speedrun.py.
 """
@@ -15,19 +16,69 @@ import resource
 import shutil
 import statistics
 import subprocess
+import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from errors import UserError
+from host import cgroups, entry
+from host.cores import cores
+
 _STATUS = Path("/proc/self/status")
+DRIVERS = (Path("/proc/driver/nvidia/gpus"), Path("/dev/kfd"))  # there is a GPU, of NVIDIA or AMD
+HIDING = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES",
+          "NVIDIA_VISIBLE_DEVICES")  # fmt: skip
 
 
 def local_device() -> torch.device:
-    """The GPU of this process, one for each of torchrun's on a machine; else the CPU."""
-    if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-    return torch.device("cpu")
+    """The GPU of this process, one for each of torchrun's on a machine; else the CPU.
+
+    Raises UserError if torchrun started more processes than torch sees GPUs.
+    """
+    index, count = int(os.environ.get("LOCAL_RANK", 0)), gpus()
+    if index >= count > 0:
+        raise UserError(
+            f"LOCAL_RANK={index}: torchrun started more processes than the {count} GPUs that torch "
+            f"sees; run with --nproc_per_node={count}"
+        )
+    return torch.device("cuda", index) if count else torch.device("cpu")
+
+
+def gpus() -> int:
+    """The GPUs that torch will use.
+
+    Those that are hidden from it (CUDA_VISIBLE_DEVICES, HIP_VISIBLE_DEVICES), that its build cannot
+    use, or that their driver is too old for are none, whatever the system lists.
+    """
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def why_no_gpu() -> str:
+    """Why torch uses none of the GPUs that this machine has; empty if it has none, or uses one."""
+    if gpus() or not any(path.exists() for path in DRIVERS):
+        return ""
+    hidden = [name for name in HIDING if name in os.environ]
+    if torch.version.cuda is None and torch.version.hip is None:
+        return f"this torch ({torch.__version__}) is built for the CPU alone"
+    if hidden:
+        return ", ".join(f"{name}={os.environ[name]}" for name in hidden)
+    return "its driver does not answer, or is too old for this torch"
+
+
+def patience_note(device: torch.device, flops: float, peak: float) -> str:
+    """That something takes days, where it does; else empty.
+
+    flops: of its matrix products. peak: FLOP/s that the device, or all of them together, can do.
+    """
+    days = flops / peak / 86400
+    if days < 1:
+        return ""
+    note = f"at the full speed of {device_name(device)} this takes at least {days:,.0f} days"
+    why = why_no_gpu()
+    return f"{note}; torch uses no GPU: {why}" if why else f"{note}; Ctrl-C stops"
 
 
 def device_name(device: torch.device) -> str:
@@ -35,15 +86,10 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    lines = cpuinfo.read_text("utf-8", "replace").splitlines() if cpuinfo.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     unit = "core" if cores() == 1 else "cores"
     return f"{names[0] if names else platform.machine()}, {cores()} {unit}"
-
-
-def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def threads() -> int:
@@ -72,7 +118,7 @@ def bfloat16_units(device: torch.device) -> list[str]:
     if device.type == "cuda":
         return ["tensor cores"] if torch.cuda.is_bf16_supported(including_emulation=False) else []
     cpuinfo = Path("/proc/cpuinfo")
-    text = cpuinfo.read_text() if cpuinfo.exists() else ""
+    text = cpuinfo.read_text("utf-8", "replace") if cpuinfo.exists() else ""
     flags = next((line for line in text.splitlines() if line.startswith("flags")), "").split()
     limited = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper().startswith(("SSE", "AVX2"))
     return [] if limited else [name for name in ("avx512_bf16", "amx_bf16") if name in flags]
@@ -92,10 +138,11 @@ def set_random_state(device: torch.device, state: list[torch.Tensor]) -> None:
 
 
 def total_memory(device: torch.device) -> int:
-    """Bytes of memory that the GPU has, or the machine where there is no GPU."""
+    """Bytes of memory that the GPU has; without a GPU those that this process may use."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limits = [limit for limit, _ in cgroups.memory_limits()]
+    return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *limits])
 
 
 def synchronize(device: torch.device) -> None:
@@ -135,7 +182,7 @@ def reset_peak_memory(device: torch.device) -> None:
         # Linux: resets VmHWM. Where that is refused, the peak counts the whole process so
         # far.
         with contextlib.suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")
+            Path("/proc/self/clear_refs").write_text("5", "utf-8")
 
 
 def peak_memory(device: torch.device) -> int:
@@ -151,7 +198,7 @@ def process_memory() -> int:
 
 
 def _status_bytes(key: str) -> int:
-    lines = _STATUS.read_text().splitlines() if _STATUS.exists() else []
+    lines = _STATUS.read_text("utf-8", "replace").splitlines() if _STATUS.exists() else []
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(key)), 0)
 
 
@@ -173,22 +220,32 @@ def git(root: Path, *arguments: str) -> str:
     """What git prints in `root`; empty where there is no git or no repository."""
     try:
         done = subprocess.run(
-            ["git", *arguments], cwd=root, capture_output=True, text=True, check=True, timeout=30
+            ["git", *arguments], cwd=root, capture_output=True, check=True, timeout=30
         )
     except (OSError, subprocess.SubprocessError):
         return ""
-    return done.stdout.strip()
+    return done.stdout.decode("utf-8", "replace").strip()
 
 
-def main() -> None:
-    """Print the device, and whether it has bfloat16 units."""
-    parser = argparse.ArgumentParser(prog="python -m runtime.machine", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.parse_args()
+def command(given: argparse.Namespace) -> None:
+    """Print the device, and whether it has bfloat16 units; or the number of GPUs alone."""
+    if given.gpus:
+        print(gpus())
+        return
     here = local_device()
     units = ", ".join(bfloat16_units(here))
     print(f"{device_name(here)}; bfloat16 units: {units or 'none'}")
+    if why_no_gpu():
+        print(f"torch uses none of the GPUs that are here: {why_no_gpu()}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; its exit code."""
+    parser = entry.parser("runtime.machine", __doc__)
+    note = "print how many GPUs torch will use, and nothing else"
+    parser.add_argument("--gpus", action="store_true", help=note)
+    return entry.run(parser, argv, command)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

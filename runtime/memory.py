@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from host import cgroups
 from runtime import machine
 
 
@@ -78,21 +79,6 @@ def available_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + held
-    available = [_number(Path("/proc/meminfo"), "MemAvailable:", 1024)]
-    # What the control group of this process may use; files that are only cached can be dropped.
-    group = Path("/sys/fs/cgroup")
-    limit, used = (_number(group / name, "") for name in ("memory.max", "memory.current"))
-    cached = _number(group / "memory.stat", "inactive_file")
-    if limit is not None and used is not None and cached is not None:
-        available.append(limit - used + cached)
-    return min((each for each in available if each is not None), default=1 << 62)
-
-
-def _number(path: Path, key: str, unit: int = 1) -> int | None:
-    """The number after `key` at the start of a line; None if there is none."""
-    try:
-        lines = path.read_text().splitlines()
-        line = next(line for line in lines if line.startswith(key))
-        return int(line[len(key) :].split()[0]) * unit
-    except (OSError, ValueError, StopIteration):
-        return None
+    free = cgroups.number(Path("/proc/meminfo"), "MemAvailable:", 1024)
+    left = [left for _, left in cgroups.memory_limits()]
+    return min([1 << 62 if free is None else free, *left])

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 # The program that a row's hash names: every file of these folders and of the root. Left out are the
 # folders that read results, plan, measure speed or test. (The tuner takes two tests of significance
 # from analysis/stats.py, which is left out too.)
-PROGRAM = ("data", "engines", "layers", "optim", "runtime", "studies", "tracking")
+PROGRAM = ("data", "engines", "host", "layers", "optim", "runtime", "studies", "tracking")
 PINS = "requirements-optimizers.txt"  # versions of the rules that come from libraries
 
 
@@ -28,7 +28,9 @@ def program_text() -> str:
     """The source text of the program, as `tracking.store.source_text` joins it."""
     paths = [*ROOT.glob("*.py"), ROOT / PINS]
     paths += [path for folder in PROGRAM for path in (ROOT / folder).rglob("*.py")]
-    return store.source_text({str(path.relative_to(ROOT)): path.read_text() for path in paths})
+    return store.source_text(
+        {str(path.relative_to(ROOT)): path.read_text("utf-8") for path in paths}
+    )
 
 
 def commit() -> tuple[str, bool]:

@@ -15,7 +15,6 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,8 +22,8 @@ from analysis import scale
 from analysis.scale import CHALLENGER
 from analysis.table import BASELINE
 from errors import UserError
+from host import entry, paths
 from optim.entrants import Entrant
-from runtime import command_line
 from speedrun import TRACKS, Options, Track, Trainer, enter, race
 from studies import tune
 from tracking import resume, spelling, store, tuned
@@ -131,7 +130,7 @@ def race_place(
         base, name="custom", width=place.width, batch_tokens=place.batch_tokens,
         val_every=NEVER, val_every_late=NEVER, search_steps=steps,
     )  # fmt: skip
-    trainer, root = Trainer(track, options), Path(options.results)
+    trainer, root = Trainer(track, options), options.results
     best = {recipe: recheck(trainer, recipe, moved[recipe]) for recipe in RECIPES}
     horizons = {BASELINE: [round(steps * h) for h in HORIZONS], CHALLENGER: [steps]}
     entrants = [
@@ -163,30 +162,27 @@ def run(given: argparse.Namespace) -> None:
     if given.seeds < 1:
         raise UserError(f"--seeds {given.seeds}: must be at least 1; run with --seeds 3")
     shard, options = tune.read_shard(given.shard), Options(results=given.results)
-    store.ready(Path(given.results))
+    store.ready(given.results, {"points.csv": ScalePoint})
     settings = {recipe: base_settings(recipe) for recipe in RECIPES}
     for place in (place for i, place in enumerate(PLACES) if shard.has(i)):
         race_place(TRACKS["tiny"], place, settings, options, given.seeds)
-    print(scale.markdown(scale.measured(Path(given.results))))
+    print(scale.markdown(scale.measured(given.results)))
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; its exit code: 0, 2 after a user's mistake, 130 after Ctrl-C."""
-    parser = argparse.ArgumentParser(
-        prog="python -m studies.scale",
-        description=__doc__,
-        formatter_class=command_line.HelpFormatter,
-    )
+    parser = entry.parser("studies.scale", __doc__)
     parser.add_argument(
         "--seeds", type=int, default=3, metavar="INT", help="runs of each entrant (default: 3)"
     )
     parser.add_argument(
         "--shard", default="1/1", metavar="I/N", help="part I of N of the places (default: 1/1)"
     )
-    default = f"results/{scale.SCALE}"
-    parser.add_argument("--results", default=default, help=f"folder (default: {default})")
+    note = f"folder (default: results/{scale.SCALE})"
+    default = paths.RESULTS / scale.SCALE
+    parser.add_argument("--results", type=paths.typed, default=default, help=note)
     stopped = "what is finished is recorded: the same command goes on"
-    return command_line.run("studies.scale", partial(run, parser.parse_args(arguments)), stopped)
+    return entry.run(parser, argv, run, stopped)
 
 
 if __name__ == "__main__":

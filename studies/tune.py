@@ -30,7 +30,6 @@ import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,11 +37,13 @@ from torch.quasirandom import SobolEngine
 
 from analysis import stats
 from errors import UserError
+from host import entry
 from optim import Option
 from optim.entrants import Entrant, assigned, entrant_options
-from runtime import command_line
+from runtime import command_line, machine
 from speedrun import Options, Outcome, Schedule, Trainer, chosen_track, enter, make_parser
 from tracking import spelling, store, tuned
+from tracking.files import check_writable
 from tracking.schema import DIVERGED, FINISHED, REACHED, SWEEP, Trial
 
 STAGES = ("search", "refine", "confirm", "horizon")
@@ -157,7 +158,7 @@ class Study:
         self.options = entrant_options(self.recipe, Schedule)
         self.fixed = assigned(entrant, self.options)
         self.points = self._points(budget.trials)
-        self._root = Path(trainer.options.results)
+        self._root = trainer.options.results
         if "steps" in self.fixed:
             raise UserError(f"{entrant}: the tuner sets the steps; leave them out")
         if budget.stage == "sweep" and self.fixed:
@@ -430,12 +431,17 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError(f"{' '.join(words)}: a recipe is named twice; name each once")
     options = Options(**command_line.given(arguments, Options))
     track = chosen_track(arguments)
-    store.ready(Path(options.results))
+    store.ready(options.results)
+    check_writable(tuned.TUNED.parent)  # where the outcome goes
     for word, recipe in zip(words, recipes, strict=True):
         assigned(word, entrant_options(recipe, Schedule))  # refuse a mistake before any trial
     trainer = Trainer(track, options)
     if trainer.engine.world_size > 1:
         raise UserError("the tuner runs in one process; share the trials with --shard instead")
+    flops = trainer.gpt.flops_per_token(track.seq_len) * track.batch_tokens
+    flops *= track.search_steps * budget.trials * len(words)  # of the search alone
+    if note := machine.patience_note(trainer.device, flops, trainer.matmul_peak):
+        print(note)
     try:
         for word in words:
             tune_recipe(Study(trainer, arguments.track, word, budget))
@@ -445,7 +451,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; its exit code: 0, 2 after a user's mistake, 130 after Ctrl-C."""
-    parser = make_parser(__doc__, "python -m studies.tune", race=False)
+    parser = make_parser(__doc__, "studies.tune", race=False)
     parser.add_argument(
         "--trials",
         type=int,
@@ -463,7 +469,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help=f"last stage to run: {', '.join(STAGES)}; or sweep (default: horizon)",
     )
     stopped = "finished trials are recorded: the same command goes on"
-    return command_line.run("studies.tune", partial(run, parser.parse_args(argv)), stopped)
+    return entry.run(parser, argv, run, stopped)
 
 
 if __name__ == "__main__":

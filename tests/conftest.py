@@ -89,9 +89,7 @@ def micro_track() -> speedrun.Track:
 
 @pytest.fixture
 def micro_options(tmp_path: Path) -> speedrun.Options:
-    return speedrun.Options(
-        dtype="float32", threads=1, compile=False, results=str(tmp_path / "results")
-    )
+    return speedrun.Options(dtype="float32", threads=1, compile=False, results=tmp_path / "results")
 
 
 @pytest.fixture

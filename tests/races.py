@@ -178,6 +178,19 @@ def write_trials(root: Path, recipes: Sequence[str] = ("adamw", "muon"), trials:
             )
 
 
+# What users have in their matplotlibrc.
+HOSTILE = """
+text.usetex: True
+savefig.dpi: 33
+figure.dpi: 50
+font.family: serif
+axes.facecolor: black
+axes.formatter.use_locale: True
+lines.linewidth: 9
+savefig.bbox: tight
+"""
+
+
 def chart(name: str) -> _make.Chart:
     return next(chart for chart in _make.charts() if chart.name == name)
 

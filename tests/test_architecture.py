@@ -19,18 +19,20 @@ COMMANDS = {"studies", "bench", "tests"}  # may import the trainer, and all that
 # below those that may import it.
 ALLOWED = {
     "errors": set(),
+    "host": set(),
     "muon": {"torch"},
-    "tracking": set(),
-    "data": {"tracking"},
+    "tracking": {"host"},
+    "data": {"host", "tracking"},
     "layers": {"torch"},
     "optim": {"torch", "muon", "tracking"},
     "engines": {"torch"},
     "model": {"torch", "layers"},
-    "analysis": {"tracking"},
-    "leaderboard": {"analysis", "tracking"},
-    "runtime": {"torch", "data", "engines", "layers", "model", "muon", "tracking"},
+    "analysis": {"host", "tracking"},
+    "leaderboard": {"analysis", "host", "tracking"},
+    "runtime": {"torch", "data", "engines", "host", "layers", "model", "muon", "tracking"},
     "speedrun": {
-        "torch", "analysis", "data", "engines", "layers", "model", "optim", "runtime", "tracking",
+        "torch", "analysis", "data", "engines", "host", "layers", "model", "optim", "runtime",
+        "tracking",
     },
 }  # fmt: skip
 ALL = {*ALLOWED, "torch"}
@@ -39,7 +41,7 @@ PACKAGES = sorted((ALL | COMMANDS | {"planner"}) - SCRIPTS - {"torch"})
 # The files of the planner that count on the trainer's own model and rules; the others compute from
 # plain numbers, with the sizes of the data sets and the flags of the command line.
 PLANNER_COMMANDS = {"__main__", "dry_run", "assignment"}
-PLANNER_ARITHMETIC = {"data", "runtime"}
+PLANNER_ARITHMETIC = {"data", "host", "runtime"}
 
 FILES = sorted(
     path for path in ROOT.rglob("*.py") if not path.relative_to(ROOT).parts[0].startswith(".")

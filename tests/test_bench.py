@@ -41,11 +41,11 @@ needs_peer = pytest.mark.skipif(not peers.installed(), reason=peers.MISSING)
 def test_a_bench_writes_what_it_measured_and_on_which_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(bench, "FOLDER", tmp_path)
     cpu = torch.device("cpu")
     measured: list[bench.Row] = [{"step": "Muon", "ms": 20.5}, {"step": "AdamW", "ms": 0.8}]
     bench.write("step", measured, bench.environment(cpu))
-    with (tmp_path / "results" / "bench" / "step.csv").open(newline="") as file:
+    with (tmp_path / "step.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["step"], row["ms"]) for row in rows] == [("Muon", "20.5"), ("AdamW", "0.8")]
     for row in rows:

@@ -19,7 +19,6 @@ import torch
 
 from bench import kernels
 from bench.kernels import GPUS, TILES, Usage, blocks_per_sm
-from runtime import command_line
 
 ROOT = Path(__file__).parents[1]
 RECORD = ROOT / "results" / "records" / "kernels" / "kernels.csv"
@@ -197,7 +196,7 @@ def test_without_triton_the_bench_says_so_and_ends(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["bench.kernels"])
     monkeypatch.setattr(kernels, "find_spec", lambda name: None)
-    assert command_line.run("bench.kernels", kernels.main, "") == 2
+    assert kernels.main() == 2
     said = capsys.readouterr()
     assert said.out == "" and said.err.count("\n") == 1
     assert said.err.startswith("bench.kernels: triton is not installed")
@@ -209,5 +208,5 @@ def test_kernels_that_are_interpreted_are_not_measured(
     symmetric = pytest.importorskip("optim.kernels.symmetric", reason="triton is not installed")
     monkeypatch.setattr(sys, "argv", ["bench.kernels"])
     monkeypatch.setattr(symmetric, "interpreted", lambda: True)
-    assert command_line.run("bench.kernels", kernels.main, "") == 2
+    assert kernels.main() == 2
     assert "run with TRITON_INTERPRET=0" in capsys.readouterr().err

@@ -25,6 +25,7 @@ from analysis.table import summarise
 from tests.races import (
     ADAMW,
     CROWD,
+    HOSTILE,
     MUON,
     TARGET,
     assert_legible,
@@ -67,12 +68,16 @@ def figures(duel: Path) -> dict[str, Figure]:
 def test_the_command_draws_every_chart_and_repeats_its_bytes(
     duel: Path, figures: dict[str, Figure], tmp_path: Path
 ) -> None:
-    """Once in this process and once in another, with other hashes, nothing differs."""
+    """Here and in another process, with other hashes and a user's own style, nothing differs."""
     repository = Path(_make.__file__).parents[2]
     there, here = tmp_path / "there", tmp_path / "here"
     here.mkdir()
     command = [sys.executable, "-m", "analysis.charts", "--root", str(duel), "--out", str(there)]
-    environment = os.environ | {"PYTHONHASHSEED": "1", "MPLBACKEND": "svg"}
+    (tmp_path / "matplotlibrc").write_text(HOSTILE, "utf-8")
+    environment = os.environ | {
+        "PYTHONHASHSEED": "1", "MPLBACKEND": "svg", "MATPLOTLIBRC": str(tmp_path / "matplotlibrc"),
+        "SOURCE_DATE_EPOCH": "1", "LC_ALL": "C", "PYTHONIOENCODING": "ascii", "COLUMNS": "9",
+    }  # fmt: skip
     other = subprocess.run(command, cwd=repository, env=environment, capture_output=True, text=True)
     assert other.returncode == 0, other.stderr
     for name, figure in figures.items():
@@ -222,7 +227,10 @@ def test_figures_draws_the_charts_of_each_record(
     assert _make.make(root, tmp_path, ["cited"], [chart("memory")])
     assert (tmp_path / "memory.png").read_bytes() == once
     code, _, error = run_make(capsys, "--figures", "--race", "newer")
-    assert (code, error) == (2, "--figures: takes no other option; leave the others out\n")
+    assert (code, error) == (
+        2,
+        "analysis.charts: --figures: takes no other option; leave the others out\n",
+    )
 
 
 # ---- The numbers come from the statistics ------------------------------------------------------
@@ -401,7 +409,7 @@ def test_without_runs_it_names_the_next_command(
 ) -> None:
     code, out, err = run_make(capsys, "--root", tmp_path, "--out", tmp_path / "charts")
     assert (code, out) == (2, "")
-    assert err.strip() == f"no runs in {tmp_path / 'runs.csv'}; run: make speedrun"
+    assert err.strip() == f"analysis.charts: no runs in {tmp_path / 'runs.csv'}; run: make speedrun"
     assert not (tmp_path / "charts").exists()
 
 
@@ -417,7 +425,7 @@ def test_a_folder_that_cannot_be_written_is_refused(
     (tmp_path / "file").touch()
     code, _, err = run_make(capsys, "--root", duel, "--out", tmp_path / "file")
     assert code == 2
-    assert err.startswith("cannot write charts to")
+    assert err.startswith("analysis.charts: cannot write charts to")
 
 
 def test_a_chart_that_lacks_its_input_is_skipped_and_its_old_file_removed(

@@ -341,7 +341,10 @@ def test_the_report_command(tmp_path, capsys):
     root = tmp_path / "results"
     options = ["--root", str(root)]
     assert report.main(options) == 2
-    assert capsys.readouterr().err == "runs.csv has no race to report; run: make speedrun\n"
+    assert (
+        capsys.readouterr().err
+        == "analysis.report: runs.csv has no race to report; run: make speedrun\n"
+    )
     for run in three_races():
         store.append(root / "runs.csv", run)
     assert report.main(options) == 0
@@ -365,7 +368,10 @@ def test_the_docs_command(repository, capsys, monkeypatch):
     assert report.main(["--docs", "--check"]) == 1
     capsys.readouterr()
     assert report.main(["--check"]) == 2
-    assert capsys.readouterr().err == "--check: is for the pages; run with --docs --check\n"
+    assert (
+        capsys.readouterr().err
+        == "analysis.report: --check: is for the pages; run with --docs --check\n"
+    )
 
 
 def test_every_relative_link_points_to_a_file():

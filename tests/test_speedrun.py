@@ -328,7 +328,7 @@ def test_a_full_disk_and_a_foreign_file_are_known_before_training(
     runs.unlink()
     monkeypatch.setattr(store, "ROOM", 1 << 62)
     assert speedrun.main(["adamw", *micro_flags]) == 2
-    assert "bytes are free" in capsys.readouterr().err
+    assert "No space left on device; free some space" in capsys.readouterr().err
     assert speedrun.main(["adamw", *micro_flags[:-1], "--results=/dev/null/here"]) == 2
     assert "/dev/null/here" in capsys.readouterr().err
 

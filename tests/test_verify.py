@@ -480,4 +480,7 @@ def test_a_file_that_cannot_be_read_is_one_line_on_stderr(tmp_path, capsys):
 
 def test_verify_refuses_an_empty_folder(tmp_path, capsys):
     assert verify.main(["--root", str(tmp_path)]) == 2
-    assert capsys.readouterr().err == f"nothing to verify in {tmp_path}; run: make speedrun\n"
+    assert (
+        capsys.readouterr().err
+        == f"leaderboard.verify: nothing to verify in {tmp_path}; run: make speedrun\n"
+    )

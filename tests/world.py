@@ -1,6 +1,6 @@
 """What the processes of test_ddp do: races of the micro track, with a rank that fails if asked.
 
-    torchrun --standalone --nproc_per_node=2 tests/world.py SCENARIO ARGUMENTS...
+    torchrun --standalone --local-addr=127.0.0.1 --nproc_per_node=2 tests/world.py SCENARIO ...
 
 `race` only races. `die`: rank 1 ends without a word in seed 1, in the first attempt alone. `hang`:
 rank 1 sleeps in seed 1. `engine` trains for a comparison with one process, races MuonClip for
@@ -75,7 +75,7 @@ def train(engine: engines.Engine, micro: int) -> dict[str, Any]:
 def clip(results: Path) -> engines.Engine:
     """A race of MuonClip, written down: 8 steps of MLA with two heads, whose logits exceed tau."""
     track = replace(speedrun.TRACKS["tiny-mla"], name="custom", **(MICRO | {"width": 64}))
-    options = speedrun.Options(dtype="float32", threads=1, compile=False, results=str(results))
+    options = speedrun.Options(dtype="float32", threads=1, compile=False, results=results)
     trainer = speedrun.Trainer(track, options)
     trainer.matmul_peak = 1e11  # to measure it takes longer than the race
     entrant = speedrun.enter(f"muonclip:lr=0.1,weight_decay=0.1,tau={TAU}", "tiny-mla", 8)

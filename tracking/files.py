@@ -1,4 +1,4 @@
-"""Writes a whole file: every result and every prepared data set is written by this function.
+"""Writes a whole file: every result and every prepared data set is written by `write_atomic`.
 
     write_atomic(Path("results/curves/run.csv"), [text.encode()])
 
@@ -7,8 +7,11 @@ A reader sees the old file or the whole new one, also after a crash or a full di
 
 import contextlib
 import errno
+import fcntl
 import os
 import secrets
+import shutil
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -35,6 +38,34 @@ def write_atomic(path: Path, parts: Iterable[bytes], then: str = "run the comman
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def check_writable(folder: Path, room: int = 1, otherwise: str = "choose another folder") -> None:
+    """Raise UserError if `room` bytes could not be written to a folder that may not exist yet.
+
+    A file is written where the folder is, or would be made, and removed: permissions, quotas, a
+    full disk and a file in a folder's place show only so. otherwise: the next step in the message.
+    """
+    place = folder
+    try:
+        while not os.path.lexists(place):
+            place = place.parent
+        if len(folder.name.encode()) > os.pathconf(place, "PC_NAME_MAX"):
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+        with tempfile.TemporaryFile(dir=place) as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # some network file systems have no locks
+            if shutil.disk_usage(place).free < room:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            for start in range(0, room, 1 << 20):  # random: some file systems would pack zeros
+                file.write(os.urandom(min(room - start, 1 << 20)))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        raise UserError(
+            f"cannot write {room} bytes to {folder}: {error.strerror or error}; "
+            f"{'free some space, or ' if is_full else ''}{otherwise}"
+        ) from error
 
 
 def cannot_write(path: Path, error: OSError, then: str = "run the command again") -> UserError:

@@ -25,6 +25,7 @@ DISPLAY_NAMES = {
 }  # fmt: skip
 
 # A comma ends a value only where the next option begins.
+LONGEST_NAME = 60  # characters of a recipe in the name of a file
 _OPTION = re.compile(r"(\w+)=(.*?)(?:,(?=\w+=)|$)")
 
 
@@ -56,9 +57,14 @@ def assignments(settings: Mapping[str, Any]) -> str:
 
 
 def file_name(entrant: str) -> str:
-    """A name for files: the recipe, and six hex digits of the hash of the options."""
+    """A name for files: the recipe, and six hex digits of the hash of the options.
+
+    A recipe with a longer name than files may have is cut, and then is a part of the hash.
+    """
     recipe, options = split(entrant)
-    return f"{recipe.replace(':', '-')}-{hashlib.sha256(options.encode()).hexdigest()[:6]}"
+    hashed = options if len(recipe) <= LONGEST_NAME else entrant
+    digest = hashlib.sha256(hashed.encode()).hexdigest()[:6]
+    return f"{recipe.replace(':', '-')[:LONGEST_NAME]}-{digest}"
 
 
 def display_name(entrant: str) -> str:

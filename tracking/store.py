@@ -23,21 +23,25 @@ import io
 import math
 import os
 import re
-import shutil
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from types import NoneType
+from types import MappingProxyType, NoneType
 from typing import Any, TypeVar, get_args, get_type_hints
 
 from errors import UserError
-from tracking.files import cannot_write, write_atomic
+from tracking.files import cannot_write, check_writable, write_atomic
 from tracking.schema import STATUSES, Logit, Run, Trial, Turn, Validation
 
 T = TypeVar("T")
 RESUME = "go on with --resume"
 RECORDS = "records"  # the folder of committed records in results/
 ROOM = 16 << 20  # bytes: several times the size of what a long race writes
+TABLES = {"runs.csv": Run, "tuning.csv": Trial}
+FOLDERS = ("curves", "turns", "logits", "sources")
+LOCK_SECONDS, LOCK_WAIT = 30.0, 0.01  # an append takes milliseconds
+BOM = "\ufeff"  # spreadsheets begin a file with it
 
 # int() and float() would also take "nan", "1_000" and " 1".
 INT = re.compile(r"-?\d+", re.ASCII)
@@ -46,24 +50,47 @@ FLOAT = re.compile(r"-?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 # ---- The files of a training run ---------------------------------------------------------------
 
 
-def ready(root: Path) -> None:
-    """Create the folder; raise UserError before training if results could not be written later.
+def ready(root: Path, more: Mapping[str, type] = MappingProxyType({})) -> None:
+    """Raise UserError before training if results could not be written after it.
 
-    Existing files are read too: a file that this version cannot extend is refused now.
+    Every folder is tried with a file that is removed again, and every table is opened, locked and
+    read: one that this version cannot extend is refused now. Nothing is left behind, so that a
+    command that is refused for another reason makes no folder. more: tables beside runs and trials.
     """
+    otherwise = "choose another folder with --results"
+    check_writable(root, ROOM, otherwise)
+    for name in FOLDERS:
+        check_writable(root / name, otherwise=otherwise)
+    for name, cls in (TABLES | dict(more)).items():
+        _check_appendable(root / name)
+        read(root / name, cls)
+
+
+def _check_appendable(path: Path) -> None:
+    """Raise UserError if a row could not be added to a table that is there."""
+    if not path.exists():
+        return
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(root).free
+        file = os.open(path, os.O_RDWR | os.O_APPEND)
+        try:
+            _lock(file, path)
+        finally:
+            os.close(file)
     except OSError as error:
-        raise UserError(
-            f"cannot use {root} for results: {error.strerror}; choose another folder with --results"
-        ) from error
-    if not os.access(root, os.W_OK):
-        raise UserError(f"cannot write to {root}; choose a folder of yours with --results")
-    if free < ROOM:
-        raise UserError(f"{root}: {free} bytes are free, a race needs {ROOM}; make room first")
-    read_runs(root)
-    read_trials(root)
+        raise cannot_write(path, error) from error
+
+
+def _lock(file: int, path: Path) -> None:
+    """Lock a table until its descriptor is closed. Raises UserError if others do not let go."""
+    for _ in range(int(LOCK_SECONDS / LOCK_WAIT)):
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(LOCK_WAIT)
+    raise UserError(
+        f"{path}: another process has held its lock for {LOCK_SECONDS:.0f} s; end that process "
+        f"(fuser -v {path}), then {RESUME}"
+    )
 
 
 def record(
@@ -202,18 +229,24 @@ def append(path: Path, row: Any) -> None:
     the file has other columns or cannot be written. Raises ValueError for a value that the reader
     would refuse: of another type, not finite, or too long.
     """
-    line, header = _line(row), _header(type(row))
+    header = _header(type(row))
+    _line(row)  # refuses the row before there is a file
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX)  # until the descriptor is closed
+            _lock(file, path)
             content = os.pread(file, os.fstat(file).st_size, 0)
             length = content.rfind(b"\n") + 1  # of the finished lines
-            if length and not content.startswith(header.encode()):
+            first = content.partition(b"\n")[0] if length else header.encode()
+            try:  # the file's own columns and line ends, such as a spreadsheet's
+                names = _cells(first)
+                _check_columns(names, type(row))
+            except (ValueError, csv.Error):
                 raise UserError(
                     f"{path} line 1: not the columns of this version; move the file away and rerun"
-                )
+                ) from None
+            line = _line(row, names, "\r\n" if first.endswith(b"\r") else "\n")
             _extend(file, length, line if length else header + line)
         finally:
             os.close(file)
@@ -251,7 +284,7 @@ def read(path: Path, cls: type[T]) -> list[T]:
     rows: list[T] = []
     for number, line in enumerate(lines, start=1):
         try:
-            cells = next(csv.reader([line.decode()], strict=True), [])
+            cells = _cells(line)
             if number == 1:
                 _check_columns(cells, cls)
                 names = cells
@@ -262,6 +295,12 @@ def read(path: Path, cls: type[T]) -> list[T]:
                 f"{path} line {number}: {error}; restore the file or remove the line"
             ) from error
     return rows
+
+
+def _cells(line: bytes) -> list[str]:
+    """The cells of a line, which may end with a carriage return or begin with a BOM."""
+    text = line.decode().removeprefix(BOM).removesuffix("\r")
+    return next(csv.reader([text], strict=True), [])
 
 
 def _check_columns(names: list[str], cls: type) -> None:
@@ -305,8 +344,8 @@ def _parse(cell: str, kind: type, optional: bool) -> Any:
         return None
     if kind is str:
         return cell
-    if kind is bool and cell in ("true", "false"):
-        return cell == "true"
+    if kind is bool and cell in ("true", "false", "TRUE", "FALSE"):  # the last of spreadsheets
+        return cell.lower() == "true"
     if kind is int and INT.fullmatch(cell):
         return int(cell)
     if kind is float and FLOAT.fullmatch(cell) and math.isfinite(float(cell)):
@@ -330,15 +369,16 @@ def _format(value: Any, kind: type, optional: bool) -> str:
     raise ValueError(f"{value!r} is not {'a finite float' if kind is float else kind.__name__}")
 
 
-def _line(row: Any) -> str:
-    text = io.StringIO()
+def _line(row: Any, names: Sequence[str] | None = None, end: str = "\n") -> str:
+    """A row as a line. names: the columns in their order; None: as they are declared."""
+    text, columns = io.StringIO(), _columns(type(row))
     cells = []
-    for name, (kind, optional) in _columns(type(row)).items():
+    for name in names or columns:
         try:
-            cells.append(_format(getattr(row, name), kind, optional))
+            cells.append(_format(getattr(row, name), *columns[name]))
         except ValueError as error:
             raise ValueError(f"{name} {error}") from None
-    csv.writer(text, lineterminator="\n").writerow(cells)
+    csv.writer(text, lineterminator=end).writerow(cells)
     return text.getvalue()
 
 

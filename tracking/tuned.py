@@ -7,7 +7,6 @@ A section `[track.recipe]` holds the recipe's options, `steps` (the horizon), an
 no horizon met the target. No other code reads or writes the file.
 """
 
-import argparse
 import json
 import sys
 import tomllib
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from errors import UserError
+from host import entry
 from tracking.files import write_atomic
 
 TUNED = Path(__file__).parents[1] / "optim" / "tuned.toml"
@@ -123,20 +123,11 @@ def write(section: Tuned, path: Path = TUNED) -> None:
     write_atomic(path, ["\n".join(lines).encode()])
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; its exit code: 0, or 2 after a user's mistake."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tracking.tuned",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = entry.parser("tracking.tuned", __doc__)
     parser.add_argument("track", help="print the recipes that are tuned for it")
-    try:
-        print(*recipes(parser.parse_args(arguments).track))
-    except UserError as error:
-        print(f"tracking.tuned: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return entry.run(parser, argv, lambda given: print(*recipes(given.track)))
 
 
 if __name__ == "__main__":

@@ -12,21 +12,22 @@ charts only change with their numbers. Needs neither torch nor a display.
 import argparse
 import importlib
 import pkgutil
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import matplotlib
 from matplotlib.figure import Figure
 
 from analysis.charts._inputs import Inputs, MissingDataError, load
-from analysis.charts._style import SETTINGS, freeze_layout
+from analysis.charts._style import drawing, freeze_layout
 from errors import UserError
+from host import entry, paths
+from host.paths import PLOTS, RESULTS, from_here
+from tracking.files import check_writable
 
 FOLDER = Path(__file__).parent
-RECORDS, PLOTS = Path("results", "records"), Path("plots")
+RECORDS = RESULTS / "records"
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def draw(chart: Chart, inputs: Inputs) -> Figure:
     """The chart as a figure. Raises MissingDataError, which names the next command."""
     if chart.of_race and not inputs.entrants:
         raise MissingDataError("no race in runs.csv; run: make speedrun")
-    with matplotlib.rc_context(SETTINGS):
+    with drawing():
         figure = chart.draw(inputs)
         freeze_layout(figure)
     return figure
@@ -81,7 +82,7 @@ def draw(chart: Chart, inputs: Inputs) -> Figure:
 def save(figure: Figure, stem: Path) -> list[Path]:
     """Writes stem.png and stem.svg without dates or versions; returns their paths."""
     paths = [stem.with_suffix(".png"), stem.with_suffix(".svg")]
-    with matplotlib.rc_context(SETTINGS):
+    with drawing():
         figure.savefig(paths[0], metadata={"Software": None})
         figure.savefig(paths[1], metadata={"Date": None, "Creator": None})
     return paths
@@ -99,6 +100,7 @@ def make(
     inputs = load(root, races)
     lines = []
     try:
+        check_writable(out, otherwise="use --out")
         out.mkdir(parents=True, exist_ok=True)
         for chart in charts() if chosen is None else chosen:
             stem = out / chart.name
@@ -109,6 +111,9 @@ def make(
                 for suffix in (".png", ".svg"):
                     stem.with_suffix(suffix).unlink(missing_ok=True)
                 lines.append(f"{chart.name}: skipped, {reason}")
+            except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as fault:
+                # The rows are written, and the other charts can be drawn.
+                lines.append(f"{chart.name}: FAILED, {type(fault).__name__}: {fault}")
     except OSError as error:
         raise UserError(f"cannot write charts to {out}: {error.strerror}; use --out") from error
     return lines
@@ -126,16 +131,26 @@ def make_figures(records: Path, plots: Path) -> list[str]:
     return lines
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def command(options: argparse.Namespace) -> int:
+    """Draw the charts, and print a line for each; the exit code. Raises UserError."""
+    if options.figures and (options.root, options.out, options.race) != (RESULTS, PLOTS, []):
+        raise UserError("--figures: takes no other option; leave the others out")
+    if options.figures:
+        lines = make_figures(RECORDS, PLOTS)
+    else:
+        lines = make(options.root, options.out, options.race)
+    print(*map(from_here, lines), sep="\n")
+    return entry.FAILED if any(": FAILED, " in line for line in lines) else 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command. Returns its exit code: 0, or 2 for a UserError."""
-    parser = argparse.ArgumentParser(
-        prog="python -m analysis.charts", description="Draws charts as PNG and SVG from the CSVs."
+    parser = entry.parser("analysis.charts", __doc__)
+    parser.add_argument(
+        "--root", type=paths.typed, default=RESULTS, help="folder of runs.csv; default: results"
     )
     parser.add_argument(
-        "--root", type=Path, default=Path("results"), help="folder of runs.csv; default: results"
-    )
-    parser.add_argument(
-        "--out", type=Path, default=Path("plots"), help="folder for the charts; default: plots"
+        "--out", type=paths.typed, default=PLOTS, help="folder for the charts; default: plots"
     )
     parser.add_argument(
         "--race", action="append", default=[], metavar="ID",
@@ -146,17 +161,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
         action="store_true",
         help="draw the committed charts of all records into plots/<record>/; no other option",
     )
-    options = parser.parse_args(arguments)
-    others = (options.root, options.out, options.race)
-    try:
-        if options.figures and others != (Path("results"), Path("plots"), []):
-            raise UserError("--figures: takes no other option; leave the others out")
-        if options.figures:
-            lines = make_figures(RECORDS, PLOTS)
-        else:
-            lines = make(options.root, options.out, options.race)
-        print(*lines, sep="\n")
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    return entry.run(parser, argv, command)

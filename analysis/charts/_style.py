@@ -6,10 +6,12 @@ for a page 900 pixels wide, where the smallest type is 11 pixels high.
 """
 
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
 from matplotlib.colors import to_rgb
@@ -29,7 +31,7 @@ LINE_SPACING = 1.3
 
 INK, MUTED, FAINT = "#1F1F1F", "#5F5F5F", "#D9D9D9"
 
-# Used through matplotlib.rc_context, so that an import changes no setting of other programs.
+# Set by `drawing` alone, so that an import changes no setting of other programs.
 SETTINGS: dict[RcKeyType, Any] = {
     "svg.hashsalt": "speedrun",  # the ids in an SVG are random without it
     "svg.fonttype": "path",  # the same picture where the font is missing
@@ -59,6 +61,20 @@ SETTINGS: dict[RcKeyType, Any] = {
     "legend.fontsize": SMALL_PT,
     "hatch.linewidth": 0.6,
 }
+
+
+@contextmanager
+def drawing() -> Iterator[None]:
+    """Within it, matplotlib has its own defaults and SETTINGS, and nothing that the user has set.
+
+    So a style sheet, a matplotlibrc or the rcParams of a notebook change no chart. Afterwards the
+    user's settings are as they were.
+    """
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(SETTINGS)
+        yield
+
 
 RESERVED = {"adamw": "#0072B2", "muon": "#D55E00"}  # blue and vermilion, for no other entrant
 PALETTE = (

@@ -21,3 +21,5 @@ and curves of the race. The exit code is 1 if a check failed. Without a GPU it s
     race.py            the race
     report.py          CSVs, charts and the page
 """
+
+import analysis.charts  # noqa: F401  # imports matplotlib, whatever the user has set for it

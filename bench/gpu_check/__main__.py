@@ -23,6 +23,7 @@ from bench.gpu_check.runner import FAILED, SKIPPED, Check, Part, Result, run
 from data import corpus, open_dataset
 from data.manifest import MANIFEST
 from errors import UserError
+from host import entry, paths
 from runtime import machine, provenance
 from tracking import store
 
@@ -44,21 +45,17 @@ LEAST = 2.0  # seconds that a part needs to begin
 LOOK = 120.0  # seconds until a device that does not answer is given up
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line. Raises UserError."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.gpu_check",
-        description=bench.gpu_check.__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = entry.parser("bench.gpu_check", bench.gpu_check.__doc__)
     parser.add_argument("--cpu", action="store_true", help="each part at toy size, on the CPU")
     parser.add_argument(
         "--minutes", type=float, default=9.0, help="most of the whole command (default: 9)"
     )
     parser.add_argument(
         "--out",
-        type=Path,
-        default=Path("results/gpu"),
+        type=paths.typed,
+        default=paths.RESULTS / "gpu",
         help="folder of the results (default: results/gpu)",
     )
     parser.add_argument("--data", help="data set of the race, such as text:FOLDER (default: sotu)")
@@ -68,7 +65,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         default=None,
         help="compile the model (default: with a GPU; on a CPU it takes minutes)",
     )
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def accept(arguments: argparse.Namespace) -> None:
+    """Fill in the data set of the race. Raises UserError for what cannot be."""
     if not 0.5 <= arguments.minutes < 1000:
         raise UserError(
             f"--minutes {arguments.minutes}: must be from 0.5 to 1000; leave it out for 9"
@@ -77,7 +78,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         arguments.data = corpus.PACKAGE
     if arguments.data is not None:
         open_dataset(arguments.data)
-    return arguments
 
 
 def look() -> tuple[str, str]:
@@ -147,6 +147,7 @@ def run_parts(config: Config, facts: dict[str, str], seconds: float) -> list[Res
 
 def check(arguments: argparse.Namespace) -> int:
     """The whole check. Returns the exit code."""
+    accept(arguments)
     begun = time.monotonic()
     if arguments.cpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -171,7 +172,7 @@ def check(arguments: argparse.Namespace) -> int:
         left = 60 * arguments.minutes - (time.monotonic() - begun)
         results = run_parts(config, facts, left)
     report.write(out, results, facts, done=True)
-    print(report.verdict(results), out / "report.md")
+    print(report.verdict(results), paths.from_here(str(out / "report.md")))
     return 1 if any(result.status == FAILED for result in results) else 0
 
 
@@ -183,13 +184,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     before = signal.signal(signal.SIGTERM, stop)
     try:
-        return check(parse(argv))
-    except UserError as error:
-        print(f"gpu_check: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nstopped; the CSVs hold what was found so far", file=sys.stderr)
-        return 130
+        return entry.run(make_parser(), argv, check, "the CSVs hold what was found so far")
     finally:
         signal.signal(signal.SIGTERM, before)
 

@@ -15,6 +15,7 @@ import torch
 import speedrun
 from bench import newton_schulz
 from data import bpe, manifest, shards
+from host.paths import RESULTS
 from model import GPT
 from optim.entrants import Entrant
 from planner import dry_run
@@ -207,7 +208,7 @@ class Config:
         shape = dry_run.shape_of(gpt, sizes.seq_len, sizes.loss_chunk)
         return min(sizes.microbatch, microbatch(shape, sizes.microbatch, held, memory))
 
-    def options(self, compiled: bool = False, results: str = "results") -> speedrun.Options:
+    def options(self, compiled: bool = False, results: Path = RESULTS) -> speedrun.Options:
         """How the trainer runs. Eager execution keeps twice the activations, so it gets half the
         microbatch."""
         return speedrun.Options(

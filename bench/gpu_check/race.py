@@ -108,7 +108,7 @@ def run(config: Config, recorder: Recorder, seconds: float) -> None:
     log("open the text and build the model")
     try:
         track = track_of(config, config.data)
-        trainer = Trainer(track, config.options(config.compile, str(config.out)))
+        trainer = Trainer(track, config.options(config.compile, config.out))
     except UserError as error:
         recorder.skip("race", str(error))
         return

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 
-import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -42,7 +41,7 @@ def write(out: Path, results: Sequence[Result], facts: dict[str, str], done: boo
     _csv(out / "parts.csv", ["part", "status", "seconds", "limit_seconds", "reason"], rows)
     if done:
         if measures:
-            with matplotlib.rc_context(_style.SETTINGS):
+            with _style.drawing():
                 figure = chart(measures, facts)
                 _style.freeze_layout(figure)
             save(figure, out / "measures")

@@ -93,7 +93,7 @@ class Recorder:
 
     def _write(self, row: Check | Measure) -> None:
         line = json.dumps([type(row).__name__, asdict(row)])
-        with self._path.open("a") as file:
+        with self._path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 
 
@@ -141,7 +141,7 @@ def run(part: Part, config: Config, seconds: float) -> Result:
     logs.mkdir(parents=True, exist_ok=True)
     stem = part.name.replace(" ", "_")
     log, rows = logs / f"{stem}.txt", logs / f"{stem}.jsonl"
-    rows.write_text("")
+    rows.write_text("", "utf-8")
     result = Result(part, limit=seconds)
     recorder = Recorder(part.name, config.size, rows)
     begun = time.monotonic()
@@ -167,7 +167,7 @@ def run(part: Part, config: Config, seconds: float) -> Result:
 
 def _child(part: Part, config: Config, recorder: Recorder, seconds: float, log: Path) -> None:
     os.setsid()  # a process group of its own: ended as a whole, and not by Ctrl-C
-    sys.stdout = sys.stderr = log.open("w", buffering=1)
+    sys.stdout = sys.stderr = log.open("w", buffering=1, encoding="utf-8")
     for stream in (1, 2):  # for libraries that do not print through Python
         os.dup2(sys.stdout.fileno(), stream)
     with recorder.attempt("finishes"):
@@ -187,7 +187,7 @@ def read(rows: Path) -> tuple[list[Check], list[Measure]]:
     """The checks and measurements of a part, without a last line that was cut off."""
     checks: list[Check] = []
     measures: list[Measure] = []
-    for line in rows.read_text().split("\n")[:-1]:
+    for line in rows.read_text("utf-8").split("\n")[:-1]:
         kind, values = json.loads(line)
         if kind == "Check":
             checks.append(Check(**values))

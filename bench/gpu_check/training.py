@@ -18,6 +18,7 @@ from bench import medians, newton_schulz, optimizer_step
 from bench.gpu_check import in_turns
 from bench.gpu_check.config import ENTRANTS, TRACK, Config
 from bench.gpu_check.runner import Recorder
+from host.cores import cores
 from layers.config import preset
 from model import GPT
 from planner import dry_run
@@ -50,7 +51,7 @@ def peak(config: Config, recorder: Recorder, seconds: float) -> None:
             taken = choose_dtype("auto", device, width=768) == torch.bfloat16
             recorder.check("the trainer takes bfloat16 by itself", float(taken), least=1)
     else:
-        recorder.measure("device", "cores", machine.cores(), "")
+        recorder.measure("device", "cores", cores(), "")
 
 
 # ---------------------------------------------------------------------------------------------

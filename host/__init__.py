@@ -1,0 +1,9 @@
+"""What surrounds a command: the machine it may use and what its user has set. Needs neither torch
+nor numpy.
+
+entry.py        the one way into every command
+paths.py        the project's folders, and paths that a user types
+cgroups.py      the limits of a container
+cores.py        CPU cores that this process may use
+interpreter.py  a sentence where Python is too old or lacks packages
+"""
