@@ -154,6 +154,7 @@ class GPT(nn.Module):
     def __init__(self, config: GPTConfig, loss_chunk: int = 0) -> None:
         super().__init__()
         self.config, self.loss_chunk = config, loss_chunk
+        self.eager_passes = 0  # forward passes that Python ran: compiled code does not count them
         stored = torch.bfloat16 if config.embed_dtype == "bfloat16" else None
         self.embed = Embedding(config.table_rows, config.n_embd, dtype=stored)
         self.positions = (
@@ -203,6 +204,8 @@ class GPT(nn.Module):
 
         inputs, targets: (B T), int64.
         """
+        if not torch.compiler.is_compiling():
+            self.eager_passes += 1
         x = self.embed(inputs)  # B T C
         if not torch.is_autocast_enabled(x.device.type):
             x = upcast(x)  # float32 activations of a bfloat16 table

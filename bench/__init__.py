@@ -23,7 +23,7 @@ from typing import TypeVar
 
 import torch
 
-from analysis.table import aligned
+from analysis.table import aligned, commit_words
 from runtime import machine, provenance
 
 FOLDER = Path("results/bench")  # ignored by git
@@ -69,13 +69,12 @@ def read_command_line(prog: str, description: str | None) -> None:
 
 def environment(device: torch.device) -> Row:
     """The device, its bfloat16 units, the CPU threads, the version of torch and the commit."""
-    commit, clean = provenance.commit()
     return {
         "device": machine.device_name(device),
         "bfloat16 units": " ".join(machine.bfloat16_units(device)) or "none",
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "commit": commit[:12] + ("" if clean else " with uncommitted changes"),
+        "commit": commit_words(*provenance.commit()),
     }
 
 

@@ -40,10 +40,10 @@ from analysis import stats
 from errors import UserError
 from optim import Option
 from optim.entrants import Entrant, assigned, entrant_options
-from runtime import command_line
-from speedrun import Options, Outcome, Schedule, Trainer, chosen_track, enter, make_parser
-from tracking import spelling, store, tuned
-from tracking.schema import DIVERGED, FINISHED, REACHED, SWEEP, Trial
+from runtime import command_line, machine
+from speedrun import Options, Outcome, Schedule, Track, Trainer, chosen_track, enter, make_parser
+from tracking import resume, spelling, store, tuned
+from tracking.schema import DIVERGED, FINISHED, REACHED, SWEEP, Provenance, Trial
 
 STAGES = ("search", "refine", "confirm", "horizon")
 SEARCH_SEED = 1000
@@ -205,9 +205,8 @@ class Study:
         trial = self._find(job)
         if trial is None:
             entrant = self._entrant(job)
-            facts = self.trainer.facts(entrant, job.seed)
             out = self.trainer.run(entrant, job.seed, only_last=True)
-            trial = self._row(job, facts, out)
+            trial = self._row(job, out)
             store.record_trial(self._root, trial, self.trainer.source)
             loss = trial.status if trial.final_loss is None else f"{trial.final_loss:.4f}"
             print(
@@ -216,11 +215,11 @@ class Study:
             )
         return trial
 
-    def _row(self, job: Job, facts: dict[str, Any], out: Outcome) -> Trial:
+    def _row(self, job: Job, out: Outcome) -> Trial:
         """The row of tuning.csv; only the horizon stage has a target."""
         aims, diverged = job.stage == "horizon", out.status == DIVERGED
         return Trial(
-            **facts,
+            **self.trainer.facts(out),
             recipe=self.recipe,
             stage=job.stage,
             trial=job.trial,
@@ -421,6 +420,14 @@ def tune_recipe(study: Study, path: Path = tuned.TUNED) -> None:
     print(f"{recipe}: {steps} steps with trial {index}, written to {path.name}")
 
 
+def settled(track: Track, options: Options) -> Options:
+    """The options, with what earlier rows of this track on this device say in place of "auto"."""
+    root, here = Path(options.results), machine.device_name(machine.local_device())
+    rows: list[Provenance] = [*store.read_trials(root), *store.read_runs(root)]
+    alike = [row for row in rows if (row.track_hash, row.device) == (track.hash(), here)]
+    return resume.settled(options, alike)
+
+
 def run(arguments: argparse.Namespace) -> None:
     """Tune each recipe, as far as --stage and the other shards allow. Raises UserError."""
     words = arguments.entrants or ["adamw", "muon"]
@@ -433,7 +440,7 @@ def run(arguments: argparse.Namespace) -> None:
     store.ready(Path(options.results))
     for word, recipe in zip(words, recipes, strict=True):
         assigned(word, entrant_options(recipe, Schedule))  # refuse a mistake before any trial
-    trainer = Trainer(track, options)
+    trainer = Trainer(track, settled(track, options))
     if trainer.engine.world_size > 1:
         raise UserError("the tuner runs in one process; share the trials with --shard instead")
     try:
