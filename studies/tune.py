@@ -15,7 +15,8 @@ horizon   for the remaining finalists, the shortest horizon at which every fresh
           track's target and Student's t-test says that their mean does (one-sided, p < 0.01),
           because a race has other seeds
 
-The outcome goes to optim/tuned.toml, which names the trial that it came from.
+The outcome goes to optim/tuned.toml, which names the trial that it came from, and whose settings
+races take. With --results FOLDER it goes to FOLDER/tuned.toml, beside its trials, and nowhere else.
 
 The stage `sweep` is not part of that search: the tuned settings with their lr times SWEEP, over two
 decades, at the common horizon. It shows how much a wrong lr costs.
@@ -385,7 +386,7 @@ def tune_recipe(study: Study, path: Path = tuned.TUNED) -> None:
     """
     recipe, track = study.recipe, study.trainer.track.name
     if study.budget.stage == "sweep":
-        found = tuned.find(track, recipe, path)
+        found = tuned.find(track, recipe, path) or tuned.find(track, recipe)
         study.sweep(found.options if found else {})
         return
     searched = study.search()
@@ -417,7 +418,10 @@ def tune_recipe(study: Study, path: Path = tuned.TUNED) -> None:
         return
     missed = shortest is None
     tuned.write(tuned.Tuned(track, recipe, settings, steps, (index,), missed=missed), path)
-    print(f"{recipe}: {steps} steps with trial {index}, written to {path.name}")
+    print(f"{recipe}: {steps} steps with trial {index}, written to {path}")
+    if path != tuned.TUNED:
+        best = spelling.spell(recipe, settings | {"steps": steps})
+        print(f"{recipe}: a race takes them as {best}")
 
 
 def settled(track: Track, options: Options) -> Options:
@@ -445,7 +449,8 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError("the tuner runs in one process; share the trials with --shard instead")
     try:
         for word in words:
-            tune_recipe(Study(trainer, arguments.track, word, budget))
+            path = tuned.of(Path(options.results))
+            tune_recipe(Study(trainer, arguments.track, word, budget), path)
     except Incomplete as left:
         print(f"{left}; run the command again without --shard when they are done")
 

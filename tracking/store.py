@@ -177,9 +177,14 @@ def source_path(root: Path, digest: str) -> Path:
     All records share the folder records/sources, so that a text is stored once.
     """
     own = root / "sources" / f"{digest}.txt"
-    if root.parent.name == RECORDS and not own.exists():
-        return root.parent / "sources" / own.name
+    if is_record(root) and not own.exists():
+        return Path(os.path.abspath(root)).parent / "sources" / own.name
     return own
+
+
+def is_record(root: Path) -> bool:
+    """Whether a folder is a record, from wherever it is named: also "." and ".." have a name."""
+    return Path(os.path.abspath(root)).parent.name == RECORDS
 
 
 def records(root: Path) -> list[Path]:
