@@ -125,7 +125,8 @@ class ChunkedLoss(torch.autograd.Function):
         words = torch.arange(weight.size(0), dtype=torch.int32, device=x.device)
         dw = torch.zeros_like(weight)
         db = None if bias is None else torch.zeros_like(bias)
-        losses, dxs = [], []
+        losses: list[Tensor] = []
+        dxs: list[Tensor] = []
         for xs, ts in zip(x.split(chunk), targets[:, None].split(chunk), strict=True):
             if losses:
                 xs = after(xs, losses[-1], dxs[-1], dw, *(() if db is None else (db,)))
@@ -166,6 +167,7 @@ class GPT(nn.Module):
     def __init__(self, config: GPTConfig, loss_chunk: int = 0) -> None:
         super().__init__()
         self.config, self.loss_chunk = config, loss_chunk
+        self.eager_passes = 0  # forward passes that Python ran: compiled code does not count them
         stored = torch.bfloat16 if config.embed_dtype == "bfloat16" else None
         self.embed = Embedding(config.table_rows, config.n_embd, dtype=stored)
         self.positions = (
@@ -215,6 +217,8 @@ class GPT(nn.Module):
 
         inputs, targets: (B T), int64.
         """
+        if not torch.compiler.is_compiling():
+            self.eager_passes += 1
         x = self.embed(inputs)  # B T C
         if not torch.is_autocast_enabled(x.device.type):
             x = upcast(x)  # float32 activations of a bfloat16 table

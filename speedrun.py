@@ -50,10 +50,10 @@ from optim import Linear
 from optim.entrants import Entrant, parse
 from runtime import command_line, fastest, machine, provenance
 from runtime.clock import Clock
-from runtime.command_line import flag, knob
+from runtime.command_line import knob
 from runtime.feed import Feed
-from runtime.memory import CrowdedError, Peak, available_bytes, load_libraries
-from runtime.program import Program
+from runtime.memory import CrowdedError, Peak, load_libraries
+from runtime.program import Program, UncompiledError, require_room, run_eagerly
 from tracking import resume, spelling, store
 from tracking.crossing import crossing
 from tracking.live import Lane, Live, OnProgress, Progress, introduce
@@ -87,15 +87,7 @@ class Track:
     search_steps: int = knob("horizon of the tuner's trials, and of entrants that are not tuned")
 
     def __post_init__(self) -> None:
-        for each in fields(self):
-            value = getattr(self, each.name)
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                continue
-            if not 0 < value < math.inf:
-                raise UserError(
-                    f"{flag(each.name)} {value}: must be above 0 and finite; "
-                    "leave it out for the track's own"
-                )
+        command_line.above_zero(self)
 
     def config(self, vocab_size: int) -> GPTConfig:
         """The model's sizes on a data set with this vocabulary."""
@@ -217,11 +209,11 @@ class Options:
 def choose_dtype(name: str, device: torch.device, width: int) -> torch.dtype:
     """The precision of matrix products, for a model of `width` channels.
 
-    "auto" takes bfloat16 where the device has units for it that are more than 1.5 times as fast.
+    "auto" takes bfloat16 where the device has units for it that are clearly faster.
     """
     names = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     if name == "auto":
-        name = "bfloat16" if fastest.bfloat16_speed(device, width) > 1.5 else "float32"
+        name = "bfloat16" if fastest.bfloat16_pays(device, width) else "float32"
     if name not in names:
         raise UserError(f"--dtype {name}: must be auto, float32 or bfloat16; leave it out")
     return names[name]
@@ -249,6 +241,7 @@ class Outcome:
     seed: int
     clock: Clock
     started: str = field(default_factory=provenance.now)
+    eager_reason: str = ""  # why passes were not compiled; empty if all were
     compile_seconds: float = 0.0  # the warm-up, compilation included; off the clock
     status: str = ""  # reached, missed or diverged; empty while it runs
     steps: int = 0
@@ -284,7 +277,7 @@ class Trainer:
         self.device = machine.local_device()
         torch.set_num_threads(options.threads or machine.threads())
         machine.keep_memory()
-        self.source = provenance.program_text()
+        self.source, self.commit = provenance.program_text(), provenance.commit()
         self.data = open_dataset(track.dataset, val_tokens=track.val_tokens)
         self.engine = engines.make(options.engine, self.device, options.timeout)
         self._part = dict(  # this process's part of the data
@@ -324,16 +317,11 @@ class Trainer:
 
         Makes those that are missing, each when it is asked for: warm up the trainer before first,
         because the next one takes over its microbatch. Raises CrowdedError if there is no memory
-        for one more, which needs at least its weights, their gradients and two moments, beside the
-        state that the others will have.
+        for one more.
         """
         for number in range(count):
             if number == len(self._crew):
-                least = 4 * sum(p.nbytes for p in self.gpt.parameters())
-                least += sum(each.program.state_bytes for each in self._crew)
-                short = torch.tensor(float(available_bytes(self.device) < least))
-                if self.engine.all_reduce_max(short).item():
-                    raise CrowdedError
+                require_room([each.program for each in self._crew])
                 other = copy(self)
                 other.engine, other.matmul_peak = self.engine.another(), self.matmul_peak
                 other._place(self.program.microbatch, self.program.eager_reason)
@@ -462,6 +450,7 @@ class Trainer:
                     losses = []
         hit = crossing(out.points, track.target)
         out.status = out.status or (REACHED if hit else MISSED)
+        out.eager_reason = self.program.observed()
         out.end_turn()
         self.memory.end_turn()
         yield out
@@ -561,21 +550,27 @@ class Trainer:
 
     # ---- What a run writes down ------------------------------------------------------------------
 
-    def facts(self, entrant: Entrant, seed: int) -> dict[str, Any]:
-        """The columns of tracking.schema.Provenance for a run that starts now."""
-        dtype, eager_reason = self.program.dtype, self.program.eager_reason
+    def conditions(self) -> dict[str, Any]:
+        """The columns of tracking.schema.Provenance that every run has, as they are now."""
         return dict(
-            started=provenance.now(),
             track=self.track.name,
             track_hash=self.track.hash(),
-            label=entrant.label,
-            entrant=entrant.canonical,
-            seed=seed,
             engine=self.engine.name,
             world_size=self.engine.world_size,
             source_hash=store.source_hash(self.source),
             data_hash=self.data.hash,
-            **provenance.facts(self.device, dtype, self.attention, eager_reason),
+            **provenance.facts(self.device, self.dtype, self.attention, self.commit),
+        )
+
+    def facts(self, out: Outcome) -> dict[str, Any]:
+        """The columns of tracking.schema.Provenance for a run that has ended."""
+        return self.conditions() | dict(
+            started=out.started,
+            label=out.entrant.label,
+            entrant=out.entrant.canonical,
+            seed=out.seed,
+            compiled=not out.eager_reason,
+            compile_note=out.eager_reason,
         )
 
     def validation_row(
@@ -616,7 +611,7 @@ class Trainer:
         flops = self.gpt.flops_per_token(track.seq_len) * track.batch_tokens
         peak = torch.tensor(self.memory.read(), dtype=torch.float64)
         return Run(
-            **(self.facts(out.entrant, out.seed) | {"started": out.started}),
+            **self.facts(out),
             race=race_id,
             run=f"{race_id}-{spelling.file_name(out.entrant.canonical)}-s{out.seed}",
             heat=heat,
@@ -679,6 +674,7 @@ def race(
                         if first:
                             logits = by.logit_rows(out)
                             store.record(root, run, out.points, by.source, logits, turns)
+                            resume.keep(root, race_id, vars(by.options), by.program.setup())
                         runs.append(run)
                         lane.finish(run)
                     left = left[len(together) :]
@@ -688,6 +684,9 @@ def race(
                     live.give_up()
                     if first:
                         print("the memory does not hold several runs: each runs alone", flush=True)
+                except UncompiledError:
+                    live.give_up()
+                    run_eagerly([each.program for each in (trainer, *trainer.others)])
     return runs
 
 
@@ -697,7 +696,8 @@ def run_heat(
     """Run all entrants with one seed; yields each run when it has ended, with its trainer.
 
     They take turns of `turn_steps` steps, in every other round in reverse order; a single run takes
-    none. Raises CrowdedError, before any training, if the memory does not hold all of them.
+    none. Raises, before any training, CrowdedError if the memory does not hold all of them,
+    UncompiledError if only some would be compiled, UserError if earlier runs of the race differ.
     """
     turn_steps = turn_steps if len(entrants) > 1 else 0  # else its clock would stop for nobody
     for each in (trainer, *trainer.others):
@@ -708,6 +708,7 @@ def run_heat(
         turns = by.run_in_turns(entrant, seed, turn_steps, lane.watch)
         next(turns)  # warms up
         alive.append((by, turns, lane))
+    resume.require_same_kind(live.runs, trainer.program.eager_reason)
     for number in itertools.count():
         for run in alive[:: 1 if number % 2 == 0 else -1]:
             by, turns, lane = run
@@ -772,6 +773,7 @@ def race_command(arguments: argparse.Namespace) -> None:
     track, root = chosen_track(arguments), options.results
     store.ready(root)
     entrants = entrants_of(arguments)
+    options = resume.settled(options, resume.to_go_on_with(root, arguments.resume))
     trainer = Trainer(track, options)
     first = trainer.engine.rank == 0
     for entrant in entrants:
@@ -783,9 +785,10 @@ def race_command(arguments: argparse.Namespace) -> None:
         note = machine.patience_note(trainer.device, flops, peak)
         print(from_here(introduce(entrants)), *([note] if note else []), sep="\n")
         spellings = [entrant.canonical for entrant in entrants]
-        expected = trainer.facts(entrants[0], seed=0) | {"target": track.target}
-        opened = resume.open_race(root, spellings, arguments.resume, expected)
+        expected, asked = trainer.conditions() | {"target": track.target}, vars(options)
+        opened = resume.open_race(root, spellings, arguments.resume, expected, asked)
     race_id, done = trainer.engine.broadcast(opened if first else None)
+    trainer.program.adopt(trainer.engine.broadcast(store.read_setup(root, race_id)))
     try:
         race(trainer, entrants, arguments.seeds, race_id, done)
     finally:

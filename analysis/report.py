@@ -46,6 +46,7 @@ from analysis.stats import (
 from analysis.table import (
     BASELINE,
     by_label,
+    commit_words,
     count,
     find,
     markdown,
@@ -244,16 +245,14 @@ def machine(runs: Sequence[Run]) -> str:
         note = f" ({run.compile_note})" if run.compile_note else ""
         return "compiled" if run.compiled else f"not compiled{note}"
 
-    def commit(run: Run) -> str:
-        return (run.commit[:12] or "unknown") + ("" if run.clean else " with uncommitted changes")
-
     return (
         f"{len(runs)} runs of race {runs[0].race} on track {runs[0].track}{in_turns(runs)}: "
         f"{each(r.device for r in runs)}, processes: {each(r.world_size for r in runs)}, "
         f"threads: {each(r.threads for r in runs)}, {each(r.dtype for r in runs)}, "
         f"attention: {each(r.attention for r in runs)}, "
         f"{each(map(compiled, runs))}, "
-        f"torch {each(r.torch for r in runs)}, commit {each(map(commit, runs))}."
+        f"torch {each(r.torch for r in runs)}, "
+        f"commit {each(commit_words(r.commit, r.clean) for r in runs)}."
     )
 
 

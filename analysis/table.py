@@ -58,6 +58,14 @@ class Row:
     final_loss_sd: float | None
 
 
+def commit_words(commit: str, clean: bool | None) -> str:
+    """The columns `commit` and `clean` in words: what is not known is not called a change."""
+    if not commit:
+        return "unknown"
+    notes = {True: "", False: " with uncommitted changes", None: ", unknown whether with changes"}
+    return commit[:12] + notes[clean]
+
+
 def frame(rows: Sequence[Run] | Sequence[Trial], cls: type) -> pd.DataFrame:
     """Rows as a data frame with the columns of their dataclass `cls`; None is NaN in numbers."""
     return pd.DataFrame([vars(row) for row in rows], columns=[field.name for field in fields(cls)])

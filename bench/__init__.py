@@ -25,7 +25,7 @@ from typing import TypeVar
 
 import torch
 
-from analysis.table import aligned
+from analysis.table import aligned, commit_words
 from host import entry, paths
 from runtime import machine, provenance
 from tracking.files import check_writable, write_atomic
@@ -77,13 +77,12 @@ def run(name: str, description: str | None, measure: Callable[[], None]) -> int:
 
 def environment(device: torch.device) -> Row:
     """The device, its bfloat16 units, the CPU threads, the version of torch and the commit."""
-    commit, clean = provenance.commit()
     return {
         "device": machine.device_name(device),
         "bfloat16 units": " ".join(machine.bfloat16_units(device)) or "none",
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "commit": commit[:12] + ("" if clean else " with uncommitted changes"),
+        "commit": commit_words(*provenance.commit()),
     }
 
 

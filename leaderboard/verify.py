@@ -1,7 +1,7 @@
 """Recomputes what runs.csv and tuning.csv claim, from the curves, the sources and each other.
 
     python -m leaderboard.verify                  # records, tuned.toml, GPU checks, your results
-    python -m leaderboard.verify --root FOLDER    # this folder alone
+    python -m leaderboard.verify --root FOLDER    # this folder alone, with its tuned.toml if any
 
 Prints a line for every claim that does not follow from the files and exits 1, or prints how many
 runs and trials hold and exits 0. It needs neither torch nor the machine of the race.
@@ -45,6 +45,7 @@ from tracking.schema import (
 from tracking.spelling import options_of, recipe_of
 from tracking.store import (
     RECORDS,
+    is_record,
     read_curve,
     read_logits,
     read_runs,
@@ -100,7 +101,7 @@ def problems(root: Path) -> list[str]:
     """
     rows = read_rows(root)
     found = [*_check_folder(root, rows), *_check_rows(rows)]
-    if root.absolute().parent.name != RECORDS:  # the records share their sources
+    if not is_record(root):  # the records share their sources
         found += _check_pool(root, rows)
     if (root / scale.SCALE).is_dir():
         found += [f"{scale.SCALE}: {problem}" for problem in problems(root / scale.SCALE)]
@@ -462,7 +463,10 @@ def _verify(root: Path) -> tuple[list[str], dict[str, Rows]]:
     rows = read_rows(root)
     if not rows.runs and not rows.trials:
         raise UserError(f"nothing to verify in {root}; run: make speedrun")
-    return problems(root), {str(root): rows}
+    found = problems(root)
+    for section in tuned.read(root / tuned.TUNED.name):  # never the project's: its trials are not
+        found += _check_tuned(section, rows.trials)
+    return found, {str(root): rows}
 
 
 def _verify_all(

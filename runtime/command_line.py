@@ -9,6 +9,7 @@ absent from the parsed arguments, so that `given` returns what the user typed an
 """
 
 import argparse
+import math
 from collections.abc import Collection
 from dataclasses import MISSING, field, fields
 from pathlib import Path
@@ -75,3 +76,16 @@ def at_least(options: Any, **least: int) -> None:
         value = getattr(options, name)
         if value < bound:
             raise UserError(f"{flag(name)} {value}: must be {bound} or more; or leave it out")
+
+
+def above_zero(options: Any) -> None:
+    """Raise UserError if a number among the fields of a dataclass is not above 0 and finite."""
+    for each in fields(options):
+        value = getattr(options, each.name)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        if not 0 < value < math.inf:
+            raise UserError(
+                f"{flag(each.name)} {value}: must be above 0 and finite; "
+                "leave it out for the track's own"
+            )

@@ -1,13 +1,18 @@
-"""Which of several ways is fastest on this machine, measured so that the answer is always the same.
+"""Which of two ways is faster on this machine, measured so that the answer is always the same.
 
-The candidates take turns and the least time of each counts, since other processes only ever add
-time. On a CPU they run on one thread, on a part of the batch that takes milliseconds: with several
-threads each would wait for whichever of them another process has put off its core. The decisions
-that follow are `choose_dtype` and `choose_attention` in speedrun.py.
+The two take turns in blocks, and the least time of each in a block counts, since other work only
+ever adds time. A block has an answer; what several blocks in a row say is taken, and where they do
+not agree the first way is. On a CPU the ways run on one thread, on a part of the batch that takes
+milliseconds, and the time is what the thread itself spent: the time in which another process has
+the core does not count. So a busy machine answers as a quiet one. A race that is resumed does not
+measure again: it takes what its rows say.
+
+What hardware alone decides is not measured: `bfloat16_pays`. The decisions that follow are
+`choose_dtype` and `choose_attention` in speedrun.py.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
@@ -18,31 +23,48 @@ from layers.attention import PlainAttention, fused_attention
 from layers.config import GPTConfig
 from runtime import machine
 
-ROUNDS, ENOUGH = 25, 1.0  # turns of each candidate, fewer if they have taken this many seconds
+ROUNDS = 10  # turns of each way in a block
+AGREE = 4  # blocks in a row that must have the same answer
+BLOCKS = 40  # after as many without agreement the two are taken to be equally fast
 MARGIN = 0.9  # plain attention must take less than this part of the fused one's time
+BFLOAT16_MARGIN = 1 / 1.5  # and a product in bfloat16 than this part of the one in float32
 PART_TOKENS = 256  # of a batch, on a CPU
 MEMORY_SHARE = 1 / 8  # of the device's memory that the logits of all layers may take
 
 
-def least_seconds(
-    candidates: Mapping[str, Callable[[], object]], device: torch.device
-) -> dict[str, float]:
-    """The least time of each candidate; one untimed turn of each goes first."""
-    times = dict.fromkeys(candidates, float("inf"))
+def clearly_faster(
+    challenger: Callable[[], object],
+    first: Callable[[], object],
+    margin: float,
+    device: torch.device,
+) -> bool:
+    """Whether the challenger takes less than `margin` times the first one's time."""
     with _one_thread(device):
-        for call in candidates.values():
+        for call in (challenger, first):  # an untimed turn each
             call()
-        start = time.perf_counter()
-        for done in range(ROUNDS):
-            for name, call in candidates.items():
-                machine.synchronize(device)
-                begun = time.perf_counter()
-                call()
-                machine.synchronize(device)
-                times[name] = min(times[name], time.perf_counter() - begun)
-            if done >= 2 and time.perf_counter() - start > ENOUGH:
-                break
-    return times
+        answers: list[bool] = []
+        while len(answers) < BLOCKS:
+            ours, theirs = _least_seconds(challenger, first, device)
+            answers.append(ours < margin * theirs)
+            if len(answers) >= AGREE and len(set(answers[-AGREE:])) == 1:
+                return answers[-1]
+    return False
+
+
+def _least_seconds(
+    challenger: Callable[[], object], first: Callable[[], object], device: torch.device
+) -> tuple[float, float]:
+    """The least time of each in one block of turns."""
+    now = time.perf_counter if device.type == "cuda" else time.thread_time
+    times = {challenger: float("inf"), first: float("inf")}
+    for _ in range(ROUNDS):
+        for call in times:
+            machine.synchronize(device)
+            begun = now()
+            call()
+            machine.synchronize(device)
+            times[call] = min(times[call], now() - begun)
+    return times[challenger], times[first]
 
 
 @contextmanager
@@ -56,28 +78,22 @@ def _one_thread(device: torch.device) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def bfloat16_speed(device: torch.device, width: int) -> float:
-    """How many times as fast a matrix product is in bfloat16 as in float32; 0 if it is emulated.
+def bfloat16_pays(device: torch.device, width: int) -> bool:
+    """Whether matrix products are clearly faster in bfloat16 than in float32.
 
-    The product is the first one of an MLP of `width` channels; on a GPU, where a small product
-    would time its launch, one of 4096 x 4096 matrices.
+    They are where the device has tensor cores or AMX, which is made for them, and are not where
+    bfloat16 is emulated. For other units a product is measured: the first one of an MLP of `width`
+    channels.
     """
-    if not machine.bfloat16_units(device):
-        return 0.0
-    m, k, n = (4096,) * 3 if device.type == "cuda" else (4 * PART_TOKENS, width, 4 * width)
-    dtypes = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-    seconds = least_seconds(
-        {
-            name: partial(
-                torch.mm,
-                torch.randn(m, k, device=device).to(dtype),
-                torch.randn(n, k, device=device).to(dtype).mT,
-            )
-            for name, dtype in dtypes.items()
-        },
-        device,
+    units = machine.bfloat16_units(device)
+    if not units or set(units) & set(machine.MATRIX_UNITS):
+        return bool(units)
+    m, k, n = 4 * PART_TOKENS, width, 4 * width
+    half, full = (
+        partial(torch.mm, torch.randn(m, k).to(dtype), torch.randn(n, k).to(dtype).mT)
+        for dtype in (torch.bfloat16, torch.float32)
     )
-    return seconds["float32"] / seconds["bfloat16"]
+    return clearly_faster(half, full, BFLOAT16_MARGIN, device)
 
 
 def attention(
@@ -114,7 +130,5 @@ def attention(
         torch.autograd.grad(y, (q, k, v), y)
 
     fused = partial(fused_attention, q, k, v, D**-0.5)
-    ways: dict[str, Callable[[], Tensor]] = {"fused": fused, "plain": plain}
-    calls = {name: partial(forward_backward, way) for name, way in ways.items()}
-    seconds = least_seconds(calls, device)
-    return "plain" if seconds["plain"] < MARGIN * seconds["fused"] else "fused"
+    ours, theirs = (partial(forward_backward, way) for way in (plain, fused))
+    return "plain" if clearly_faster(ours, theirs, MARGIN, device) else "fused"

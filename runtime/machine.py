@@ -15,7 +15,6 @@ import platform
 import resource
 import shutil
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -27,6 +26,7 @@ from errors import UserError
 from host import cgroups, entry
 from host.cores import cores
 
+MATRIX_UNITS = ("tensor cores", "amx_bf16")  # several times as fast in bfloat16 as in float32
 _STATUS = Path("/proc/self/status")
 DRIVERS = (Path("/proc/driver/nvidia/gpus"), Path("/dev/kfd"))  # there is a GPU, of NVIDIA or AMD
 HIDING = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES",
@@ -113,15 +113,20 @@ def matmul_flops(device: torch.device, dtype: torch.dtype, n: int, repeats: int)
 def bfloat16_units(device: torch.device) -> list[str]:
     """What computes matrix products in bfloat16, as the system names it; empty: it is emulated.
 
-    ONEDNN_MAX_CPU_ISA=AVX2 turns a processor's units off, to test the other kind.
+    ONEDNN_MAX_CPU_ISA turns a processor's units off: AVX2 all, AVX512_CORE_BF16 those for matrices.
     """
     if device.type == "cuda":
         return ["tensor cores"] if torch.cuda.is_bf16_supported(including_emulation=False) else []
     cpuinfo = Path("/proc/cpuinfo")
     text = cpuinfo.read_text("utf-8", "replace") if cpuinfo.exists() else ""
     flags = next((line for line in text.splitlines() if line.startswith("flags")), "").split()
-    limited = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper().startswith(("SSE", "AVX2"))
-    return [] if limited else [name for name in ("avx512_bf16", "amx_bf16") if name in flags]
+    names: list[str] = [name for name in ("avx512_bf16", "amx_bf16") if name in flags]
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", "")).upper()
+    if limit in ("AVX", "AVX512_CORE", "AVX512_CORE_VNNI") or limit.startswith(("SSE", "AVX2")):
+        return []
+    if limit.startswith(("AVX512_CORE_", "AVX10_1")) and "AMX" not in limit:
+        names = [name for name in names if name not in MATRIX_UNITS]
+    return names
 
 
 def random_state(device: torch.device) -> list[torch.Tensor]:
@@ -214,17 +219,6 @@ def compiler_missing(device: torch.device) -> str:
     if device.type == "cpu" and not any(shutil.which(name) for name in candidates if name):
         return "no C++ compiler found"
     return ""
-
-
-def git(root: Path, *arguments: str) -> str:
-    """What git prints in `root`; empty where there is no git or no repository."""
-    try:
-        done = subprocess.run(
-            ["git", *arguments], cwd=root, capture_output=True, check=True, timeout=30
-        )
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return done.stdout.decode("utf-8", "replace").strip()
 
 
 def command(given: argparse.Namespace) -> None:

@@ -5,7 +5,8 @@ may replay passes as CUDA graphs. None of this changes what is learned, but for 
 training step, which calls it, is `Trainer.step` in speedrun.py.
 """
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,10 +19,16 @@ from errors import UserError
 from model import GPT
 from runtime import machine
 from runtime.graphs import Captured
-from runtime.memory import CrowdedError
+from runtime.memory import CrowdedError, available_bytes
 
 MOST_TOKENS = 1 << 16  # of a microbatch: enough to fill a GPU, and more would not fit most
 NO_COMPILER, NO_MEMORY = 1.0, 2.0  # what can go wrong in `try_step`, the worst last
+REASON_MOST = 200  # characters of what is said about an error
+SWITCHED_OFF = "torch.compile is switched off, or gave up without an error"
+
+
+class UncompiledError(Exception):
+    """Compilation fails for a run, although runs that take turns with it are compiled."""
 
 
 class Program:
@@ -51,8 +58,10 @@ class Program:
         self.set_microbatch(microbatch or self.divisor(max(1, MOST_TOKENS // self.seq_len)))
         self.wrapped = engine.wrap(gpt)
         self.model: Callable[..., Tensor] = self.wrapped
-        self.eager_reason = eager_reason or machine.compiler_missing(self.device)
-        if not self.eager_reason:
+        self.eager_reason = eager_reason
+        if missing := not eager_reason and self._shared(machine.compiler_missing(self.device)):
+            self.run_eagerly(missing)
+        elif not eager_reason:
             self.model = torch.compile(self.wrapped, dynamic=False)
         if cuda_graphs and (self.device.type != "cuda" or engine.world_size > 1):
             raise UserError("--cuda-graphs: is for one process on a GPU; leave it out")
@@ -91,6 +100,36 @@ class Program:
         """Arrays of tokens (B T) as tensors where the model is."""
         return torch.as_tensor(inputs).to(self.device), torch.as_tensor(targets).to(self.device)
 
+    # ---- Compiled or not -------------------------------------------------------------------------
+
+    def run_eagerly(self, reason: str) -> None:
+        """Run the model uncompiled from now on, and say so. reason: why."""
+        if not self.eager_reason and self.engine.rank == 0:
+            print(
+                f"{reason}: the model runs uncompiled, which is slower, and the rows say so; "
+                "to compile, mend it and start a new race",
+                file=sys.stderr,
+                flush=True,
+            )
+        self.eager_reason, self.model = reason, self.wrapped
+
+    def observed(self) -> str:
+        """Why passes since the warm-up were not compiled, on any process; empty: all were.
+
+        Counted, not believed: torch.compile has many ways to run a model uncompiled.
+        """
+        passes = torch.tensor(float(self.gpt.eager_passes))
+        count = int(self.engine.all_reduce_max(passes).item())
+        return self.eager_reason or (f"{count} passes ran uncompiled" if count else "")
+
+    def _shared(self, text: str) -> str:
+        """On all processes: the text of the last process that has one."""
+        last = self.engine.all_reduce_max(torch.tensor((self.engine.rank + 1.0) * bool(text)))
+        mine = text if last.item() == self.engine.rank + 1 else ""
+        codes = torch.zeros(REASON_MOST)
+        codes[: len(mine)] = torch.tensor([float(ord(letter)) for letter in mine])
+        return "".join(chr(int(code)) for code in self.engine.all_reduce_max(codes) if code)
+
     # ---- Microbatches ----------------------------------------------------------------------------
 
     def set_microbatch(self, microbatch: int) -> None:
@@ -124,6 +163,28 @@ class Program:
         torch.cuda.empty_cache()
         self.set_microbatch(self.divisor(self.microbatch // 2))
 
+    def setup(self) -> dict[str, Any]:
+        """What this machine's memory and speed have chosen, for `adopt`: it can be written as JSON.
+
+        None of it is a column of a row, since it changes the results by rounding alone.
+        """
+        chosen = muon.chosen_backends().items()
+        backends = [[[_plain(part) for part in key], name] for key, name in chosen]
+        return {"microbatch": self.microbatch, "newton_schulz": backends}
+
+    def adopt(self, setup: Mapping[str, Any]) -> None:
+        """Take over what `setup` returned in an earlier part of the same race. Raises UserError."""
+        chosen = {tuple(map(_back, key)): name for key, name in setup.get("newton_schulz", ())}
+        for name in chosen.values():
+            if name not in muon.BACKENDS:
+                raise UserError(
+                    f"--resume: the race took Newton-Schulz {name}, which is not here; install "
+                    "what it needs (triton), or start a new race without --resume"
+                )
+        muon.adopt_backends(chosen)
+        if self.auto_microbatch and "microbatch" in setup:
+            self.set_microbatch(setup["microbatch"])
+
     # ---- Warm-up ---------------------------------------------------------------------------------
 
     def warm_up(self, tau: float | None, alone: bool = True, reserve: int = 0) -> None:
@@ -131,10 +192,12 @@ class Program:
 
         Falls back to eager execution if compilation fails, and to smaller microbatches where the
         memory does not suffice: on all processes alike. tau: of QK-Clip; None: the run does not
-        clip. alone: no other run holds memory; else raises CrowdedError in place of shrinking.
+        clip. alone: no other run is alive; else raises CrowdedError in place of shrinking, and
+        UncompiledError in place of running eagerly beside runs that are compiled.
         reserve: bytes on a GPU that the other runs will need for their optimizers' state.
         """
         saved, self.captured = self.engine.save(), None
+        self.failure = ""
         while fault := self.engine.all_reduce_max(torch.tensor(self.try_step(tau, reserve))).item():
             self.engine.load(saved)
             if fault == NO_MEMORY and not alone:
@@ -142,8 +205,9 @@ class Program:
             if fault == NO_MEMORY:
                 self.halve_microbatch()
             else:
-                self.eager_reason = self.eager_reason or "compilation failed"
-                self.model = self.wrapped
+                self.run_eagerly(self._shared(self.failure))
+                if not alone:
+                    raise UncompiledError
         tokens = self.batch_seqs * self.seq_len
         if self.engine.world_size > 1:
             # Each rank has measured its fastest Newton-Schulz; replicas must round alike.
@@ -157,6 +221,7 @@ class Program:
                 if alone or not machine.out_of_memory(error):
                     raise
                 raise CrowdedError from None
+        self.gpt.eager_passes = 0
         self.state_bytes = self.engine.state_bytes()["state"]
         self.engine.load(saved)
         self.gpt.pop_max_logits()  # of the dummy tokens
@@ -187,18 +252,79 @@ class Program:
                 room = torch.empty(reserve, dtype=torch.uint8, device=self.device)  # noqa: F841
             # A GPU's second step has the memory that is left beside the optimizers' state.
             for _ in range(2 if self.device.type == "cuda" else 1):
-                with self.gpt.measuring(tau is not None):
-                    self._launch(inputs, targets, of=targets.numel(), last=False)
-                with torch.no_grad():
-                    self.loss(inputs, targets)
+                if not self._passes(inputs, targets, tau):
+                    return NO_COMPILER
                 self.engine.step()
                 if tau is not None:
                     self.gpt.clip_qk(self.gpt.pop_max_logits(), tau)
         except RuntimeError as error:
-            if machine.out_of_memory(error):
-                return NO_MEMORY
-            if self.eager_reason:
+            if not machine.out_of_memory(error):
                 raise
-            self.eager_reason = f"compilation failed: {str(error).strip().splitlines()[0][:200]}"
-            return NO_COMPILER
+            return NO_MEMORY
         return 0.0
+
+    def _passes(self, inputs: Tensor, targets: Tensor, tau: float | None) -> bool:
+        """The passes of a step; whether they ran as they should, compiled or not.
+
+        What a compiler and the code that it made may raise has no end: a disk without room or
+        without the right to execute, a header that is missing, a lock.
+        """
+        before = self.gpt.eager_passes
+        try:
+            with self.gpt.measuring(tau is not None):
+                self._launch(inputs, targets, of=targets.numel(), last=False)
+            with torch.no_grad():
+                self.loss(inputs, targets)
+        except Exception as error:
+            if self.eager_reason or (
+                isinstance(error, RuntimeError) and machine.out_of_memory(error)
+            ):
+                raise
+            self.failure = f"compilation failed: {_why(error)}"
+            return False
+        if not self.eager_reason and self.gpt.eager_passes > before:
+            self.failure = SWITCHED_OFF
+            return False
+        return True
+
+
+def require_room(programs: Sequence[Program]) -> None:
+    """Raise CrowdedError if the memory does not hold one more program like these.
+
+    It needs at least its weights, their gradients and two moments, beside the state that the
+    others will have.
+    """
+    first = programs[0]
+    least = 4 * sum(p.nbytes for p in first.gpt.parameters())
+    least += sum(each.state_bytes for each in programs)
+    short = torch.tensor(float(available_bytes(first.device) < least))
+    if first.engine.all_reduce_max(short).item():
+        raise CrowdedError
+
+
+def run_eagerly(programs: Sequence[Program]) -> None:
+    """Let all of these run uncompiled, because one of them does: their runs are compared."""
+    reason = next(each.eager_reason for each in programs if each.eager_reason)
+    for each in programs:
+        each.eager_reason = each.eager_reason or reason
+        each.model = each.wrapped
+
+
+def _why(error: Exception) -> str:
+    """What an error of a compiler says, in a line: how it begins, and the first error in it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    first = lines[0] if lines else type(error).__name__
+    more = (line for line in lines[1:] if "error" in line.lower() or "cannot" in line.lower())
+    return f"{first}: {detail}"[:REASON_MOST] if (detail := next(more, "")) else first[:REASON_MOST]
+
+
+def _plain(part: Any) -> Any:
+    return str(part) if isinstance(part, torch.dtype) else part
+
+
+def _back(part: Any) -> Any:
+    """What `_plain` was given, from JSON, which has no tuples."""
+    if isinstance(part, list):
+        return tuple(map(_back, part))
+    is_dtype = isinstance(part, str) and part.startswith("torch.")
+    return getattr(torch, part.removeprefix("torch.")) if is_dtype else part

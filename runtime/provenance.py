@@ -1,7 +1,10 @@
 """What is needed to repeat a run: the machine, the versions, the commit, the program's own text."""
 
+import os
 import platform
+import subprocess
 from datetime import UTC, datetime
+from importlib.machinery import all_suffixes
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 # folders that read results, plan, measure speed or test. (The tuner takes two tests of significance
 # from analysis/stats.py, which is left out too.)
 PROGRAM = ("data", "engines", "host", "layers", "optim", "runtime", "studies", "tracking")
+OUTPUT = ("results", "plots")  # folders without code, which may be links to another disk
 PINS = "requirements-optimizers.txt"  # versions of the rules that come from libraries
 
 
@@ -33,28 +37,64 @@ def program_text() -> str:
     )
 
 
-def commit() -> tuple[str, bool]:
-    """The commit of this checkout, empty if unknown, and whether nothing was changed since."""
-    found = machine.git(ROOT, "rev-parse", "HEAD")
-    return found, bool(found) and not machine.git(ROOT, "status", "--porcelain")
+def commit(root: Path = ROOT) -> tuple[str, bool | None]:
+    """The commit of the checkout at `root`, and whether the program is unchanged since.
+
+    Empty and None: unknown. A copy that lies inside another repository has no commit, and git tells
+    nothing of a checkout that belongs to another user. Unchanged: no tracked file differs, but for
+    results and charts, and no file is added that Python could import.
+    """
+    top = _git(root, "rev-parse", "--show-toplevel")
+    if top is None or Path(top).resolve() != root.resolve():
+        return "", None
+    head = _git(root, "rev-parse", "--verify", "--quiet", "HEAD")
+    # -z: names as they are. Options in place of settings, which each user has in another way.
+    found = _git(
+        root, "status", "--porcelain=v1", "-z", "--no-renames", "--untracked-files=all",
+        "--ignore-submodules=none", "--", ".", *(f":(exclude){name}" for name in OUTPUT),
+    )  # fmt: skip
+    if not head:
+        return "", None
+    if found is None:
+        return head, None
+    importable = (*all_suffixes(), "/")  # "/": another repository, whose files git does not list
+    changes = found.split("\0")
+    return head, all(
+        line.startswith("?? ") and not line.endswith(importable) for line in changes if line
+    )
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    """What git prints in `root`, without its last line end; None if it fails.
+
+    Neither git's environment variables, which may name another repository, nor a file system
+    monitor have a say. Git writes nothing, so it disturbs no other command.
+    """
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+    command = ["git", "--no-optional-locks", "-c", "core.fsmonitor=false", *arguments]
+    try:
+        done = subprocess.run(
+            command, cwd=root, env=environment, capture_output=True, check=True, timeout=30
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return os.fsdecode(done.stdout).removesuffix("\n")
 
 
 def facts(
-    device: torch.device, dtype: torch.dtype, attention: str, eager_reason: str
+    device: torch.device, dtype: torch.dtype, attention: str, at: tuple[str, bool | None]
 ) -> dict[str, Any]:
-    """The columns of tracking.schema.Provenance that follow from machine and program.
+    """The columns of tracking.schema.Provenance that follow from machine and program, as now.
 
-    dtype: of matrix products. attention: "fused" or "plain". eager_reason: why the model runs
-    uncompiled; empty if compiled.
+    dtype: of matrix products. attention: "fused" or "plain". at: `commit`, from when the program
+    was loaded, because a checkout may move on while a race runs.
     """
-    head, clean = commit()
+    head, clean = at
     return dict(
         device=machine.device_name(device),
         threads=torch.get_num_threads(),
         dtype=str(dtype).removeprefix("torch."),
         attention=attention,
-        compiled=not eager_reason,
-        compile_note=eager_reason,
         torch=torch.__version__,
         python=platform.python_version(),
         commit=head,

@@ -130,7 +130,7 @@ def race_place(
         base, name="custom", width=place.width, batch_tokens=place.batch_tokens,
         val_every=NEVER, val_every_late=NEVER, search_steps=steps,
     )  # fmt: skip
-    trainer, root = Trainer(track, options), options.results
+    trainer, root = Trainer(track, tune.settled(track, options)), options.results
     best = {recipe: recheck(trainer, recipe, moved[recipe]) for recipe in RECIPES}
     horizons = {BASELINE: [round(steps * h) for h in HORIZONS], CHALLENGER: [steps]}
     entrants = [
@@ -149,12 +149,12 @@ def _begun(
     trainer: Trainer, entrants: Sequence[Entrant], place: Place, root: Path
 ) -> tuple[str, list[Run]]:
     """The race's id, which follows from the program, and its finished runs."""
-    facts = trainer.facts(entrants[0], seed=0)
-    race_id = f"scale-w{place.width}-b{place.batch_tokens}-{facts['source_hash'][:6]}"
-    if not any(run.race == race_id for run in store.read_runs(root)):
-        return race_id, []
-    expected = facts | {"target": trainer.track.target}
-    return race_id, resume.finished_runs(root, race_id, [e.canonical for e in entrants], expected)
+    expected = trainer.conditions()
+    race_id = f"scale-w{place.width}-b{place.batch_tokens}-{expected['source_hash'][:6]}"
+    done, names = resume.to_go_on_with(root, race_id), [each.canonical for each in entrants]
+    if done:
+        resume.require_same(root, done, names, expected, vars(trainer.options))
+    return race_id, done
 
 
 def run(given: argparse.Namespace) -> None:

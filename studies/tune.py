@@ -15,7 +15,8 @@ horizon   for the remaining finalists, the shortest horizon at which every fresh
           track's target and Student's t-test says that their mean does (one-sided, p < 0.01),
           because a race has other seeds
 
-The outcome goes to optim/tuned.toml, which names the trial that it came from.
+The outcome goes to optim/tuned.toml, which names the trial that it came from, and whose settings
+races take. With --results FOLDER it goes to FOLDER/tuned.toml, beside its trials, and nowhere else.
 
 The stage `sweep` is not part of that search: the tuned settings with their lr times SWEEP, over two
 decades, at the common horizon. It shows how much a wrong lr costs.
@@ -41,10 +42,10 @@ from host import entry
 from optim import Option
 from optim.entrants import Entrant, assigned, entrant_options
 from runtime import command_line, machine
-from speedrun import Options, Outcome, Schedule, Trainer, chosen_track, enter, make_parser
-from tracking import spelling, store, tuned
+from speedrun import Options, Outcome, Schedule, Track, Trainer, chosen_track, enter, make_parser
+from tracking import resume, spelling, store, tuned
 from tracking.files import check_writable
-from tracking.schema import DIVERGED, FINISHED, REACHED, SWEEP, Trial
+from tracking.schema import DIVERGED, FINISHED, REACHED, SWEEP, Provenance, Trial
 
 STAGES = ("search", "refine", "confirm", "horizon")
 SEARCH_SEED = 1000
@@ -206,9 +207,8 @@ class Study:
         trial = self._find(job)
         if trial is None:
             entrant = self._entrant(job)
-            facts = self.trainer.facts(entrant, job.seed)
             out = self.trainer.run(entrant, job.seed, only_last=True)
-            trial = self._row(job, facts, out)
+            trial = self._row(job, out)
             store.record_trial(self._root, trial, self.trainer.source)
             loss = trial.status if trial.final_loss is None else f"{trial.final_loss:.4f}"
             print(
@@ -217,11 +217,11 @@ class Study:
             )
         return trial
 
-    def _row(self, job: Job, facts: dict[str, Any], out: Outcome) -> Trial:
+    def _row(self, job: Job, out: Outcome) -> Trial:
         """The row of tuning.csv; only the horizon stage has a target."""
         aims, diverged = job.stage == "horizon", out.status == DIVERGED
         return Trial(
-            **facts,
+            **self.trainer.facts(out),
             recipe=self.recipe,
             stage=job.stage,
             trial=job.trial,
@@ -387,7 +387,7 @@ def tune_recipe(study: Study, path: Path = tuned.TUNED) -> None:
     """
     recipe, track = study.recipe, study.trainer.track.name
     if study.budget.stage == "sweep":
-        found = tuned.find(track, recipe, path)
+        found = tuned.find(track, recipe, path) or tuned.find(track, recipe)
         study.sweep(found.options if found else {})
         return
     searched = study.search()
@@ -419,7 +419,18 @@ def tune_recipe(study: Study, path: Path = tuned.TUNED) -> None:
         return
     missed = shortest is None
     tuned.write(tuned.Tuned(track, recipe, settings, steps, (index,), missed=missed), path)
-    print(f"{recipe}: {steps} steps with trial {index}, written to {path.name}")
+    print(f"{recipe}: {steps} steps with trial {index}, written to {path}")
+    if path != tuned.TUNED:
+        best = spelling.spell(recipe, settings | {"steps": steps})
+        print(f"{recipe}: a race takes them as {best}")
+
+
+def settled(track: Track, options: Options) -> Options:
+    """The options, with what earlier rows of this track on this device say in place of "auto"."""
+    root, here = options.results, machine.device_name(machine.local_device())
+    rows: list[Provenance] = [*store.read_trials(root), *store.read_runs(root)]
+    alike = [row for row in rows if (row.track_hash, row.device) == (track.hash(), here)]
+    return resume.settled(options, alike)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -435,7 +446,7 @@ def run(arguments: argparse.Namespace) -> None:
     check_writable(tuned.TUNED.parent)  # where the outcome goes
     for word, recipe in zip(words, recipes, strict=True):
         assigned(word, entrant_options(recipe, Schedule))  # refuse a mistake before any trial
-    trainer = Trainer(track, options)
+    trainer = Trainer(track, settled(track, options))
     if trainer.engine.world_size > 1:
         raise UserError("the tuner runs in one process; share the trials with --shard instead")
     flops = trainer.gpt.flops_per_token(track.seq_len) * track.batch_tokens
@@ -444,7 +455,8 @@ def run(arguments: argparse.Namespace) -> None:
         print(note)
     try:
         for word in words:
-            tune_recipe(Study(trainer, arguments.track, word, budget))
+            path = tuned.of(options.results)
+            tune_recipe(Study(trainer, arguments.track, word, budget), path)
     except Incomplete as left:
         print(f"{left}; run the command again without --shard when they are done")
 

@@ -12,7 +12,7 @@ from torch._dynamo.utils import counters
 import speedrun
 from bench.gpu_check.graphs_and_ddp import one_process
 from optim import library
-from runtime import memory
+from runtime import memory, program
 from speedrun import Options, Outcome, Track, Trainer
 from tests.conftest import Noisy
 from tracking import store
@@ -183,7 +183,7 @@ def test_runs_that_the_memory_does_not_hold_together_run_one_at_a_time(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     if where == "the next model":
-        monkeypatch.setattr(speedrun, "available_bytes", lambda device: 1000)
+        monkeypatch.setattr(program, "available_bytes", lambda device: 1000)
     else:
 
         def crowded(self: speedrun.Program, tau: float | None, reserve: int = 0) -> float:
@@ -299,7 +299,7 @@ def test_state_that_the_other_runs_will_have_counts_before_a_run_joins(
     assert trainer.program.state_bytes >= 2 * weights
     least = 4 * weights + trainer.program.state_bytes
     for available, fits in ((least - 1, False), (least, True)):
-        monkeypatch.setattr(speedrun, "available_bytes", lambda device, found=available: found)
+        monkeypatch.setattr(program, "available_bytes", lambda device, found=available: found)
         if fits:
             assert len(list(trainer.crew(2))) == 2
         else:

@@ -357,5 +357,8 @@ def test_the_kind_of_processor_is_known(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
     units = machine.bfloat16_units(cpu)
     assert units == [name for name in ("avx512_bf16", "amx_bf16") if name in cpuinfo.read_text()]
-    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
-    assert machine.bfloat16_units(cpu) == []
+    for variable in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
+        for limit, left in (("AVX2", 0), ("AVX512_CORE", 0), ("AVX512_CORE_BF16", 1), ("ALL", 2)):
+            monkeypatch.setenv(variable, limit)
+            assert machine.bfloat16_units(cpu) == units[:left]
+        monkeypatch.delenv(variable)

@@ -127,6 +127,11 @@ class Live:
 
         yield live_table.draw(self._board, self._seeds, options.max_width)
 
+    @property
+    def runs(self) -> list[Run]:
+        """The finished runs of the race."""
+        return self._board.runs
+
     def enter(self, label: str, seed: int, steps: int) -> Lane:
         """A run joins the heat of its seed, and warms up. Another seed begins a new heat."""
         return self._board.enter(label, seed, steps)

@@ -33,12 +33,12 @@ class Provenance:
     threads: int  # CPU threads of each process
     dtype: str  # of activations and matrix products: float32, bfloat16
     attention: str  # how it is computed: fused, plain
-    compiled: bool  # torch.compile was used
-    compile_note: str  # why it was not used; else empty
+    compiled: bool  # every pass of the model ran in compiled code, as counted
+    compile_note: str  # why not; else empty
     torch: str  # version
     python: str  # version
-    commit: str  # git commit; empty outside a checkout
-    clean: bool  # the work tree had no uncommitted change
+    commit: str  # git commit of the program that was loaded; empty: no checkout, or unreadable
+    clean: bool | None  # no uncommitted change, but for results and charts; empty: unknown
     source_hash: str  # hash of the program's own files; the text is sources/<source_hash>.txt
     data_hash: str  # hash of the manifest of the data
 

@@ -5,6 +5,7 @@
     results/curves/<run>.csv    one row for each validation       (schema.Validation)
     results/turns/<run>.csv     one row for each turn             (schema.Turn), if it took turns
     results/logits/<run>.csv    one row for each head and step    (schema.Logit), if measured
+    results/setups/<race>.json  how a race is run, as far as no row says it, for --resume
     results/sources/<hash>.txt  the program text behind the rows
 
 A record, results/records/<name>/, has the same files, but for the sources, which all records share
@@ -20,6 +21,7 @@ import errno
 import fcntl
 import hashlib
 import io
+import json
 import math
 import os
 import re
@@ -173,15 +175,43 @@ def turns_path(root: Path, run_id: str) -> Path:
     return root / "turns" / curve_path(root, run_id).name
 
 
+def read_setup(root: Path, race: str) -> dict[str, Any]:
+    """What `write_setup` wrote for a race; empty if nothing. Raises UserError."""
+    path = _setup_path(root, race)
+    try:
+        setup = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}; restore the file or remove it") from error
+    if not isinstance(setup, dict):
+        raise UserError(f"{path}: must hold a JSON object; restore the file or remove it")
+    return setup
+
+
+def write_setup(root: Path, race: str, setup: Mapping[str, Any]) -> None:
+    """Write how a race is run, as far as no row says it. Raises UserError if the disk is full."""
+    path, text = _setup_path(root, race), json.dumps(setup) + "\n"
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        write_atomic(path, [text.encode()], RESUME)
+
+
+def _setup_path(root: Path, race: str) -> Path:
+    return root / "setups" / f"{curve_path(root, race).stem}.json"
+
+
 def source_path(root: Path, digest: str) -> Path:
     """The path of the program text with this hash.
 
     All records share the folder records/sources, so that a text is stored once.
     """
     own = root / "sources" / f"{digest}.txt"
-    if root.parent.name == RECORDS and not own.exists():
-        return root.parent / "sources" / own.name
+    if is_record(root) and not own.exists():
+        return Path(os.path.abspath(root)).parent / "sources" / own.name
     return own
+
+
+def is_record(root: Path) -> bool:
+    """Whether a folder is a record, from wherever it is named: also "." and ".." have a name."""
+    return Path(os.path.abspath(root)).parent.name == RECORDS
 
 
 def records(root: Path) -> list[Path]:

@@ -5,6 +5,9 @@
 A section `[track.recipe]` holds the recipe's options, `steps` (the horizon), and either `trials`
 (indices of the tuner's trials) or `source` (where the settings were published). `missed` says that
 no horizon met the target. No other code reads or writes the file.
+
+A file belongs to the folder that has its trials, see `of`: this one to the project's results and
+records, FOLDER/tuned.toml to another folder of rows.
 """
 
 import json
@@ -51,6 +54,16 @@ class Tuned:
     def options(self) -> dict[str, Any]:
         """The settings and the horizon."""
         return self.settings | {"steps": self.steps}
+
+
+def of(results: Path) -> Path:
+    """The file of settings whose trials are in a folder of results.
+
+    Only the project's own folder belongs to optim/tuned.toml: the numbers of trials in another
+    folder are other trials.
+    """
+    own = TUNED.parents[1] / "results"
+    return TUNED if results.resolve() == own.resolve() else results / TUNED.name
 
 
 def read(path: Path = TUNED) -> list[Tuned]:

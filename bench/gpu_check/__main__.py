@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 import bench.gpu_check
+from analysis.table import commit_words
 from bench.gpu_check import graphs_and_ddp, models, optimizers, race, report, training
 from bench.gpu_check.config import Config
 from bench.gpu_check.runner import FAILED, SKIPPED, Check, Part, Result, run
@@ -104,16 +105,13 @@ def look() -> tuple[str, str]:
 
 def facts_of(name: str, config: Config, arguments: argparse.Namespace) -> dict[str, str]:
     """What the report says about the machine and the program."""
-    commit = machine.git(provenance.ROOT, "rev-parse", "HEAD")[:12] or "unknown"
-    if machine.git(provenance.ROOT, "status", "--porcelain"):
-        commit += " with uncommitted changes"
     return {
         "device": name,
         "size": config.size,
         "torch": torch.__version__,
         "CUDA": torch.version.cuda or "none",
         "Python": platform.python_version(),
-        "commit": commit,
+        "commit": commit_words(*provenance.commit()),
         "program": store.source_hash(provenance.program_text()),
         "began": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         "text": arguments.data or "none",

@@ -131,9 +131,8 @@ def run(config: Config, recorder: Recorder, seconds: float) -> None:
     for entrant in entrants:
         trainer.check(entrant)
     log(f"race for {steps} steps, {seeds} {'seed' if seeds == 1 else 'seeds'} of each entrant")
-    facts = trainer.facts(entrants[0], seed=0)
-    spellings = [entrant.canonical for entrant in entrants]
-    race_id, done = resume.open_race(config.out, spellings, resume=None, expected=facts)
+    spellings, options = [entrant.canonical for entrant in entrants], vars(trainer.options)
+    race_id, done = resume.open_race(config.out, spellings, None, trainer.conditions(), options)
     runs = speedrun.race(trainer, entrants, seeds, race_id, done)
     log("draw the charts")
     recorder.check("runs that diverged", sum(run.status == DIVERGED for run in runs), most=0)
