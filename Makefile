@@ -25,7 +25,7 @@ WORKERS = $(shell n=$$($(PY) -m host.cores); echo $$((n < 4 ? n : 4)))
 RACE = $(if $(filter 1,$(NPROC)),$(PY),$(TORCHRUN))
 
 .PHONY: help speedrun compare scale test test-fast setup data vocab race tune sweep plots report \
-	verify docs figures bench bench-disturbed bench-coverage gpu-check clean
+	verify docs figures bench bench-disturbed bench-coverage agreement gpu-check clean
 .DEFAULT_GOAL := help
 .NOTPARALLEL:  # a race has the machine to itself, and its charts come after it
 
@@ -89,6 +89,9 @@ bench-disturbed: data  ## race on a quiet machine and beside a process that burn
 
 bench-coverage: setup  ## simulate how often the interval of the price of a step holds
 	$(PY) -m bench.coverage
+
+agreement: .venv/optimizers  ## compare our update rules with those of other libraries, and say why they differ
+	$(PY) -m bench.agreement
 
 gpu-check:  ## check and measure a GPU in nine minutes, with what PYTHON has installed
 	$(if $(wildcard $(PY)),$(PY),$(PYTHON)) -m bench.gpu_check $(ARGS)

@@ -17,27 +17,26 @@ Muon Split are options of the class, off by default; each names its paper there.
 Claim: on two cores of an AMD EPYC, a step on the hidden matrices of the track `tiny` takes 20.5 ms,
 1.6 times as fast as one matrix after another (`python -m bench.optimizer_step`). Matrices of one
 shape are one batch, over all parameters and groups; wide ones are iterated through their Gram
-matrix. On a GPU the fastest way to iterate is measured for each shape at its first step, and
-`register_backend` adds one.
+matrix. On a GPU the fastest of BACKENDS is measured for each shape at its first step.
 
-CUDA graphs and torch.compile: after an eager first step, `newton_schulz` neither waits for the
-device nor changes from step to step. `Muon.step` reads lr, weight decay and momentum as Python
-numbers, so a captured graph keeps the values of its capture.
-
-Shapes: K matrices in a batch, m <= n their smaller and larger side.
+CUDA graphs: after an eager first step, `newton_schulz` neither waits for the device nor changes
+from step to step. A captured `Muon.step` keeps the lr, decay and momentum of its capture.
 """
 
+import inspect
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from math import prod
+from math import inf, isfinite, prod
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 Coefficients = tuple[tuple[float, float, float], ...]
-Iteration = Callable[[Tensor, Coefficients], Tensor]  # of X (K m n), m <= n, norms at most 1
+# Of K matrices X (K m n) with norms of at most 1; m <= n are their smaller and larger side.
+Iteration = Callable[[Tensor, Coefficients], Tensor]
 
 
 def _of(s: float, table: Coefficients) -> Coefficients:
@@ -74,55 +73,59 @@ COEFFICIENTS: dict[str, Coefficients] = {
     "polar-express": (*_of(1.02, _CUSHIONED[:1]), *_CUSHIONED[1:]),
     # As in the paper, with a safety of 1% in all steps but the last; for five steps or eight.
     "polar-express-1.01": (
-        *_of(1.01, _of(1.01, _POLAR_EXPRESS[:1])),
-        *_of(1.01, _POLAR_EXPRESS[1:]),
+        *_of(1.01, _of(1.01, _POLAR_EXPRESS[:1])), *_of(1.01, _POLAR_EXPRESS[1:]),
         (1.875, -1.25, 0.375),
     ),
     # The tables below are for as many steps as they have. You Jiacheng's, from modded-nanogpt.
     "you": (
-        (4.0848, -6.8946, 2.9270),
-        (3.9505, -6.3029, 2.6377),
-        (3.7418, -5.5913, 2.3037),
-        (2.8769, -3.1427, 1.2046),
-        (2.8366, -3.0525, 1.2012),
+        (4.0848, -6.8946, 2.9270), (3.9505, -6.3029, 2.6377), (3.7418, -5.5913, 2.3037),
+        (2.8769, -3.1427, 1.2046), (2.8366, -3.0525, 1.2012),
     ),
     # Grishina et al. 2506.10935 (CANS): by Chebyshev's alternation theorem.
     "cans": (
-        (8.4703, -25.1081, 18.6293),
-        (4.1828, -3.1087, 0.5806),
-        (3.9619, -2.9541, 0.5630),
-        (3.2866, -2.4647, 0.5074),
-        (2.2737, -1.6447, 0.4162),
+        (8.4703, -25.1081, 18.6293), (4.1828, -3.1087, 0.5806), (3.9619, -2.9541, 0.5630),
+        (3.2866, -2.4647, 0.5074), (2.2737, -1.6447, 0.4162),
     ),
     # NVIDIA Emerging-Optimizers: a polynomial without the fifth power.
     "cubic5": (
-        (3.3656576, -3.3420992, 0.0),
-        (2.5744352, -1.4957376, 0.0),
-        (2.5368962, -1.4312570, 0.0),
-        (2.4418906, -1.2764040, 0.0),
-        (2.2230472, -0.9630650, 0.0),
+        (3.3656576, -3.3420992, 0.0), (2.5744352, -1.4957376, 0.0), (2.5368962, -1.4312570, 0.0),
+        (2.4418906, -1.2764040, 0.0), (2.2230472, -0.9630650, 0.0),
     ),
     # DeepSeek-V4: eight steep steps and two that converge.
     "deepseek-v4": ((3.4445, -4.7750, 2.0315),) * 8 + ((2.0, -1.5, 0.5),) * 2,
-}
+}  # fmt: skip
+
+
+def table_of(coefficients: str | Sequence[Any], steps: int) -> Coefficients:
+    """The (a, b, c) of each step, of which the last repeats. Raises ValueError.
+
+    coefficients: a name, one (a, b, c) as torch.optim.Muon has it, or several; also as lists.
+    """
+    table: Any = COEFFICIENTS.get(coefficients) if isinstance(coefficients, str) else coefficients
+    try:
+        table = [tuple(abc) for abc in ([table] if isinstance(table[0], Real) else table)]
+        right = all(len(abc) == 3 and all(isfinite(x) for x in abc) for abc in table)
+    except (TypeError, LookupError):
+        right = False
+    if not right:
+        must = f"one of {', '.join(COEFFICIENTS)}, or three numbers (a, b, c), or three a step"
+        raise ValueError(f"ns_coefficients={coefficients!r}: must be {must}")
+    return tuple(table[min(i, len(table) - 1)] for i in range(steps))
 
 
 def newton_schulz(
-    X: Tensor,
-    coefficients: Coefficients = COEFFICIENTS["jordan"],
-    steps: int = 5,
-    eps: float = 1e-15,
-    backend: str = "auto",
-) -> Tensor:
+    X: Tensor, coefficients: str | Sequence[Any] = "jordan", steps: int = 5,
+    eps: float = 1e-15, backend: str = "auto",
+) -> Tensor:  # fmt: skip
     """Approximate polar factor of each matrix: U V^T of its singular value decomposition.
 
     X: (K, m, n), any m and n, in the dtype to compute in. Returns a new tensor like X. Its singular
     values are near 1, not equal to 1: with five steps of "jordan" they are within [0.68, 1.13] if
     the singular values of the input were at least 0.01 of its Frobenius norm (Jordan et al. 2024).
     Zero gives zero. `eps` bounds the norm from below; it is small, so that the scale of the input
-    does not matter. `backend`: see `choose`; raises ValueError if none of that name applies.
+    does not matter. `backend`: see `choose`.
     """
-    abc = _each(coefficients, steps)
+    abc = table_of(coefficients, steps)
     transposed = X.size(-2) > X.size(-1)
     if transposed:
         X = X.mT
@@ -131,11 +134,6 @@ def newton_schulz(
     X = (X / norm.clamp(min=eps)).to(X.dtype)
     X = BACKENDS[choose(X.shape, X.dtype, X.device, abc, backend)].iterate(X, abc)
     return X.mT if transposed else X
-
-
-def _each(coefficients: Coefficients, steps: int) -> Coefficients:
-    """The coefficients of each step: the last ones repeat."""
-    return tuple(coefficients[min(i, len(coefficients) - 1)] for i in range(steps))
 
 
 def _iteration(X: Tensor, abc: Coefficients) -> Tensor:
@@ -165,17 +163,8 @@ def _gram_iteration(X: Tensor, abc: Coefficients) -> Tensor:
 
 
 def _gram_is_accurate(device: torch.device, dtype: torch.dtype, abc: Coefficients) -> bool:
-    """Whether the Gram iteration is off by less than 1e-3.
-
-    A rounding error in R, relative to its largest eigenvalue, grows by the square of the slope at
-    0, so half precision and steep coefficients must take the published form.
-    """
+    """Whether it is off by less than 1e-3: rounding errors in R grow by the slope at 0 squared."""
     return prod([a for a, _, _ in abc]) ** 2 * torch.finfo(dtype).eps < 0.15
-
-
-def _gram_is_cheaper(m: int, n: int, steps: int) -> bool:
-    """Whether the Gram iteration has fewer FLOPs than the published one."""
-    return 4 * n * m**2 + (8 * steps - 6) * m**3 < steps * (4 * n * m**2 + 2 * m**3)
 
 
 class Backend(NamedTuple):
@@ -185,7 +174,7 @@ class Backend(NamedTuple):
     applies: Callable[[torch.device, torch.dtype, Coefficients], bool]
 
 
-# All have equal results but for rounding.
+# Put others in here. Results may differ by rounding. One called "name-variant" is one of "name".
 BACKENDS = {
     "plain": Backend(_iteration, lambda *_: True),
     "gram": Backend(_gram_iteration, _gram_is_accurate),
@@ -195,11 +184,6 @@ Choices = dict[tuple[Any, ...], str]
 _chosen: Choices = {}
 ROUNDS = 5  # of the measurement
 MARGIN = 0.97  # another candidate must take less than this part of the first one's time
-
-
-def register_backend(name: str, backend: Backend) -> None:
-    """Add a way to iterate. One called "name-variant" is a variant of "name"."""
-    BACKENDS[name] = backend
 
 
 def chosen_backends() -> Choices:
@@ -213,21 +197,19 @@ def adopt_backends(choices: Choices) -> None:
 
 
 def choose(
-    shape: Sequence[int],
-    dtype: torch.dtype,
-    device: torch.device,
-    abc: Coefficients,
+    shape: Sequence[int], dtype: torch.dtype, device: torch.device, abc: Coefficients,
     backend: str = "auto",
-) -> str:
+) -> str:  # fmt: skip
     """The name in BACKENDS to iterate with on X of `shape` (K, m, n).
 
     "auto" takes the fastest. On a CPU, that is the one with fewer FLOPs. On a GPU, each process
     measures once for each shape, but cannot while a step is compiled or captured, and then takes
     "plain", the published form. Any other name is taken as it is, or its fastest variant if it has
-    several. The choice changes results by rounding alone. Raises ValueError if none applies.
+    several. Raises ValueError if none applies.
     """
     if backend == "auto" and device.type != "cuda":
-        cheaper = _gram_is_cheaper(shape[-2], shape[-1], len(abc))
+        (m, n), steps = shape[-2:], len(abc)
+        cheaper = 4 * n * m**2 + (8 * steps - 6) * m**3 < steps * (4 * n * m**2 + 2 * m**3)
         return "gram" if cheaper and _gram_is_accurate(device, dtype, abc) else "plain"
     if backend == "auto" and torch.compiler.is_compiling():
         return "plain"
@@ -245,34 +227,26 @@ def choose(
 def candidates(
     dtype: torch.dtype, device: torch.device, abc: Coefficients, backend: str
 ) -> list[str]:
-    """The names in BACKENDS that `backend` stands for and that apply here.
-
-    Raises ValueError for an unknown name, and if none applies.
-    """
+    """The names in BACKENDS that `backend` stands for and that apply. Raises ValueError if none."""
     names = [name for name in BACKENDS if backend in ("auto", name, name.partition("-")[0])]
     if not names:
         known = dict.fromkeys(["auto", *(name.partition("-")[0] for name in BACKENDS)])
         raise ValueError(f"ns_backend={backend!r}: must be one of {', '.join(known)}")
     fit = [name for name in names if BACKENDS[name].applies(device, dtype, abc)]
     if not fit:
-        raise ValueError(
-            f"ns_backend={backend!r}: not for {dtype} on {device.type} with these coefficients; "
-            "must be auto or plain"
-        )
+        where = f"{dtype} on {device.type} with these coefficients; must be auto or plain"
+        raise ValueError(f"ns_backend={backend!r}: not for {where}")
     return fit
 
 
 def _fastest(
-    names: Sequence[str],
-    shape: Sequence[int],
-    dtype: torch.dtype,
-    device: torch.device,
+    names: Sequence[str], shape: Sequence[int], dtype: torch.dtype, device: torch.device,
     abc: Coefficients,
-) -> str:
+) -> str:  # fmt: skip
     """The name whose iteration is fastest on a random X: the best of ROUNDS, taken in turns.
 
-    The first round includes compilation, so it is never the best. A backend that fails is left out
-    with a warning, because Triton may be installed without a C compiler. The first may not fail.
+    The first round includes compilation, so it is never the best. A backend that fails, but the
+    first, is left out with a warning, because Triton may be installed without a C compiler.
     """
     generator = torch.Generator(device).manual_seed(0)  # leaves the global one as it is
     X = torch.randn(*shape, generator=generator, dtype=torch.float32, device=device)
@@ -301,70 +275,91 @@ def _milliseconds(iterate: Iteration, X: Tensor, abc: Coefficients) -> float:
     return begun.elapsed_time(ended)
 
 
-def lr_scale(rows: int, cols: int, adjust_lr_fn: str) -> float:
+def lr_scale(rows: int, cols: int, adjust_lr_fn: str | None) -> float:
     """The factor on the learning rate of a matrix (rows, cols). Raises ValueError.
 
-    "original": sqrt(max(1, rows / cols)), Jordan's.
+    "original" or None: sqrt(max(1, rows / cols)), Jordan's and torch.optim.Muon's.
     "match_rms_adamw": 0.2 sqrt(max(rows, cols)), with which the update's root mean square is about
         AdamW's (Liu et al. 2502.16982, section 2.2).
     "exact_rms": 0.2 sqrt(rows cols) on an update that is divided by its Frobenius norm; its root
         mean square is 0.2 even if it is not orthogonal (Si et al. 2507.11005).
     "hyperball": 1, on an update that is divided by its Frobenius norm; see Muon.
-    The first two names are torch.optim.Muon's.
     """
-    if adjust_lr_fn == "original":
-        return max(1.0, rows / cols) ** 0.5
-    if adjust_lr_fn == "match_rms_adamw":
-        return 0.2 * max(rows, cols) ** 0.5
-    if adjust_lr_fn in UNIT:
-        return 0.2 * (rows * cols) ** 0.5 if adjust_lr_fn == "exact_rms" else 1.0
-    known = f"original, match_rms_adamw, {' or '.join(UNIT)}"
-    raise ValueError(f"adjust_lr_fn={adjust_lr_fn!r}: must be {known}")
+    jordan = max(1.0, rows / cols) ** 0.5
+    scales = {None: jordan, "original": jordan, "match_rms_adamw": 0.2 * max(rows, cols) ** 0.5}
+    scales |= {"exact_rms": 0.2 * (rows * cols) ** 0.5, "hyperball": 1.0}
+    if adjust_lr_fn not in scales:
+        known = ", ".join(filter(None, scales))
+        raise ValueError(f"adjust_lr_fn={adjust_lr_fn!r}: must be {known}")
+    return scales[adjust_lr_fn]
 
 
 UNIT = ("exact_rms", "hyperball")  # values of adjust_lr_fn that divide the update by its norm
-SECOND_MOMENTS = ("none", "gradient", "row", "entry")
+# Numbers among the options: at least the first, below the second; whole where the first is an int.
+RANGES: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(("lr", "weight_decay", "eps"), (0.0, inf)),
+    **dict.fromkeys(("momentum", "momentum_start", "betas", "beta2"), (0.0, 1.0)),
+    **dict.fromkeys(("momentum_warmup", "momentum_cooldown", "momentum_horizon"), (0, inf)),
+    "ns_steps": (1, 100),
+}
+REAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+WORDS: dict[str, tuple[Any, ...]] = {
+    **dict.fromkeys(("nesterov", "sign", "cautious"), (True, False)),
+    "second_moment": ("none", "gradient", "row", "entry"),
+    "ns_dtype": (None, *REAL),
+}
+Group = dict[str, Any]  # parameters and their options, as in torch's optimizers
 
 
-def _check(group: dict[str, Any]) -> None:
-    """Raise ValueError for options or parameters that Muon cannot take."""
-    name = group["ns_coefficients"]
-    for key, names in (("ns_coefficients", COEFFICIENTS), ("second_moment", SECOND_MOMENTS)):
-        if isinstance(group[key], str) and group[key] not in names:
-            raise ValueError(f"{key}={group[key]!r}: must be one of {', '.join(names)}")
-    for key, low, high in (
-        ("lr", 0.0, float("inf")),
-        ("weight_decay", 0.0, float("inf")),
-        ("momentum", 0.0, 1.0),
-        ("momentum_start", 0.0, 1.0),
-        ("momentum_warmup", 0, float("inf")),
-        ("momentum_cooldown", 0, float("inf")),
-        ("beta2", 0.0, 1.0),
-        ("ns_steps", 1, 100),
-    ):
-        if not low <= group[key] < high:
-            raise ValueError(f"{key}={group[key]}: must be at least {low} and below {high}")
-    if group["momentum_cooldown"] > group["momentum_horizon"]:
-        raise ValueError(
-            f"momentum_cooldown={group['momentum_cooldown']}: must be the last steps of a run of "
-            f"momentum_horizon={group['momentum_horizon']}; give its number of steps"
-        )
-    lr_scale(1, 1, group["adjust_lr_fn"])
-    if group["adjust_lr_fn"] == "hyperball" and group["weight_decay"]:
-        raise ValueError(
-            f"weight_decay={group['weight_decay']}: must be 0 with adjust_lr_fn='hyperball', "
-            "which keeps the norm of each matrix"
-        )
-    abc = _each(COEFFICIENTS[name] if isinstance(name, str) else name, group["ns_steps"])
+def check_numbers(options: Group, ranges: dict[str, tuple[float, float]] = RANGES) -> None:
+    """Raise ValueError for a number that is none, or out of its range; `betas` are two."""
+    for name in (name for name in options if name in ranges):
+        value, (low, high) = options[name], ranges[name]
+        numbers = list(value) if name == "betas" and isinstance(value, tuple | list) else [value]
+        if name == "lr" and isinstance(value, Tensor):
+            if value.numel() != 1:
+                raise ValueError(f"lr={value}: Tensor lr must be 1-element")
+            numbers = [value.item()]
+        kind: Any = Integral if isinstance(low, int) else Real
+        fit = (isinstance(x, kind) and not isinstance(x, bool) and low <= x < high for x in numbers)
+        if not all(fit) or len(numbers) != 1 + (name == "betas"):
+            must = f"at least {low} and {'finite' if high == inf else f'below {high}'}"
+            whole = "whole, " if kind is Integral else "two numbers, " if name == "betas" else ""
+            raise ValueError(f"{name}={value!r}: must be {whole}{must}")
+
+
+def check_params(group: Group, name: str, half: bool = True, matrices: bool = True) -> None:
+    """Raise ValueError for what a rule cannot take. half: it takes float16. matrices: 2-D alone."""
+    splits, kinds = group.get("splits"), REAL if half else REAL[1:]
     for p in group["params"]:
-        if group["ns_backend"] != "auto":
-            candidates(group["ns_dtype"] or p.dtype, p.device, abc, group["ns_backend"])
-        rows = sum(group["splits"] or p.shape[:1])
-        if p.ndim != 2 or rows != p.size(0):
-            raise ValueError(
-                f"shape {tuple(p.shape)}, splits {group['splits']}: Muon takes 2-D parameters "
-                "whose splits add up to their rows"
-            )
+        trained = p.requires_grad or p.grad is not None
+        if trained and (p.layout != torch.strided or p.dtype not in kinds):
+            raise ValueError(f"{p.dtype}, {p.layout}: {name} takes dense parameters in {kinds}")
+        whole = all(isinstance(rows, int) and rows > 0 for rows in splits or ())
+        if matrices and not (p.ndim == 2 and whole and sum(splits or p.shape[:1]) == p.size(0)):
+            must = "2-D parameters whose splits add up to their rows"
+            raise ValueError(f"shape {tuple(p.shape)}, splits {splits}: {name} takes {must}")
+
+
+def with_gradients(group: Group, name: str) -> list[Tensor]:
+    """The parameters of a group that a step changes. Raises RuntimeError for other gradients."""
+    found = [p for p in group["params"] if p.grad is not None and p.numel()]
+    kinds = {(p.grad.layout, p.grad.dtype == p.dtype, p.is_complex()) for p in found}
+    if kinds - {(torch.strided, True, False)}:
+        raise RuntimeError(f"{name} does not support complex, sparse or mixed-dtype gradients")
+    return found
+
+
+def set_state(rule: torch.optim.Optimizer, state: Group) -> None:
+    """An optimizer's `__setstate__`. Options that were not saved are what they are here."""
+    before = rule.__dict__.get("param_groups")
+    torch.optim.Optimizer.__setstate__(rule, state)  # which adds a default, "differentiable"
+    arguments = inspect.signature(type(rule)).parameters.values()
+    own = {p.name: p.default for p in arguments if p.default is not p.empty}
+    rule.defaults = own | {k: v for k, v in rule.defaults.items() if k != "differentiable"}
+    for i, group in enumerate(rule.param_groups):
+        here = before[i] if before else rule.defaults
+        group.update({name: here[name] for name in own if name not in group})
 
 
 class Block(NamedTuple):
@@ -406,94 +401,99 @@ def _equalise(X: Tensor, batch: Sequence[Block], beta2: float, eps: float) -> Te
     return equal * (_norm(X, eps) / _norm(equal, eps))
 
 
+def _check(group: Group, rule: type) -> None:
+    """Raise ValueError for options or parameters that Muon cannot take."""
+    check_numbers(group)
+    check_params(group, rule.__name__, half=group["second_moment"] == "none")
+    for key, known in WORDS.items():
+        if group[key] not in known:
+            raise ValueError(f"{key}={group[key]!r}: must be one of {', '.join(map(str, known))}")
+    if group["momentum_cooldown"] > group["momentum_horizon"]:
+        must = f"at most momentum_horizon={group['momentum_horizon']}; give the steps of the run"
+        raise ValueError(f"momentum_cooldown={group['momentum_cooldown']}: must be {must}")
+    lr_scale(1, 1, group["adjust_lr_fn"])
+    if group["adjust_lr_fn"] == "hyperball" and group["weight_decay"]:
+        must = "0 with adjust_lr_fn='hyperball', which keeps the norm of each matrix"
+        raise ValueError(f"weight_decay={group['weight_decay']}: must be {must}")
+    abc = table_of(group["ns_coefficients"], group["ns_steps"])
+    for p in group["params"] if group["ns_backend"] != "auto" else ():
+        candidates(group["ns_dtype"] or p.dtype, p.device, abc, group["ns_backend"])
+
+
 class Muon(torch.optim.Optimizer):
     """Muon for 2-D parameters, as at the top of this file; without `nesterov`, U is M.
 
     State: one `momentum_buffer` a parameter; `second_moment` and `step` if an option needs them.
-    Gradients are not modified, and a parameter without a gradient is left as it is. All options
-    are in the parameter groups, where schedulers find them:
+    Gradients are not modified. The options are in the parameter groups, where schedulers find them:
 
-    lr: learning rate, which `lr_scale` multiplies.
+    lr: learning rate, a number or a tensor of one, which `lr_scale` multiplies.
     weight_decay: decoupled, multiplied by lr without the scale.
     splits: row counts of the matrices stacked in each parameter, such as (C, C, C) for a fused
         query-key-value projection, or the rows of each head (Muon Split, GLM-5, 2602.15763). Each
         matrix is orthogonalised and scaled on its own. None: the parameter is one matrix.
-    ns_coefficients: a name in COEFFICIENTS or the (a, b, c) of each step.
-    ns_dtype: dtype of the iteration. None: the gradient's.
-    ns_backend: how the iteration is computed, "auto" or the name of a backend; see `choose`.
+    ns_coefficients: a name in COEFFICIENTS, (a, b, c), or the (a, b, c) of each step.
+    ns_dtype: dtype of the iteration. None: the gradient's. ns_backend: see `choose`.
     momentum_warmup: steps in which momentum rises linearly from `momentum_start`.
     momentum_cooldown: last steps of the first `momentum_horizon` in which momentum falls back.
     sign: orthogonalise the sign of U (Si et al. 2507.11005).
     second_moment: which tensor is divided by the root of its averaged squares, with `beta2`.
         "gradient": U, by the average of G^2 (Muon^2, Liu et al. 2604.09967).
         "row": O = newton_schulz(U), by one average for each row (NorMuon, Li et al. 2510.05491).
-        "entry": O, by one average for each entry (AdaMuon, with sign and exact_rms, Si et al.
-        2507.11005). With "row" and "entry", O keeps its norm.
+        "entry": O, by one for each entry (AdaMuon, with sign and exact_rms). O keeps its norm.
     cautious: decay only weights that the update makes smaller, too (Chen et al. 2510.12402).
     adjust_lr_fn: see `lr_scale`. "hyperball" keeps the norm R of each matrix (MuonH, Wen et al.
-        2606.16899): W <- W - lr R O / |O|, then W <- R W / |W|. The first update of a matrix of
-        zeros gives it the norm of entries of variance 1 / (3 columns), as torch initialises it.
+        2606.16899): W <- W - lr R O / |O|, then W <- R W / |W|. Zeros get torch's initial norm.
     """
 
     def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float = 0.02,
-        weight_decay: float = 0.0,
-        momentum: float = 0.95,
-        nesterov: bool = True,
-        ns_coefficients: str | Coefficients = "jordan",
-        ns_steps: int = 5,
-        eps: float = 1e-15,
-        adjust_lr_fn: str = "original",
-        splits: Sequence[int] | None = None,
-        ns_dtype: torch.dtype | None = None,
-        ns_backend: str = "auto",
-        momentum_start: float = 0.85,
-        momentum_warmup: int = 0,
-        momentum_cooldown: int = 0,
-        momentum_horizon: int = 0,
-        sign: bool = False,
-        second_moment: str = "none",
-        beta2: float = 0.95,
-        cautious: bool = False,
-    ) -> None:
-        not_options = ("self", "params", "__class__")
-        super().__init__(params, {k: v for k, v in locals().items() if k not in not_options})
+        self, params: Iterable[Any], lr: float | Tensor = 0.02, weight_decay: float = 0.0,
+        momentum: float = 0.95, nesterov: bool = True,
+        ns_coefficients: str | Sequence[Any] = "jordan", ns_steps: int = 5, eps: float = 1e-15,
+        adjust_lr_fn: str | None = "original", splits: Sequence[int] | None = None,
+        ns_dtype: torch.dtype | None = None, ns_backend: str = "auto",
+        momentum_start: float = 0.85, momentum_warmup: int = 0, momentum_cooldown: int = 0,
+        momentum_horizon: int = 0, sign: bool = False, second_moment: str = "none",
+        beta2: float = 0.95, cautious: bool = False,
+    ) -> None:  # fmt: skip
+        options = {k: v for k, v in locals().items() if k not in ("self", "params", "__class__")}
+        check_numbers(options)
+        super().__init__(params, options)
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Raises ValueError for options or parameters that Muon cannot take."""
+    def add_param_group(self, param_group: Group) -> None:
         super().add_param_group(param_group)
-        _check(self.param_groups[-1])
+        try:
+            _check(self.param_groups[-1], type(self))
+        except BaseException:
+            del self.param_groups[-1]
+            raise
+
+    def __setstate__(self, state: Group) -> None:
+        set_state(self, state)  # so that the state of torch.optim.Muon loads, too
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update of every parameter that has a gradient. Returns the result of `closure`."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        # Matrices with one shape, device and iteration form one batch, from all parameter groups.
+        loss = None if closure is None else torch.enable_grad()(closure)()
+        # Matrices with one shape, type and iteration form one batch, from all parameter groups.
         batches: defaultdict[tuple[Any, ...], list[Block]] = defaultdict(list)
         for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
+            params = with_gradients(group, type(self).__name__)
             if not params:
                 continue
             directions = self._directions(params, group)
             if group["weight_decay"] and not group["cautious"]:
-                torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-            options = ("ns_coefficients", "ns_steps", "eps", "ns_backend", "beta2")
-            shared = (group["ns_dtype"] or directions[0].dtype, *(group[name] for name in options))
+                torch._foreach_mul_(params, 1 - float(group["lr"]) * group["weight_decay"])
+            abc = table_of(group["ns_coefficients"], group["ns_steps"])
+            shared = (abc, *(group[name] for name in ("eps", "ns_backend", "beta2")))
             unit = group["adjust_lr_fn"] in UNIT
             for p, U in zip(params, directions, strict=True):
                 for block in self._blocks(p, U, group):
                     W, moment = block.W, block.moment
-                    shapes = (W.shape, None if moment is None else moment.shape)
-                    batches[W.device, shapes, unit, *shared].append(block)
-        for (_, _, unit, dtype, name, steps, eps, backend, beta2), batch in batches.items():
-            coefficients = COEFFICIENTS[name] if isinstance(name, str) else name
+                    kinds = (W.device, W.dtype, W.shape, None if moment is None else moment.shape)
+                    batches[*kinds, unit, group["ns_dtype"] or U.dtype, *shared].append(block)
+        for (*_, unit, dtype, abc, eps, backend, beta2), batch in batches.items():
             X = torch.stack([block.U for block in batch]).to(dtype)
-            X = newton_schulz(X, coefficients, steps, eps, backend)
+            X = newton_schulz(X, abc, len(abc), eps, backend)
             if batch[0].moment is not None:
                 X = _equalise(X.to(batch[0].W.dtype), batch, beta2, eps)
             if unit:
@@ -510,7 +510,7 @@ class Muon(torch.optim.Optimizer):
                 self.state[p][name] = torch.zeros_like(p[:, :cols])
         return [self.state[p][name] for p in params]
 
-    def _directions(self, params: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
+    def _directions(self, params: list[Tensor], group: Group) -> list[Tensor]:
         """Update the momentum, and return U, which is to be orthogonalised, for each parameter."""
         grads = [p.grad for p in params if p.grad is not None]
         momenta = [self._momentum(p, group) for p in params]
@@ -528,7 +528,7 @@ class Muon(torch.optim.Optimizer):
             U = list(torch._foreach_div(U, roots))
         return U
 
-    def _momentum(self, p: Tensor, group: dict[str, Any]) -> float:
+    def _momentum(self, p: Tensor, group: Group) -> float:
         """The momentum of a parameter's next step. Counts steps if the momentum changes."""
         warmup, cooldown = group["momentum_warmup"], group["momentum_cooldown"]
         full: float = group["momentum"]
@@ -541,10 +541,10 @@ class Muon(torch.optim.Optimizer):
         away = min(max(up, down, 0.0), 1.0)
         return full + away * (group["momentum_start"] - full)
 
-    def _blocks(self, p: Tensor, U: Tensor, group: dict[str, Any]) -> Iterator[Block]:
+    def _blocks(self, p: Tensor, U: Tensor, group: Group) -> Iterator[Block]:
         """The matrices stacked in a parameter."""
         splits = list(group["splits"] or (p.size(0),))
-        lr, kind = group["lr"], group["second_moment"]
+        lr, kind = float(group["lr"]), group["second_moment"]
         decay = lr * group["weight_decay"] if group["cautious"] else 0.0
         moments: Sequence[Tensor | None] = [None] * len(splits)
         if kind in ("row", "entry"):

@@ -4,6 +4,7 @@
     make bench RECORD=bench-amx    # and keep the tables in that folder of results/records/
     make bench-disturbed           # whole races, alone and beside other work
     make bench-coverage            # a simulation, which times nothing
+    make agreement                 # our update rules beside those of libraries; times nothing
 
 `bench.kernels` times nothing either: it reads what GPUs would run.
 

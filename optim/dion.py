@@ -15,6 +15,7 @@ from torch import Tensor
 
 from optim import Group, Log, Roles, matrix_groups
 from optim.adamw import matrix_recipe
+from optim.rule import Changed, Rule
 
 
 class Views(NamedTuple):
@@ -25,7 +26,7 @@ class Views(NamedTuple):
     Q: Tensor  # (n k)
 
 
-class Dion(torch.optim.Optimizer):
+class Dion(Rule):
     """Dion for 2-D parameters.
 
         B <- M + G,  P <- orthonormal columns of B Q (by QR),  R <- B^T P
@@ -38,9 +39,10 @@ class Dion(torch.optim.Optimizer):
     before a layer of zeros, it changes neither W nor its column of Q.
 
     splits: row counts of the matrices stacked in each parameter. None: one matrix.
-    rank_fraction: k over the smaller side of the matrix, rounded.
-    Raises ValueError for a rank_fraction outside (0, 1] or a momentum outside [0, 1].
+    rank_fraction: k over the smaller side of the matrix, rounded; above 0 and at most 1.
     """
+
+    matrices = True
 
     def __init__(
         self,
@@ -51,28 +53,33 @@ class Dion(torch.optim.Optimizer):
         rank_fraction: float = 0.25,
         splits: Sequence[int] | None = None,
     ) -> None:
-        if not 0 < rank_fraction <= 1:
-            raise ValueError(f"rank_fraction={rank_fraction}: must be above 0 and at most 1")
-        if not 0 <= momentum <= 1:
-            raise ValueError(f"momentum={momentum}: must be from 0 to 1")
         defaults = dict(lr=lr, weight_decay=weight_decay, momentum=momentum)
         super().__init__(params, defaults | dict(rank_fraction=rank_fraction, splits=splits))
 
-    @torch.no_grad()
-    def step(self) -> None:  # type: ignore[override]
-        """One update of every parameter that has a gradient."""
+    def check(self, group: dict[str, Any]) -> None:
+        super().check(group)
+        fraction = group["rank_fraction"]
+        if (
+            isinstance(fraction, bool)
+            or not isinstance(fraction, int | float)
+            or not 0 < fraction <= 1
+        ):
+            raise ValueError(f"rank_fraction={fraction!r}: must be above 0 and at most 1")
+
+    def update_all(self, changed: Changed) -> None:
         batches: defaultdict[tuple[Any, ...], list[Views]] = defaultdict(list)
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    for block in self._blocks(p, group):
-                        shapes = (p.device, block.W.shape, block.Q.shape)
-                        batches[(*shapes, group["lr"], group["momentum"])].append(block)
-                    self.state[p]["momentum_buffer"].add_(p.grad)
-                    p.mul_(1 - group["lr"] * group["weight_decay"])
-        for (_, (rows, cols), _, lr, momentum), batch in batches.items():
+        for params, group in changed:
+            lr = float(group["lr"])
+            for p in params:
+                for block in self._blocks(p, group):
+                    kind = (p.device, p.dtype, block.W.shape, block.Q.shape)
+                    batches[(*kind, lr, group["momentum"])].append(block)
+                self.state[p]["momentum_buffer"].add_(p.grad)
+                p.mul_(1 - lr * group["weight_decay"])
+        for (_, dtype, (rows, cols), _, lr, momentum), batch in batches.items():
             weights, momenta, bases = zip(*batch, strict=True)
-            M, old = torch.stack(momenta), torch.stack(bases)
+            wide = torch.promote_types(dtype, torch.float32)  # QR needs it
+            M, old = torch.stack(momenta).to(wide), torch.stack(bases).to(wide)
             P = torch.linalg.qr(M @ old).Q  # (K m k)
             R = M.mT @ P  # (K n k)
             torch._foreach_copy_(momenta, M.baddbmm(P, R.mT, alpha=momentum - 1).unbind())
@@ -80,14 +87,14 @@ class Dion(torch.optim.Optimizer):
             Q = torch.where(norms > 0, R / norms, 0)
             torch._foreach_copy_(bases, torch.where(norms > 0, Q, old).unbind())
             scale = (rows / cols) ** 0.5
-            torch._foreach_add_(weights, (P @ Q.mT).unbind(), alpha=-lr * scale)
+            torch._foreach_add_(weights, (P @ Q.mT).to(dtype).unbind(), alpha=-lr * scale)
 
     def _blocks(self, p: Tensor, group: dict[str, Any]) -> list[Views]:
         """The matrices stacked in a parameter."""
         (_, n), splits = p.shape, list(group["splits"] or (p.size(0),))
         ranks = [max(1, round(group["rank_fraction"] * min(m, n))) for m in splits]
         state = self.state[p]
-        if not state:
+        if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(p)
             seeded = torch.Generator().manual_seed
             bases = [torch.randn(n, rank, generator=seeded(0)) for rank in ranks]

@@ -10,18 +10,20 @@ from collections.abc import Iterable
 from typing import Annotated, Any
 
 import torch
+from torch import Tensor
 
 from optim import Group, Log, Roles
 from optim.adamw import matrix_recipe
+from optim.rule import Rule
 
 
-class Lion(torch.optim.Optimizer):
+class Lion(Rule):
     """Lion, algorithm 2 of the paper.
 
         W <- (1 - lr weight_decay) W - lr sign(beta1 M + (1 - beta1) G)
         M <- beta2 M + (1 - beta2) G
 
-    State: one `exp_avg` (M) a parameter. Raises ValueError for betas outside [0, 1).
+    State: one `exp_avg` (M) a parameter.
     """
 
     def __init__(
@@ -31,27 +33,20 @@ class Lion(torch.optim.Optimizer):
         betas: tuple[float, float] = (0.9, 0.99),
         weight_decay: float = 0.0,
     ) -> None:
-        if not all(0 <= beta < 1 for beta in betas):
-            raise ValueError(f"betas={betas}: must be at least 0 and below 1")
         super().__init__(params, dict(lr=lr, betas=betas, weight_decay=weight_decay))
 
-    @torch.no_grad()
-    def step(self) -> None:  # type: ignore[override]
-        for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
-            if not params:
-                continue
-            for p in params:
-                if p not in self.state:
-                    self.state[p]["exp_avg"] = torch.zeros_like(p)
-            momenta = [self.state[p]["exp_avg"] for p in params]
-            grads = [p.grad for p in params]
-            beta1, beta2 = group["betas"]
-            updates = torch._foreach_lerp(momenta, grads, 1 - beta1)
-            torch._foreach_sign_(updates)
-            torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-            torch._foreach_add_(params, updates, alpha=-group["lr"])
-            torch._foreach_lerp_(momenta, grads, 1 - beta2)
+    def update(self, params: list[Tensor], group: dict[str, Any]) -> None:
+        for p in params:
+            if "exp_avg" not in self.state[p]:
+                self.state[p]["exp_avg"] = torch.zeros_like(p)
+        momenta = [self.state[p]["exp_avg"] for p in params]
+        grads = [p.grad for p in params if p.grad is not None]
+        lr, (beta1, beta2) = float(group["lr"]), group["betas"]
+        updates = torch._foreach_lerp(momenta, grads, 1 - beta1)
+        torch._foreach_sign_(updates)
+        torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
+        torch._foreach_add_(params, updates, alpha=-lr)
+        torch._foreach_lerp_(momenta, grads, 1 - beta2)
 
 
 @matrix_recipe

@@ -7,8 +7,9 @@ step, L^(-1/4) G R^(-1/4) is the orthogonal factor of G. Here the roots come fro
 decompositions, which cost more than Newton-Schulz.
 """
 
+import math
 from collections.abc import Iterable, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -16,6 +17,35 @@ from torch import Tensor
 from muon import lr_scale
 from optim import Group, Log, Roles, matrix_groups
 from optim.adamw import matrix_recipe
+from optim.rule import Rule
+
+SIDES = ("left", "right")  # of a matrix; its rows and its columns
+
+
+class Preconditioned(Rule):
+    """A rule for 2-D parameters that keeps matrices for the sides of each matrix in a parameter.
+
+    They are in dictionaries of its state, "left0" and "right0" for the first matrix.
+    """
+
+    matrices, half = True, False
+    ranges: ClassVar[dict[str, tuple[float, float]]] = {
+        "precondition_frequency": (1, math.inf),
+        "max_precond_dim": (0, math.inf),
+        "power": (-1.0, 1.0),
+    }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for own in self.state.values():  # earlier versions kept lists, a pair for each matrix
+            for key, pairs in own.items():
+                if isinstance(pairs, list):
+                    own[key] = {
+                        f"{side}{i}": S
+                        for i, pair in enumerate(pairs)
+                        for side, S in zip(SIDES, pair, strict=True)
+                        if S is not None
+                    }
 
 
 def eigh(S: Tensor) -> tuple[Tensor, Tensor]:
@@ -34,13 +64,13 @@ def matrix_power(S: Tensor, power: float, eps: float) -> Tensor:
 
     Eigenvalues below eps times the largest are raised to that; S = 0 gives 0.
     """
-    values, vectors = eigh(S)
+    values, vectors = eigh(S.to(torch.promote_types(S.dtype, torch.float32)))
     largest = values[-1]
     powers = torch.where(largest == 0, 0.0, values.clamp(min=eps * largest) ** power)
     return (vectors * powers) @ vectors.mT
 
 
-class Shampoo(torch.optim.Optimizer):
+class Shampoo(Preconditioned):
     """Shampoo for 2-D parameters.
 
         L <- beta2 L + (1 - beta2) G G^T,  R <- beta2 R + (1 - beta2) G^T G
@@ -55,8 +85,8 @@ class Shampoo(torch.optim.Optimizer):
         `precondition_frequency` steps, because the averages change most then, and the first
         gradients may be zero.
     splits: row counts of the matrices stacked in each parameter, each preconditioned on its own.
-    State of a parameter: `step`, `exp_avg`, and for each of its matrices `factors` (L, R) and
-    `roots` (their powers).
+    State of a parameter: `step`, `exp_avg`, and for the sides of each of its matrices `factors`
+    (L, R) and `roots` (their powers).
     """
 
     def __init__(
@@ -70,10 +100,6 @@ class Shampoo(torch.optim.Optimizer):
         eps: float = 1e-6,
         splits: Sequence[int] | None = None,
     ) -> None:
-        if not all(0 <= beta < 1 for beta in betas):
-            raise ValueError(f"betas={betas}: must be at least 0 and below 1")
-        if precondition_frequency < 1:
-            raise ValueError(f"precondition_frequency={precondition_frequency}: must be at least 1")
         defaults = dict(
             lr=lr,
             betas=betas,
@@ -85,24 +111,26 @@ class Shampoo(torch.optim.Optimizer):
         )
         super().__init__(params, defaults)
 
-    @torch.no_grad()
-    def step(self) -> None:  # type: ignore[override]
-        for group in self.param_groups:
-            for p in (p for p in group["params"] if p.grad is not None):
-                state, blocks = self.state[p], list(group["splits"] or p.shape[:1])
-                if not state:
-                    state["step"], state["exp_avg"] = 0, torch.zeros_like(p)
-                    state["factors"] = [
-                        [p.new_zeros(n, n) for n in W.shape] for W in p.split(blocks)
-                    ]
-                    state["roots"] = [[torch.empty_like(S) for S in LR] for LR in state["factors"]]
-                state["step"] += 1
-                state["exp_avg"].lerp_(p.grad, 1 - group["betas"][0])
-                parts = (x.split(blocks) for x in (p, p.grad, state["exp_avg"]))
-                for W, G, M, factors, roots in zip(
-                    *parts, state["factors"], state["roots"], strict=True
-                ):
-                    self._update(W, G, M, factors, roots, state["step"], group)
+    def update(self, params: list[Tensor], group: dict[str, Any]) -> None:
+        for p in params:
+            state, blocks = self.state[p], list(group["splits"] or p.shape[:1])
+            if "step" not in state:
+                state["step"], state["exp_avg"] = 0, torch.zeros_like(p)
+                state["factors"] = {
+                    f"{side}{i}": p.new_zeros(n, n)
+                    for i, W in enumerate(p.split(blocks))
+                    for side, n in zip(SIDES, W.shape, strict=True)
+                }
+                state["roots"] = {side: torch.empty_like(S) for side, S in state["factors"].items()}
+            assert p.grad is not None
+            state["step"] += 1
+            state["exp_avg"].lerp_(p.grad, 1 - group["betas"][0])
+            parts = (x.split(blocks) for x in (p, p.grad, state["exp_avg"]))
+            for i, (W, G, M) in enumerate(zip(*parts, strict=True)):
+                factors, roots = (
+                    [state[key][f"{side}{i}"] for side in SIDES] for key in ("factors", "roots")
+                )
+                self._update(W, G, M, factors, roots, state["step"], group)
 
     def _update(
         self,
@@ -115,7 +143,7 @@ class Shampoo(torch.optim.Optimizer):
         group: dict[str, Any],
     ) -> None:
         """One matrix of a parameter: W, G and M are (r, c), the factors (r, r) and (c, c)."""
-        beta1, beta2 = group["betas"]
+        lr, (beta1, beta2) = float(group["lr"]), group["betas"]
         for S, product in zip(factors, (G @ G.mT, G.mT @ G), strict=True):
             S.lerp_(product, 1 - beta2)
         every = group["precondition_frequency"]
@@ -123,8 +151,8 @@ class Shampoo(torch.optim.Optimizer):
             for S, root in zip(factors, roots, strict=True):
                 root.copy_(matrix_power(S / (1 - beta2**step), group["power"], group["eps"]))
         left, right = roots
-        step_size = group["lr"] * lr_scale(W.size(0), W.size(1), "original") / (1 - beta1**step)
-        W.mul_(1 - group["lr"] * group["weight_decay"])
+        step_size = lr * lr_scale(W.size(0), W.size(1), "original") / (1 - beta1**step)
+        W.mul_(1 - lr * group["weight_decay"])
         W.sub_(left @ M @ right, alpha=step_size)
 
 

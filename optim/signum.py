@@ -6,22 +6,22 @@ import torch
 
 from optim import Group, Log, Roles
 from optim.adamw import matrix_recipe
+from optim.rule import Rule
 
 
-class Signum(torch.optim.Optimizer):
+class Signum(Rule):
     def __init__(self, params, lr=0.001, momentum=0.9, weight_decay=0.0):  # type: ignore
         super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
 
-    @torch.no_grad()
-    def step(self) -> None:  # type: ignore[override]
-        for group in self.param_groups:
-            for p in (p for p in group["params"] if p.grad is not None):
-                if p not in self.state:
-                    self.state[p]["momentum_buffer"] = torch.zeros_like(p)
-                buffer = self.state[p]["momentum_buffer"]
-                buffer.lerp_(p.grad, 1 - group["momentum"])
-                p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.sub_(buffer.sign(), alpha=group["lr"])
+    def update(self, params, group):  # type: ignore
+        lr = float(group["lr"])
+        for p in params:
+            if "momentum_buffer" not in self.state[p]:
+                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+            buffer = self.state[p]["momentum_buffer"]
+            buffer.lerp_(p.grad, 1 - group["momentum"])
+            p.mul_(1 - lr * group["weight_decay"])
+            p.sub_(buffer.sign(), alpha=lr)
 
 
 @matrix_recipe

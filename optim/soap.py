@@ -11,7 +11,7 @@ from torch import Tensor
 
 from optim import Group, Log, Roles, matrix_groups
 from optim.adamw import matrix_recipe
-from optim.shampoo import eigh
+from optim.shampoo import SIDES, Preconditioned, eigh
 
 
 def rotate(X: Tensor, bases: Sequence[Tensor | None], back: bool = False) -> Tensor:
@@ -36,10 +36,11 @@ def refresh(Q: Tensor, S: Tensor) -> tuple[Tensor, Tensor]:
     the order (m) is returned so that entries in this basis can follow.
     """
     order = torch.linalg.vecdot(Q, S @ Q, dim=0).argsort(descending=True)
-    return torch.linalg.qr(S @ Q[:, order])[0], order
+    wide = torch.promote_types(S.dtype, torch.float32)
+    return torch.linalg.qr((S @ Q[:, order]).to(wide))[0].to(S.dtype), order
 
 
-class SOAP(torch.optim.Optimizer):
+class SOAP(Preconditioned):
     """SOAP, algorithm 3 of the paper, for 2-D parameters.
 
         M <- beta1 M + (1 - beta1) G
@@ -53,8 +54,8 @@ class SOAP(torch.optim.Optimizer):
     precondition_frequency: steps between refreshed bases.
     max_precond_dim: a longer side has the identity as its basis.
     splits: row counts of the matrices stacked in each parameter, each rotated on its own.
-    State of a parameter: `step`, `exp_avg`, `exp_avg_sq` (rotated), and for each of its matrices
-    `factors` (L, R) and `bases` (QL, QR).
+    State of a parameter: `step`, `exp_avg`, `exp_avg_sq` (rotated), and for the sides of each of
+    its matrices `factors` (L, R) and `bases` (QL, QR), none for an identity.
     """
 
     def __init__(
@@ -68,10 +69,6 @@ class SOAP(torch.optim.Optimizer):
         max_precond_dim: int = 10_000,
         splits: Sequence[int] | None = None,
     ) -> None:
-        if not all(0 <= beta < 1 for beta in betas):
-            raise ValueError(f"betas={betas}: must be at least 0 and below 1")
-        if precondition_frequency < 1:
-            raise ValueError(f"precondition_frequency={precondition_frequency}: must be at least 1")
         defaults = dict(
             lr=lr,
             betas=betas,
@@ -83,63 +80,58 @@ class SOAP(torch.optim.Optimizer):
         )
         super().__init__(params, defaults)
 
-    @torch.no_grad()
-    def step(self) -> None:  # type: ignore[override]
-        for group in self.param_groups:
-            for p in (p for p in group["params"] if p.grad is not None):
-                if p in self.state:
-                    self._update(p, group)
-                else:
-                    self._begin(p, group)
+    def update(self, params: list[Tensor], group: dict[str, Any]) -> None:
+        for p in params:
+            if "step" in self.state[p]:
+                self._update(p, group)
+            else:
+                self._begin(p, group)
 
     def _begin(self, p: Tensor, group: dict[str, Any]) -> None:
         """Make the state from the first gradient, which changes no weight."""
         state, limit = self.state[p], group["max_precond_dim"]
         state["step"] = 0
         state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
-        state["factors"] = [
-            [p.new_zeros(n, n) if n <= limit else None for n in W.shape]
-            for W in p.split(self._heights(p, group))
-        ]
+        state["factors"] = {
+            f"{side}{i}": p.new_zeros(n, n)
+            for i, W in enumerate(p.split(self._heights(p, group)))
+            for side, n in zip(SIDES, W.shape, strict=True)
+            if n <= limit
+        }
         self._accumulate(p, group)
-        state["bases"] = [
-            [None if S is None else eigenbasis(S) for S in factors] for factors in state["factors"]
-        ]
+        state["bases"] = {side: eigenbasis(S) for side, S in state["factors"].items()}
 
     def _update(self, p: Tensor, group: dict[str, Any]) -> None:
         assert p.grad is not None
-        state, (beta1, beta2) = self.state[p], group["betas"]
+        state, heights = self.state[p], self._heights(p, group)
+        bases, lr, (beta1, beta2) = state["bases"], float(group["lr"]), group["betas"]
         state["step"] += 1
         state["exp_avg"].lerp_(p.grad, 1 - beta1)
         correction1, correction2 = 1 - beta1 ** state["step"], 1 - beta2 ** state["step"]
-        p.mul_(1 - group["lr"] * group["weight_decay"])
+        p.mul_(1 - lr * group["weight_decay"])
         tensors = (p, p.grad, state["exp_avg"], state["exp_avg_sq"])
-        parts = (x.split(self._heights(p, group)) for x in tensors)
-        for (W, G, M, V), bases in zip(zip(*parts, strict=True), state["bases"], strict=True):
-            V.lerp_(rotate(G, bases).square(), 1 - beta2)
-            direction = rotate(M, bases) / ((V / correction2).sqrt() + group["eps"])
-            W.sub_(rotate(direction, bases, back=True), alpha=group["lr"] / correction1)
+        parts = zip(*(x.split(heights) for x in tensors), strict=True)
+        for i, (W, G, M, V) in enumerate(parts):
+            own = [bases.get(f"{side}{i}") for side in SIDES]
+            V.lerp_(rotate(G, own).square(), 1 - beta2)
+            direction = rotate(M, own) / ((V / correction2).sqrt() + group["eps"])
+            W.sub_(rotate(direction, own, back=True), alpha=lr / correction1)
         self._accumulate(p, group)
         if state["step"] % group["precondition_frequency"] == 0:
-            heights = self._heights(p, group)
-            for V, factors, bases in zip(
-                state["exp_avg_sq"].split(heights), state["factors"], state["bases"], strict=True
-            ):
-                for side, S in enumerate(factors):
-                    if S is not None:
-                        bases[side], order = refresh(bases[side], S)
-                        V.copy_(V.index_select(side, order))  # V follows the order of the basis
+            for i, V in enumerate(state["exp_avg_sq"].split(heights)):
+                for dim, side in enumerate(f"{side}{i}" for side in SIDES):
+                    if side in bases:
+                        bases[side], order = refresh(bases[side], state["factors"][side])
+                        V.copy_(V.index_select(dim, order))  # V follows the order of the basis
 
     def _accumulate(self, p: Tensor, group: dict[str, Any]) -> None:
         """Average the gradient's products into L and R."""
         assert p.grad is not None
-        beta2 = group["betas"][1]
-        for G, factors in zip(
-            p.grad.split(self._heights(p, group)), self.state[p]["factors"], strict=True
-        ):
-            for S, X in zip(factors, (G, G.mT), strict=True):
-                if S is not None:
-                    S.lerp_(X @ X.mT, 1 - beta2)
+        factors, beta2 = self.state[p]["factors"], group["betas"][1]
+        for i, G in enumerate(p.grad.split(self._heights(p, group))):
+            for side, X in zip(SIDES, (G, G.mT), strict=True):
+                if f"{side}{i}" in factors:
+                    factors[f"{side}{i}"].lerp_(X @ X.mT, 1 - beta2)
 
     @staticmethod
     def _heights(p: Tensor, group: dict[str, Any]) -> list[int]:

@@ -18,6 +18,7 @@ from torch import Tensor
 import bench
 import data.gpt2
 from bench import (
+    agreement,
     coverage,
     disturbed,
     kernels,
@@ -59,6 +60,7 @@ def test_a_bench_writes_what_it_measured_and_on_which_machine(
 @pytest.mark.parametrize(
     "main",
     [
+        agreement.main,
         coverage.main,
         data.gpt2.main,
         disturbed.main,

@@ -178,7 +178,7 @@ def test_moonlight_has_one_lr_and_weight_decay_for_all() -> None:
         ("muon", {"beta2": 1.0}, "beta2=1.0"),
         ("muon", {"momentum_start": 1.0}, "momentum_start=1.0"),
         ("muon", {"momentum_warmup": -1}, "momentum_warmup=-1"),
-        ("normuon", {"adjust_lr_fn": "exact"}, "exact.*exact_rms or hyperball"),
+        ("normuon", {"adjust_lr_fn": "exact"}, "exact.*exact_rms, hyperball"),
         ("dion", {"rank_fraction": 0.0}, "rank_fraction=0.0"),
         ("dion", {"momentum": 1.5}, "momentum=1.5"),
     ],

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from muon import Backend, Coefficients, register_backend
+from muon import BACKENDS, Backend, Coefficients
 from optim.kernels.tile import Loop, Tile
 
 # Both fit the 99 KiB of consumer GPUs, and neither spills registers: `python -m bench.kernels`.
@@ -74,4 +74,4 @@ def register() -> None:
     if find_spec("triton"):
         for tile in TILES:
             backend = Backend(partial(iterate, tile=tile), partial(applies, tile=tile))
-            register_backend(f"triton-{tile.side}", backend)
+            BACKENDS[f"triton-{tile.side}"] = backend
