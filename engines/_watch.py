@@ -70,11 +70,12 @@ def store(name: str, timeout: timedelta, hosts: bool = False) -> dist.Store:
     hosts = hosts and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     try:
-        socket.getaddrinfo(address, port)
+        if not address.replace(".", "").isdigit():
+            socket.getaddrinfo(address, port)
     except OSError as error:
         raise UserError(
-            f"MASTER_ADDR={address}: {error.strerror}; on one machine run: {LAUNCH}, on several "
-            "name an address that all of them reach"
+            f"MASTER_ADDR={address}: {error.strerror or error}; on one machine run: {LAUNCH}, on "
+            "several name an address that all of them reach"
         ) from None
     client = dist.TCPStore(address, port, is_master=hosts, timeout=timeout)
     return dist.PrefixStore(f"{name}/{attempt}", client)

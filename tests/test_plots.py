@@ -425,7 +425,7 @@ def test_a_folder_that_cannot_be_written_is_refused(
     (tmp_path / "file").touch()
     code, _, err = run_make(capsys, "--root", duel, "--out", tmp_path / "file")
     assert code == 2
-    assert err.startswith("analysis.charts: cannot write charts to")
+    assert err.startswith("analysis.charts: cannot write to")
 
 
 def test_a_chart_that_lacks_its_input_is_skipped_and_its_old_file_removed(

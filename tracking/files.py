@@ -62,8 +62,9 @@ def check_writable(folder: Path, room: int = 1, otherwise: str = "choose another
             os.fsync(file.fileno())
     except OSError as error:
         is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        what = f"{room} bytes to {folder}" if room > 1 else f"to {folder}"
         raise UserError(
-            f"cannot write {room} bytes to {folder}: {error.strerror or error}; "
+            f"cannot write {what}: {error.strerror or error}; "
             f"{'free some space, or ' if is_full else ''}{otherwise}"
         ) from error
 
