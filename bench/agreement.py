@@ -13,6 +13,7 @@ no reason, and where a reason is not, or no longer, the cause.
 There is no library on PyPI with Dion's rule; docs/optimizers.md says what it was compared with.
 """
 
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -28,7 +29,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from bench import Row, read_command_line, write
+from bench import Row, run, write
 from muon import Muon
 from optim.lion import Lion
 from optim.shampoo import Shampoo
@@ -393,8 +394,8 @@ def installed() -> list[Pair]:
     ]
 
 
-def main() -> None:
-    read_command_line("python -m bench.agreement", __doc__)
+def compare_all() -> None:
+    """Compare all pairs, and write the rows."""
     torch.set_num_threads(1)
     found = [(pair, row_of(pair, dtype)) for pair in installed() for dtype in ROUNDING]
     versions: Row = {name: version(name) for name in LIBRARIES if find_spec(name)}
@@ -404,5 +405,10 @@ def main() -> None:
             print(f"{row['ours']} and {row['peer']} in {row['precision']}: {fault(pair, row)}")
 
 
+def main() -> int:
+    """Run the command; its exit code."""
+    return run("agreement", __doc__, compare_all)
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
