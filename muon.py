@@ -352,14 +352,14 @@ def with_gradients(group: Group, name: str) -> list[Tensor]:
 
 def set_state(rule: torch.optim.Optimizer, state: Group) -> None:
     """An optimizer's `__setstate__`. Options that were not saved are what they are here."""
-    before = rule.__dict__.get("param_groups")
+    before = rule.__dict__.get("param_groups", [])
     torch.optim.Optimizer.__setstate__(rule, state)  # which adds a default, "differentiable"
     arguments = inspect.signature(type(rule)).parameters.values()
     own = {p.name: p.default for p in arguments if p.default is not p.empty}
     rule.defaults = own | {k: v for k, v in rule.defaults.items() if k != "differentiable"}
     for i, group in enumerate(rule.param_groups):
-        here = before[i] if before else rule.defaults
-        group.update({name: here[name] for name in own if name not in group})
+        here = rule.defaults | (before[i] if before else {})
+        group.update({name: here[name] for name in rule.defaults if name not in group})
 
 
 class Block(NamedTuple):

@@ -10,6 +10,7 @@ model.
 import io
 from collections.abc import Callable, Sequence
 from copy import deepcopy
+from typing import Any
 
 import pytest
 import torch
@@ -457,6 +458,21 @@ def test_a_schedule_of_momentum_without_its_horizon_and_decay_of_a_kept_norm_are
     for cautious in (True, False):
         with pytest.raises(ValueError, match="weight_decay=0.1: must be 0 with adjust_lr_fn='hyp"):
             Muon(weights(SHAPES), adjust_lr_fn="hyperball", weight_decay=0.1, cautious=cautious)
+
+
+def test_a_class_made_from_muon_loads_an_older_state() -> None:
+    class Scaled(Muon):
+        def __init__(self, params: list[nn.Parameter], factor: float = 2.0, **options: Any) -> None:
+            super().__init__(params, **options)
+            self.factor = factor
+
+    params = weights(SHAPES)
+    optimizer = Scaled(params, beta2=0.5)
+    train(params, optimizer, 2)
+    saved = deepcopy(optimizer.state_dict())
+    del saved["param_groups"][0]["beta2"]
+    optimizer.load_state_dict(saved)
+    assert optimizer.param_groups[0]["beta2"] == 0.5
 
 
 def test_dion_turns_to_the_polar_factor_at_full_rank() -> None:
