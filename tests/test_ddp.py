@@ -175,6 +175,18 @@ def test_a_rank_that_dies_is_named_and_a_restart_goes_on_with_the_race(
     assert done.stdout.count("seed 0  6 steps, warming up") == 2  # what was finished stays
 
 
+def test_where_one_rank_cannot_compile_all_run_uncompiled_for_its_reason(
+    micro_flags: list[str], tmp_path: Path
+) -> None:
+    flags = [each for each in race_flags(micro_flags, tmp_path / "r") if each != "--no-compile"]
+    done = torchrun("uncompiled", *flags)
+    assert done.returncode == 0, done.stderr
+    note = "compilation failed: rank 1 has no Python.h"
+    assert done.stderr.count(f"{note}: the model runs uncompiled") == 1
+    rows = store.read_runs(tmp_path / "r")
+    assert {(row.compiled, row.compile_note) for row in rows} == {(False, note)} and len(rows) == 2
+
+
 def test_a_rank_that_hangs_is_named_and_what_is_finished_is_kept(
     micro_flags: list[str], tmp_path: Path
 ) -> None:

@@ -305,6 +305,8 @@ def test_the_fastest_is_taken_and_measured_once_for_each_shape(gpu: dict[str, An
     gpu["gram"] = 9.9  # no faster than by chance
     assert choose((4, 8, 16), F32, CUDA, STABLE) == "plain"
     assert len(muon.chosen_backends()) == 4
+    gpu |= {"fast-1": 2.0, "fast-2": 1.95}  # of two that tie the first, whatever chance says
+    assert choose((6, 8, 16), BF16, CUDA, JORDAN) == "fast-1"
 
 
 def test_a_backend_can_be_forced(gpu: dict[str, Any]) -> None:
