@@ -24,6 +24,7 @@ from analysis.pairs import UNITS, Pairs
 from analysis.price import Prices, read_prices
 from analysis.table import by_label
 from bench import FOLDER, Row, environment, run, write
+from host import ending
 from host.cores import cores
 from speedrun import TRACKS, Options, Trainer, enter
 from tracking.schema import Run
@@ -45,6 +46,12 @@ def burn(seed: int, begun: float) -> None:
             pass
 
 
+def burner(seed: int, begun: float) -> None:
+    """Burn in a process of its own, which would burn for ever once its race was killed."""
+    ending.begin_worker()
+    burn(seed, begun)
+
+
 @contextmanager
 def burners(count: int, seed: int) -> Iterator[list[SpawnProcess]]:
     """Within it, `count` other processes burn a core each, all at the same random times.
@@ -53,7 +60,7 @@ def burners(count: int, seed: int) -> Iterator[list[SpawnProcess]]:
     """
     context = multiprocessing.get_context("spawn")
     work = (seed, time.time())
-    processes = [context.Process(target=burn, args=work, daemon=True) for _ in range(count)]
+    processes = [context.Process(target=burner, args=work, daemon=True) for _ in range(count)]
     for process in processes:
         process.start()
     try:

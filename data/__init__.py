@@ -6,6 +6,11 @@
 To add a data set, write a file in this package with `open_prepared(root, val_tokens) -> Dataset`,
 and add its line to DATASETS. Reading shards needs numpy alone; a tokenizer or the text of a corpus
 is imported only inside the functions that prepare the data.
+
+How your own text becomes shards: `streams` opens a file, a pipe or standard input; `filetype` tells
+what it is; `documents` reads its documents, with `columns` for tables and `json_values` for JSON
+that is not in lines; `text` encodes them in several processes (`host.workers`) and sorts them
+(`external_sort`) in a hidden folder (`workspace`); `shards` writes them and `manifest` lists them.
 """
 
 import host.interpreter  # noqa: F401  # isort: skip

@@ -14,9 +14,13 @@ vocabulary is stored in the same format; only the order of its 256 bytes differs
 
 import base64
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
 
 from errors import UserError
 
@@ -25,6 +29,7 @@ if TYPE_CHECKING:
 
 VOCAB_SIZE = 1024
 SEPARATOR = "<|endoftext|>"
+RUN = 1 << 17  # runs of white space that are longer than this may be cut
 # GPT-2's pattern: contractions, words, numbers, symbols (each with the space before it), spaces.
 PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
@@ -93,32 +98,64 @@ def encoding(tokens: list[bytes]) -> "tiktoken.Encoding":
     )
 
 
+def encode(encoding: "tiktoken.Encoding", text: str) -> NDArray[np.uint32]:
+    """The tokens of a text; `<|endoftext|>` in it is text like any other.
+
+    tiktoken's regular expression gives up on a million spaces. So runs of white space that are far
+    longer than in any text are cut, and the parts are encoded one by one. Other long runs need no
+    more time than their share.
+    """
+    cuts = [0, *_cuts(text), len(text)]
+    parts = [
+        encoding.encode_to_numpy(text[begin:end], disallowed_special=())
+        for begin, end in pairwise(cuts)
+    ]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _cuts(text: str) -> Iterator[int]:
+    """Where to cut a text, so that no run of white space has 2 * RUN characters or more."""
+    for at in range(RUN, len(text), RUN):
+        if text[at : at + RUN].isspace() and at + RUN <= len(text):
+            yield at
+
+
 def read(path: Path) -> list[bytes]:
     """The tokens of a `.tiktoken` file in the order of their ranks.
 
     Raises UserError if the file is missing or damaged. tiktoken's own reader is not used, because
     it caches by path: after a file is replaced, it would still return the old one.
     """
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; run: make data") from error
     tokens: list[bytes] = []
     try:
-        for number, line in enumerate(lines):
-            text, rank = line.split()
-            tokens.append(base64.b64decode(text, validate=True))
-            if int(rank) != number:
-                raise ValueError(f"line {number + 1} has rank {int(rank)}")
+        with open(path, "rb") as file:
+            for number, line in enumerate(file):
+                tokens.append(_token(line, number))
         if sorted(tokens[:256]) != [bytes([byte]) for byte in range(256)]:
             raise ValueError("it must begin with the 256 bytes")
         if len(set(tokens)) < len(tokens):
             raise ValueError("a token is there twice")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; run: make data") from error
     except ValueError as error:
         raise UserError(
             f"{path} is not a file of ranked tokens: {error}; run: make data"
         ) from error
     return tokens
+
+
+def _token(line: bytes, rank: int) -> bytes:
+    """The token of a line. Raises ValueError if it is not one with this rank."""
+    words = line.split()
+    if len(words) != 2:
+        raise ValueError(f"line {rank + 1} is not a token in base64 and its rank")
+    try:
+        token, found = base64.b64decode(words[0], validate=True), int(words[1])
+    except ValueError as error:
+        raise ValueError(f"line {rank + 1}: {error}") from error
+    if found != rank:
+        raise ValueError(f"line {rank + 1} has rank {found}")
+    return token
 
 
 def load(path: Path) -> "tiktoken.Encoding":

@@ -55,10 +55,13 @@ def documents() -> Documents:
             f"the package {PACKAGE} is not installed, and the corpus is its text; run: make setup"
         )
     speeches = Path(spec.submodule_search_locations[0]) / "data" / "speeches"
-    texts = [
-        (path.name, path.read_bytes().decode("utf-8", "replace").strip())
-        for path in sorted(speeches.glob("*.txt"), key=lambda path: path.name)
-    ]
+    try:
+        texts = [
+            (path.name, path.read_bytes().decode("utf-8", "replace").strip())
+            for path in sorted(speeches.glob("*.txt"), key=lambda path: path.name)
+        ]
+    except OSError as error:
+        raise UserError(f"cannot read the text in {speeches}: {error}; run: make setup") from error
     digest = hashlib.sha256("\n\n".join(text for _, text in texts).encode()).hexdigest()
     if digest != TEXT_SHA256:
         raise UserError(
@@ -179,7 +182,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--root", type=paths.typed, default=ROOT, help="folder (default: %(default)s)"
     )
-    return entry.run(parser, argv, command)
+    return entry.run(parser, argv, command, once=True)
 
 
 if __name__ == "__main__":

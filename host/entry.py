@@ -18,9 +18,10 @@ import time
 from collections.abc import Callable, Sequence
 
 from errors import UserError
+from host import ending
 from host.paths import from_here
 
-FAILED, MISTAKE, STOPPED, NO_READER = 1, 2, 130, 141  # exit codes; 128 + the signal's number
+FAILED, MISTAKE, NO_READER = 1, 2, 141  # exit codes; 128 + the signal's number
 
 # What a terminal is shown in place of a character that it does not know.
 PLAIN = str.maketrans({"±": "+-", "×": "x", "–": "-", "—": "-", "…": "...", "≥": ">=", "≤": "<=",
@@ -50,16 +51,19 @@ def run(
     argv: Sequence[str] | None,
     command: Callable[[argparse.Namespace], int | None],
     stopped: str = "nothing was changed",
+    once: bool = False,
 ) -> int:
     """Parse `argv`, run the command; its exit code: 0, 2 after a user's mistake, 130 after Ctrl-C.
 
-    command: may return another code. stopped: what Ctrl-C leaves, and the next command.
+    It is 143 after SIGTERM and 129 after SIGHUP. command: may return another code. stopped: what a
+    command that was stopped leaves, and the next command. once: see `ending.stoppable`.
     """
     name = parser.prog.removeprefix("python -m ")
     prepare_streams()
     sys.excepthook = sys.__excepthook__  # all is imported: see host/interpreter.py
     try:
-        code = command(parser.parse_args(argv)) or 0
+        with ending.stoppable(once):
+            code = command(parser.parse_args(argv)) or 0
         sys.stdout.flush()  # a reader that has gone away is noticed here at the latest
         return code
     except UserError as error:
@@ -67,9 +71,8 @@ def run(
             time.sleep(2)  # torchrun ends this rank once the first one has printed the same
         print(f"{name}: {from_here(str(error))}", file=sys.stderr)
         return MISTAKE
-    except KeyboardInterrupt:
-        print(f"\nstopped; {stopped}", file=sys.stderr)
-        return STOPPED
+    except KeyboardInterrupt as stop:
+        return ending.told(stop, f"\nstopped; {stopped}")
     except BrokenPipeError:
         _forget_output()
         return NO_READER

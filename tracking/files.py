@@ -9,13 +9,18 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
 from errors import UserError
+
+TEMPORARY = re.compile(r"\..+\.\d+\.[0-9a-f]{8}\.tmp")  # the names of unfinished files
+OLD_SECONDS = 3600.0  # no write takes so long
 
 
 def write_atomic(path: Path, parts: Iterable[bytes], then: str = "run the command again") -> None:
@@ -27,6 +32,7 @@ def write_atomic(path: Path, parts: Iterable[bytes], then: str = "run the comman
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_old(path.parent)
         with open(temporary, "xb") as file:
             for part in parts:
                 file.write(part)
@@ -67,6 +73,15 @@ def check_writable(folder: Path, room: int = 1, otherwise: str = "choose another
             f"cannot write {what}: {error.strerror or error}; "
             f"{'free some space, or ' if is_full else ''}{otherwise}"
         ) from error
+
+
+def _remove_old(folder: Path) -> None:
+    """Remove what processes left that were killed while they wrote. Raises OSError."""
+    for each in os.scandir(folder):
+        if TEMPORARY.fullmatch(each.name):
+            with contextlib.suppress(OSError):  # another process was faster
+                if time.time() - each.stat(follow_symlinks=False).st_mtime > OLD_SECONDS:
+                    os.unlink(each.path)
 
 
 def cannot_write(path: Path, error: OSError, then: str = "run the command again") -> UserError:

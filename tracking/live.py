@@ -111,6 +111,7 @@ class Live:
             if not (console.is_dumb_terminal or console.options.ascii_only):
                 self._drawn = Drawn(self, console=console, auto_refresh=False)
                 self._drawn.__enter__()
+                console.show_cursor(True)  # rich hides it, and a killed process could not show it
         return self
 
     def __exit__(

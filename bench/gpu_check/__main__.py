@@ -4,7 +4,6 @@ import argparse
 import os
 import platform
 import re
-import signal
 import sys
 import tempfile
 import time
@@ -176,15 +175,7 @@ def check(arguments: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; its exit code: 0, 1 if a check failed, 2 after a user's mistake."""
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        return entry.run(make_parser(), argv, check, "the CSVs hold what was found so far")
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    return entry.run(make_parser(), argv, check, "the CSVs hold what was found so far")
 
 
 if __name__ == "__main__":

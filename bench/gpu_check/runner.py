@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.gpu_check.config import Config
+from host import ending
 
 PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
 REASON_LENGTH = 300  # characters
@@ -167,6 +168,8 @@ def run(part: Part, config: Config, seconds: float) -> Result:
 
 def _child(part: Part, config: Config, recorder: Recorder, seconds: float, log: Path) -> None:
     os.setsid()  # a process group of its own: ended as a whole, and not by Ctrl-C
+    # Nor does it outlive the check, whatever ends that one.
+    ending.end_with_parent(lambda: os.killpg(0, signal.SIGKILL))
     sys.stdout = sys.stderr = log.open("w", buffering=1, encoding="utf-8")
     for stream in (1, 2):  # for libraries that do not print through Python
         os.dup2(sys.stdout.fileno(), stream)
