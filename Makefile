@@ -25,7 +25,7 @@ WORKERS = $(shell n=$$($(PY) -m host.cores); echo $$((n < 4 ? n : 4)))
 RACE = $(if $(filter 1,$(NPROC)),$(PY),$(TORCHRUN))
 
 .PHONY: help speedrun compare scale test test-fast setup data vocab race tune sweep plots report \
-	verify docs figures bench bench-disturbed bench-coverage agreement gpu-check clean
+	verify docs figures bench bench-disturbed bench-coverage agreement fuzz gpu-check clean
 .DEFAULT_GOAL := help
 .NOTPARALLEL:  # a race has the machine to itself, and its charts come after it
 
@@ -102,6 +102,9 @@ test: .venv/dev data vocab  ## set up, lint, check types, run all tests
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 	$(PY) -m pytest -q -n $(WORKERS) --dist loadfile
+
+fuzz: .venv/dev data vocab  ## give broken files and spellings to every reader, for two minutes
+	$(PY) -m pytest -q -x tests/test_fuzz.py --fuzz-seconds 120
 
 test-fast: .venv/dev data vocab  ## the tests that take no seconds, in under a minute
 	$(PY) -m pytest -q -n $(WORKERS) --dist loadfile -m "not slow"

@@ -4,6 +4,15 @@ Every entry point turns it into a single line on stderr and exit code 2, never a
 Write the message as: the value, the rule, the next command.
 """
 
+LONGEST = 1500  # characters that are shown of a message
+
 
 class UserError(Exception):
     """Bad input: an argument, a file or a machine that cannot do what was asked."""
+
+    def __str__(self) -> str:
+        """The message in one line: the value in it can be a whole file, or no text at all."""
+        line = " ".join(super().__str__().splitlines())
+        line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+        half = LONGEST // 2
+        return line if len(line) <= LONGEST else f"{line[:half]} [...] {line[-half:]}"

@@ -245,9 +245,8 @@ def _fastest(
 ) -> str:  # fmt: skip
     """The name whose iteration is fastest on a random X: the best of ROUNDS, taken in turns.
 
-    Of those that are about as fast, the first is taken, so that chance does not decide. The first
-    round includes compilation, so it is never the best. A backend that fails, but the first, is
-    left out with a warning, because Triton may be installed without a C compiler.
+    Of those about as fast, the first is taken, so that chance does not decide. The round with the
+    compilation is never the best. A backend that fails, but the first, is left out with a warning.
     """
     generator = torch.Generator(device).manual_seed(0)  # leaves the global one as it is
     X = torch.randn(*shape, generator=generator, dtype=torch.float32, device=device)

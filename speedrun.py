@@ -38,7 +38,7 @@ import engines
 import optim
 from analysis import report, table
 from analysis.price import read_prices
-from data import DATASETS, open_dataset
+from data import DATASETS, frozen, open_dataset, settled
 from data.loader import Batches, ValBatches, val_batches
 from errors import UserError
 from host import entry
@@ -74,7 +74,7 @@ class Track:
     """What a race is about. With any other value, or another horizon for all, it is "custom"."""
 
     name: str
-    dataset: str = knob(f"one of {', '.join(DATASETS)}; the last with a folder, text:FOLDER")
+    dataset: str = knob(f"one of {', '.join(DATASETS)}; the last two with a folder: text:FOLDER")
     model: str = knob("one of the presets in layers/config.py")
     width: int | None = knob("channels, in place of the preset's; heads keep their size")
     seq_len: int = knob("tokens of a sequence")
@@ -99,13 +99,13 @@ class Track:
         Values at their declared default are left out, so a field that is added later with a
         default keeps the old hashes.
         """
-        frozen = {
+        values = {
             each.name: getattr(part, each.name)
-            for part in (self.config(vocab_size=0), self)
+            for part in (self.config(vocab_size=0), replace(self, dataset=frozen(self.dataset)))
             for each in fields(part)
             if getattr(part, each.name) != each.default
         }
-        text = json.dumps(frozen | {"rules": RULES, "target": 0.0}, sort_keys=True)
+        text = json.dumps(values | {"rules": RULES, "target": 0.0}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def validates(self, step: int, steps: int) -> bool:
@@ -607,7 +607,6 @@ class Trainer:
         track, clock, engine = self.track, out.clock, self.engine
         hit = crossing(out.points, track.target) if out.status == REACHED else None
         loss = out.points[-1].val_loss if out.points else None
-        bits = None if loss is None else loss / math.log(2) / self.data.bytes_per_token
         flops = self.gpt.flops_per_token(track.seq_len) * track.batch_tokens
         peak = torch.tensor(self.memory.read(), dtype=torch.float64)
         return Run(
@@ -622,7 +621,7 @@ class Trainer:
             steps=out.steps,
             tokens=out.steps * track.batch_tokens,
             final_loss=loss,
-            final_bits_per_byte=bits,
+            final_bits_per_byte=self.data.bits_per_byte(loss),
             steps_to_target=hit.step if hit else None,
             tokens_to_target=hit.tokens if hit else None,
             seconds_to_target=hit.seconds if hit else None,
@@ -751,9 +750,10 @@ def chosen_track(arguments: argparse.Namespace) -> Track:
         names = ", ".join(TRACKS)
         raise UserError(f"--track {arguments.track}: must be one of {names}; try --track tiny")
     track, overrides = TRACKS[arguments.track], command_line.given(arguments, Track)
-    if overrides or getattr(arguments, "steps", None) is not None:
-        track = replace(track, name="custom", **overrides)
-    return track
+    dataset = settled(overrides.pop("dataset", track.dataset))
+    if overrides or frozen(dataset) != track.dataset or vars(arguments).get("steps") is not None:
+        overrides["name"] = "custom"
+    return replace(track, dataset=dataset, **overrides)
 
 
 def entrants_of(arguments: argparse.Namespace) -> list[Entrant]:

@@ -110,6 +110,15 @@ def compression(head: bytes) -> str | None:
     return next((name for name, magic in _COMPRESSED.items() if re.match(magic, head)), None)
 
 
+def named(head: bytes) -> str | None:
+    """What a file is that holds no text; None if its first bytes are not known."""
+    squeezed = compression(head)
+    if squeezed is not None:
+        return f"compressed by {squeezed}"
+    found = (what for at, magic, what, _ in _WRITTEN + _BINARY if head[at:].startswith(magic))
+    return next(found, "Parquet" if head.startswith(b"PAR1") else None)
+
+
 def form(name: str, head: bytes, whole: bool, layers: Sequence[str] = ()) -> Form:
     """What a file is. head: its first HEAD_BYTES without compression; whole: it has no more.
 

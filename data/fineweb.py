@@ -19,6 +19,7 @@ row.
 import argparse
 import contextlib
 import fcntl
+import hashlib
 import importlib.util
 import os
 import re
@@ -61,8 +62,7 @@ def prepare(
     Raises UserError if the hub cannot give them, the disk cannot hold them, or the folder holds
     shards of another commit than `revision`. Shards that have arrived until then are kept.
     """
-    if importlib.util.find_spec("huggingface_hub") is None:
-        raise UserError("huggingface_hub is not installed; run: make setup")
+    _need_client()
     with _locked(root):
         found = _pin(root, revision)
         wanted = choose(found, tokens)
@@ -74,6 +74,11 @@ def prepare(
         finally:
             shutil.rmtree(incoming, ignore_errors=True)
     return found, wanted
+
+
+def _need_client() -> None:
+    if importlib.util.find_spec("huggingface_hub") is None:
+        raise UserError("huggingface_hub is not installed; run: make setup")
 
 
 def choose(found: Manifest, tokens: int) -> list[File]:
@@ -138,12 +143,25 @@ def _pin(root: Path, revision: str | None) -> Manifest:
                     f"{root} holds shards of commit {kept.revision}, --revision {revision} is "
                     f"{asked}: commits are not mixed; choose another --root"
                 )
-        if not vocabulary.exists() or manifest.sha256(vocabulary) != kept.vocabulary.sha256:
+        pinned = kept.vocabulary
+        if not (pinned and vocabulary.exists() and manifest.sha256(vocabulary) == pinned.sha256):
             write_atomic(vocabulary, [bpe.dump(gpt2.tokens())])
         return kept
-    write_atomic(vocabulary, [bpe.dump(gpt2.tokens())])
-    files = [File(VOCABULARY, gpt2.VOCAB_SIZE, manifest.sha256(vocabulary))]
-    info = _ask(revision or REVISION)
+    content = bpe.dump(gpt2.tokens())
+    write_atomic(vocabulary, [content])
+    made = record(content, revision or REVISION)
+    manifest.write(root, made)
+    return made
+
+
+def record(vocabulary: bytes, revision: str = REVISION) -> Manifest:
+    """The manifest of a commit, from the hub's record; `vocabulary` is the content of its file.
+
+    Raises UserError if the hub cannot give it.
+    """
+    _need_client()
+    files = [File(VOCABULARY, gpt2.VOCAB_SIZE, hashlib.sha256(vocabulary).hexdigest())]
+    info = _ask(revision)
     for sibling in sorted(info.siblings or [], key=lambda sibling: sibling.rfilename):
         if SHARD.fullmatch(sibling.rfilename) and sibling.lfs is not None:
             tokens = (sibling.lfs.size - shards.HEADER_BYTES) // shards.TOKEN_BYTES
@@ -153,7 +171,6 @@ def _pin(root: Path, revision: str | None) -> Manifest:
         raise UserError(
             f"{REPOSITORY} at {info.sha} has no shards with a SHA-256; run with another --revision"
         )
-    manifest.write(root, made)
     return made
 
 
@@ -329,7 +346,13 @@ def _reason(what: str, error: BaseException) -> str:
 
 def open_prepared(root: Path | None = None, val_tokens: int | None = None) -> Dataset:
     """The shards that are there, up to the first that is missing; see data.open_dataset."""
-    return manifest.open_folder(root or ROOT, "fineweb", val_tokens, REMEDY)
+    root = root or ROOT
+    if (source := manifest.read(root, REMEDY).source) != REPOSITORY:
+        raise UserError(
+            f"{root} holds shards of {source or 'another data set'}, not of {REPOSITORY}; run with "
+            f"--dataset shards:{root}"
+        )
+    return manifest.open_folder(root, "fineweb", val_tokens, REMEDY)
 
 
 def command(given: argparse.Namespace) -> None:

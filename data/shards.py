@@ -23,6 +23,7 @@ MAGIC = 20240520
 VERSION = 1
 HEADER_BYTES = 256 * 4
 TOKEN_BYTES = 2
+MAX_VOCAB = 1 << 16  # what uint16 holds
 SCAN_CHUNK = 1 << 24  # tokens checked at once: 32 MiB of memory, however long the shard is
 
 Tokens = NDArray[np.uint16]

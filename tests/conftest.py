@@ -54,6 +54,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--rewrite-golden", action="store_true",
         help="write the texts of tests/golden anew; review them as a diff",
     )  # fmt: skip
+    parser.addoption(
+        "--fuzz-seconds", type=float, default=0.0,
+        help="seconds of other examples each time, for tests/test_fuzz.py (default: a few, fixed)",
+    )  # fmt: skip
 
 
 @pytest.fixture

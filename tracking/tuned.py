@@ -11,6 +11,8 @@ records, FOLDER/tuned.toml to another folder of rows.
 """
 
 import json
+import math
+import re
 import sys
 import tomllib
 from collections.abc import Sequence
@@ -79,7 +81,7 @@ def read(path: Path = TUNED) -> list[Tuned]:
             for track, recipes in tomllib.loads(path.read_text(encoding="utf-8")).items()
             for recipe, section in recipes.items()
         ]
-    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+    except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
             f"{path}: {error}; it must have sections [track.recipe] with steps and trials, "
             f"or a source in place of trials; git checkout {path}"
@@ -93,7 +95,14 @@ def _section(track: str, recipe: str, section: dict[str, Any]) -> Tuned:
     source, missed = section.pop("source", ""), section.pop("missed", False)
     if not isinstance(source, str):
         raise TypeError(f"[{track}.{recipe}] has source {source}, which is not a text")
-    return Tuned(track, recipe, section, steps, trials, source, bool(missed))
+    if type(steps) is not int or type(missed) is not bool or {*map(type, trials)} - {int}:
+        raise TypeError(f"[{track}.{recipe}] needs whole numbers for steps and trials")
+    for key, value in section.items():
+        if not isinstance(value, bool | int | float | str):
+            raise TypeError(f"[{track}.{recipe}] has {key} = {value}, which no option can be")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"[{track}.{recipe}] has {key}={value}, and numbers must be finite")
+    return Tuned(track, recipe, section, steps, trials, source, missed)
 
 
 def find(track: str, recipe: str, path: Path = TUNED) -> Tuned | None:
@@ -125,15 +134,23 @@ def write(section: Tuned, path: Path = TUNED) -> None:
     kept = [old for old in read(path) if (old.track, old.recipe) != (section.track, section.recipe)]
     lines = [HEADER]
     for each in sorted([*kept, section], key=lambda each: (each.track, each.recipe)):
-        is_bare = each.recipe.replace("-", "").replace("_", "").isalnum()
-        name = each.recipe if is_bare else json.dumps(each.recipe)  # lib:module.Class
         about: dict[str, Any] = {"source": each.source} if each.source else {}
         about |= {"trials": list(each.trials)} if each.trials else {}
         about |= {"missed": True} if each.missed else {}
-        lines.append(f"[{each.track}.{name}]")
-        lines += [f"{key} = {json.dumps(value)}" for key, value in (each.options | about).items()]
+        lines.append(f"[{_key(each.track)}.{_key(each.recipe)}]")
+        lines += [f"{_key(key)} = {_value(v)}" for key, v in (each.options | about).items()]
         lines.append("")
     write_atomic(path, ["\n".join(lines).encode()])
+
+
+def _key(name: str) -> str:
+    """A key of TOML: in quotes if it has other characters, as lib:module.Class."""
+    return name if re.fullmatch(r"[\w-]+", name, re.ASCII) else _value(name)
+
+
+def _value(value: Any) -> str:
+    """A value of TOML, which for what a section holds is nearly JSON."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -52,6 +52,11 @@ def track_of(config: Config, name: str) -> speedrun.Track:
             "name a longer text with --data text:FOLDER"
         )
     size = open_dataset(name, val_tokens=val_tokens).bytes_per_token
+    if size is None:
+        raise UserError(
+            f"{dataset.name}: its vocabulary is not known, and the target is in bits per byte; "
+            "name another text with --data text:FOLDER"
+        )
     return replace(
         speedrun.TRACKS[TRACK],
         name="custom",
