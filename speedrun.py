@@ -51,6 +51,7 @@ from runtime.command_line import flag, knob
 from runtime.feed import Feed
 from runtime.memory import CrowdedError, Peak, available_bytes, load_libraries
 from runtime.program import Program
+from runtime.rehearsal import rehearse
 from tracking import resume, spelling, store
 from tracking.crossing import crossing
 from tracking.live import Lane, Live, OnProgress, Progress, introduce
@@ -381,16 +382,17 @@ class Trainer:
             plan = optim.plan(roles, entrant.recipe, settings, dtype, backend)
             self.engine.build(plan)
             self.gpt.check_clip(optim.qk_clip(plan))
-        except ValueError as error:
-            raise UserError(f"{entrant.label}: {error}") from None
-        except ArithmeticError as error:
+        except (ValueError, ArithmeticError) as error:
             raise UserError(f"{entrant.label}: {error}; change the options given") from None
         return plan
 
     def check(self, entrant: Entrant) -> None:
         """Raise UserError now for what would stop this entrant's runs later."""
-        self.train_batches(seed=0).require(schedule_of(entrant).steps)  # enough tokens
+        schedule = schedule_of(entrant)
+        self.train_batches(seed=0).require(schedule.steps)  # enough tokens
         self.build(entrant)
+        rehearse(self.program, schedule.steps, schedule.factor, entrant.label)
+        self.forget()
 
     def run(
         self, entrant: Entrant, seed: int, watch: OnProgress | None = None, only_last: bool = False
@@ -425,7 +427,8 @@ class Trainer:
         matrix_lr = next(g.options["lr"] for g in plan if optim.pick(g.params, "matrix"))
         out = Outcome(entrant, seed, Clock(self.now, self.device))
         self.warm_up(tau, out)
-        torch.manual_seed(seed)  # for rules that draw numbers
+        torch.manual_seed(seed)  # for rules that draw numbers, also as they are made
+        self.build(entrant)
 
         unread: list[Tensor] = []  # losses that are still on the device
         losses: list[float] = []  # since the last validation

@@ -24,7 +24,7 @@ from torch import nn
 
 import engines
 import optim
-from engines.single import tensors_in
+from engines._bytes import held_bytes
 from errors import UserError
 from model import GPT
 from optim.entrants import Entrant
@@ -126,8 +126,11 @@ def _step(group: optim.Group, like: torch.Tensor, device: str) -> list[RuleCost]
                     p.grad = torch.randn_like(p)
                 optimizer.step()
     flops = counter.get_total_flops() / period / len(params)
-    sizes = [sum(t.nbytes for t in tensors_in(optimizer.state[p])) for p in params]
-    return [RuleCost(size, flops) for size in sizes]
+    counted: set[int] = set()
+    held_bytes([*params, [p.grad for p in params]], counted)
+    first, other = (held_bytes(optimizer.state.get(p), counted) for p in params)
+    first += held_bytes(optimizer, counted)  # also what it holds beside the parameters' state
+    return [RuleCost(first, flops), RuleCost(other, flops)]
 
 
 def measure(gpt: GPT, entrant: Entrant, validations: int) -> race.Load:

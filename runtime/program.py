@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import engines
 import muon
 from engines import Engine
 from errors import UserError
@@ -68,9 +69,13 @@ class Program:
 
     def loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """Forward pass: the loss summed over tokens, nats; matrix products in `dtype`."""
-        low = self.dtype != torch.float32
-        with torch.autocast(self.device.type, dtype=self.dtype, enabled=low):
+        with self.precision():
             return self.model(inputs, targets)
+
+    def precision(self) -> torch.autocast:
+        """A context in which matrix products are in `dtype`."""
+        low = self.dtype != torch.float32
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=low)
 
     def forward_backward(self, inputs: Tensor, targets: Tensor, of: int, last: bool) -> Tensor:
         """Add the gradients of a microbatch's part of a mean loss.
@@ -154,7 +159,7 @@ class Program:
             try:
                 self.captured = Captured(work, (self.microbatch, self.seq_len), self.device)
             except RuntimeError as error:
-                if alone or not machine.out_of_memory(error):
+                if alone or not engines.out_of_memory(error):
                     raise
                 raise CrowdedError from None
         self.state_bytes = self.engine.state_bytes()["state"]
@@ -195,7 +200,7 @@ class Program:
                 if tau is not None:
                     self.gpt.clip_qk(self.gpt.pop_max_logits(), tau)
         except RuntimeError as error:
-            if machine.out_of_memory(error):
+            if engines.out_of_memory(error):
                 return NO_MEMORY
             if self.eager_reason:
                 raise
