@@ -40,6 +40,8 @@ class Engine(Protocol):
     """Records a moment on the trainer's clock; None: no clock runs."""
     keep_grads: bool
     """Gradients are set to zero in place, as CUDA graphs need it, and not freed."""
+    broke: "RuleError | None"
+    """The last step failed in a decomposition, on finite gradients; the run has diverged."""
     exposed_communication: list[tuple[Any, Any]]
     """Begin and end of communication that no computation hid; the trainer empties it."""
 

@@ -9,8 +9,9 @@ What a rule raises becomes an engines.RuleError, which says in a sentence what t
 """
 
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,28 +21,31 @@ from torch import Tensor
 import engines
 from errors import UserError
 
+DIVERGED = "the run counts as diverged"
+Rule = Callable[..., torch.optim.Optimizer]
 Optimizers = Sequence[torch.optim.Optimizer]
 
 
 @contextmanager
-def _calling(rule: Callable[..., Any], doing: str) -> Iterator[None]:
-    """Turn what a rule raises into an engines.RuleError. doing: completes "a rule fails ..."."""
+def _calling(rule: Rule, doing: str, but: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """Turn what a rule raises, `but` not these, into a RuleError: "RULE fails DOING: ..."."""
     try:
         yield
-    except (UserError, MemoryError):
-        raise
     except Exception as error:  # any class may raise anything
-        if isinstance(error, RuntimeError) and (
-            engines.out_of_memory(error) or engines.lost_contact(error)
-        ):
+        if isinstance(error, (UserError, MemoryError, *but)) or engines.out_of_memory(error):
+            raise
+        if isinstance(error, RuntimeError) and engines.lost_contact(error):
             raise
         words = (str(error).strip().splitlines() or [""])[0][:300]
         last = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{Path(last.filename).name} line {last.lineno}"
-        name = f"{rule.__module__}.{getattr(rule, '__qualname__', rule)}"
         raise engines.RuleError(
-            f"{name} fails {doing}: {type(error).__name__}: {words} ({where})"
+            f"{_name(rule)} fails {doing}: {type(error).__name__}: {words} ({where})"
         ) from error
+
+
+def _name(rule: Rule) -> str:
+    return f"{rule.__module__}.{getattr(rule, '__qualname__', rule)}"
 
 
 def build(plan: Sequence[engines.PlannedGroup]) -> list[torch.optim.Optimizer]:
@@ -49,44 +53,32 @@ def build(plan: Sequence[engines.PlannedGroup]) -> list[torch.optim.Optimizer]:
 
     Raises the ValueError or ArithmeticError of a constructor, for wrong options; else RuleError.
     """
-    by_rule: dict[Callable[..., torch.optim.Optimizer], list[engines.PlannedGroup]] = {}
+    by_rule: dict[Rule, list[engines.PlannedGroup]] = {}
     for group in plan:
         by_rule.setdefault(group.rule, []).append(group)
     return [_construct(rule, groups) for rule, groups in by_rule.items()]
 
 
-def _construct(
-    rule: Callable[..., torch.optim.Optimizer], groups: Sequence[engines.PlannedGroup]
-) -> torch.optim.Optimizer:
-    with _calling(rule, "to be constructed"):
-        try:
-            # Each group's options go through the constructor, which refuses wrong ones.
-            built = [rule([row.param for row in g.params], **g.options) for g in groups]
-            optimizer = built[0]
-            if len(built) > 1:
-                parts = [dict(part) for each in built for part in each.param_groups]
-                optimizer = rule(parts, **groups[0].options)
-        except (ValueError, ArithmeticError) as error:
-            wrong = error
-        else:
-            wrong = None
-    if wrong is not None:
-        raise wrong
+def _construct(rule: Rule, groups: Sequence[engines.PlannedGroup]) -> Any:
+    with _calling(rule, "to be constructed", but=(ValueError, ArithmeticError)):
+        # Each group's options go through the constructor, which refuses wrong ones.
+        built = [rule([row.param for row in g.params], **g.options) for g in groups]
+        if len(built) > 1:
+            parts = [part for each in built for part in each.param_groups]
+            built = [rule(parts, **groups[0].options)]
+    optimizer: Any = built[0]
     for group in optimizer.param_groups:
         if "lr" not in group:
-            name = f"{rule.__module__}.{getattr(rule, '__qualname__', rule)}"
-            raise engines.RuleError(
-                f"{name} keeps no lr in its parameter groups, which the schedule sets"
-            )
+            raise engines.RuleError(f"{_name(rule)} keeps no lr in its groups, which is set there")
         lr = group["lr"]
         group.setdefault("initial_lr", lr.clone() if isinstance(lr, Tensor) else lr)
     if _has_modes(optimizer):
-        with _calling(rule, "in train()"):
-            optimizer.train()  # type: ignore[attr-defined]
+        with suppress(Exception):  # where it undoes eval(), which was not called
+            optimizer.train()
     return optimizer
 
 
-def _has_modes(optimizer: torch.optim.Optimizer) -> bool:
+def _has_modes(optimizer: Any) -> bool:
     """Whether a rule trains other weights than it evaluates, as schedule-free ones do."""
     return all(callable(getattr(optimizer, name, None)) for name in ("train", "eval"))
 
@@ -102,23 +94,29 @@ def set_lr(optimizers: Optimizers, factor: float) -> None:
                 group["lr"] = lr
 
 
-def step(optimizers: Optimizers) -> None:
-    """Take a step of each.
+def step(optimizers: Optimizers) -> engines.RuleError | None:
+    """Take a step of each; the failure of a decomposition on finite gradients, if there was one.
 
-    A rule that fails on gradients that are not finite has diverged. It is given weights that are
-    not numbers, so that the next loss says so.
+    A rule whose decomposition fails, or that fails on gradients that are not finite, has diverged.
+    It is given weights that are not numbers, so that the next loss says so.
     """
+    broke = None
     for optimizer in optimizers:
         try:
             with _calling(type(optimizer), "in a step"):
                 optimizer.step()
-        except engines.RuleError:
+        except engines.RuleError as error:
             params = _params(optimizer)
-            if all(p.grad is None or bool(p.grad.isfinite().all()) for p in params):
-                raise
+            finite = all(p.grad is None or bool(p.grad.isfinite().all()) for p in params)
+            if finite:
+                if not isinstance(error.__cause__, torch.linalg.LinAlgError):
+                    raise
+                broke = error
+                warnings.warn(f"{error.what}: {DIVERGED}", stacklevel=2)
             with torch.no_grad():
                 for p in params:
                     p.fill_(torch.nan)
+    return broke
 
 
 def clear(optimizers: Optimizers) -> None:

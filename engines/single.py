@@ -9,7 +9,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from engines import PlannedGroup, _rules
+from engines import PlannedGroup, RuleError, _rules
 from engines._bytes import held_bytes
 from errors import UserError
 
@@ -22,6 +22,7 @@ class Engine:
     world_size = 1
     mark: Callable[[], Any] | None = None
     keep_grads = False
+    broke: RuleError | None = None
 
     def __init__(self, device: torch.device, timeout: float) -> None:
         processes = int(os.environ.get("WORLD_SIZE", 1))
@@ -62,7 +63,7 @@ class Engine:
 
     def step(self) -> None:
         self.stepped = True
-        _rules.step(self.optimizers)
+        self.broke = _rules.step(self.optimizers)
         if not self.keep_grads:
             _rules.clear(self.optimizers)
         self.model.zero_grad(set_to_none=not self.keep_grads)

@@ -7,17 +7,20 @@ of a few made-up tokens, so it takes little more than the optimizers' own steps.
 """
 
 import sys
+import warnings
 from collections.abc import Callable
 
 import torch
 
 import engines
 from engines import RuleError
+from engines._rules import DIVERGED
 from errors import UserError
+from model import GPT
 from runtime.program import Program
 
 STEPS = 4  # at most
-TOKENS = 16  # of the one sequence in a step
+TOKENS = 64  # of the one sequence in a step
 
 
 def rehearse(program: Program, steps: int, factor: Callable[[int], float], label: str) -> None:
@@ -41,7 +44,11 @@ def rehearse(program: Program, steps: int, factor: Callable[[int], float], label
             with program.precision():
                 loss = gpt(*program.to_device(tokens[:, :-1], tokens[:, 1:]))
             engine.backward(loss / length, last=False)
-            engine.step()
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=f".*{DIVERGED}")
+                engine.step()
+            if engine.broke:
+                raise engine.broke
             doing = f"in the validation after step {number}"
             with engine.evaluation():
                 pass
@@ -55,9 +62,10 @@ def rehearse(program: Program, steps: int, factor: Callable[[int], float], label
             raise
         return  # the warm-up finds out what fits
     if _sums(gpt) == before and engine.rank == 0:
-        print(f"note: {label} changed no weight in {len(chosen)} steps", file=sys.stderr)
+        print(f"note: {label} changed no hidden matrix in {len(chosen)} steps", file=sys.stderr)
 
 
-def _sums(gpt: torch.nn.Module) -> list[float]:
-    """A number for each parameter that tells whether it has changed."""
-    return [p.detach().double().norm().item() for p in gpt.parameters()]
+def _sums(gpt: GPT) -> list[float]:
+    """A number for each hidden matrix that tells whether it has changed."""
+    matrices = [row.param for row in gpt.roles() if row.role == "matrix"]
+    return [p.detach().double().norm().item() for p in matrices]
