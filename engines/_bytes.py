@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+OPTIONS = ("param_groups", "defaults")  # attributes of an optimizer
 COMPRESSED = {  # the tensors of a sparse layout
     torch.sparse_csr: ("crow_indices", "col_indices", "values"),
     torch.sparse_bsr: ("crow_indices", "col_indices", "values"),
@@ -24,16 +25,19 @@ COMPRESSED = {  # the tensors of a sparse layout
 
 def tensors_in(held: Any) -> Iterator[Tensor]:
     """The tensors in containers, dataclasses and optimizers, however they are nested."""
+    return (each for each in walk(held) if isinstance(each, Tensor))
+
+
+def walk(held: Any) -> Iterator[Any]:
+    """All that is nested in containers, dataclasses, optimizers and attributes of tensors."""
     met: set[int] = set()
     waiting = [held]
     while waiting:
         each = waiting.pop()
-        if id(each) in met:
-            continue
-        met.add(id(each))
-        if isinstance(each, Tensor):
+        if id(each) not in met:
+            met.add(id(each))
             yield each
-        waiting += _inside(each)
+            waiting += _inside(each)
 
 
 def _inside(each: Any) -> Iterable[Any]:
@@ -41,8 +45,13 @@ def _inside(each: Any) -> Iterable[Any]:
         return [*each.values()]
     if isinstance(each, list | tuple | set | frozenset | deque):
         return [*each]
-    if isinstance(each, Tensor | torch.optim.Optimizer):
+    if isinstance(each, Tensor):
         return [*vars(each).values()]
+    if isinstance(each, torch.optim.Optimizer):
+        held = [value for name, value in vars(each).items() if name not in OPTIONS]
+        options = [value for group in each.param_groups for value in group.values()]
+        # A tensor of one element is an option or a counter there.
+        return held + [x for x in options if not isinstance(x, Tensor) or x.numel() > 1]
     if is_dataclass(each) and not isinstance(each, type):
         return [getattr(each, part.name, None) for part in fields(each)]
     return []

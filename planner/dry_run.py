@@ -24,7 +24,7 @@ from torch import nn
 
 import engines
 import optim
-from engines._bytes import held_bytes
+from engines._bytes import held_bytes, walk
 from errors import UserError
 from model import GPT
 from optim.entrants import Entrant
@@ -128,7 +128,8 @@ def _step(group: optim.Group, like: torch.Tensor, device: str) -> list[RuleCost]
     flops = counter.get_total_flops() / period / len(params)
     counted: set[int] = set()
     held_bytes([*params, [p.grad for p in params]], counted)
-    first, other = (held_bytes(optimizer.state.get(p), counted) for p in params)
+    own = [each.state for each in walk(optimizer) if isinstance(each, torch.optim.Optimizer)]
+    first, other = (held_bytes([state.get(p) for state in own], counted) for p in params)
     first += held_bytes(optimizer, counted)  # also what it holds beside the parameters' state
     return [RuleCost(first, flops), RuleCost(other, flops)]
 

@@ -449,3 +449,72 @@ def test_every_entrant_is_tuned_over_as_many_numbers(name: str) -> None:
             assert bounds.low < known[key].default < bounds.high
         else:
             assert isinstance(bounds, Linear) and bounds.low <= known[key].default <= bounds.high
+
+
+class Unsaid(torch.optim.SGD):
+    """Arguments whose default is None."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 0.25,
+        betas: tuple[float, float] | None = None,
+        rank: int | None = None,
+        clip: "float | None" = None,
+        fast: bool | None = None,
+        mode: str | None = None,
+        any=None,  # type: ignore[no-untyped-def]
+        eps: tuple[float | None, float] = (None, 1e-3),
+        odd: "Nowhere | None" = None,  # type: ignore[name-defined]  # noqa: F821
+    ) -> None:
+        super().__init__(params, lr)
+        self.given = (betas, rank, clip, fast, mode, any, eps, odd)
+
+
+class Handed(Unsaid):
+    """Hands on what it is given."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+
+
+UNSAID = (None, None, None, None, None, None, (None, 0.001), None)
+GIVEN = ((0.5, 0.75), 4, 1.5, True, "svd", 2, (1e-8, None), "x")
+TEXT = "betas=0.5/0.75,rank=4,clip=1.5,fast=true,mode=svd,any=2,eps=1e-08/none,odd=x"
+
+
+@pytest.mark.parametrize("rule", ["Unsaid", "Handed"])
+@pytest.mark.parametrize(
+    ("text", "given"),
+    [("", UNSAID), (TEXT, GIVEN), ("betas=none,rank=None,clip=none,any=none", UNSAID)],
+)
+def test_an_option_whose_default_is_none_can_be_given(rule: str, text: str, given: Any) -> None:
+    entrant = enter(f"lib:{__name__}.{rule}:{text}")
+    first = optim.plan(ROLES, entrant.recipe, entrant.recipe_settings, torch.float32)[0]
+    built = first.rule([torch.nn.Parameter(torch.eye(2))], **first.options)
+    assert built.given == given  # type: ignore[attr-defined]
+    again = parse(entrant.canonical, "elsewhere", Schedule, {"steps": 3}, {}, None)
+    assert again.settings == entrant.settings and again.canonical == entrant.canonical
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [("rank=1.5", "int or none"), ("fast=2", "switch or none"), ("betas=a", "numbers or none")],
+)
+def test_an_option_whose_default_is_none_has_a_type(text: str, kind: str) -> None:
+    assert f"{text}: must be {kind}" in refusal(f"lib:{__name__}.Unsaid:{text}")
+
+
+@pytest.mark.parametrize(
+    ("text", "given"),
+    [
+        ("2", 2),
+        ("0.5", 0.5),
+        ("1/2", (1, 2)),
+        ("false", False),
+        ("a/b", "a/b"),
+        ("nonesuch", "nonesuch"),
+    ],
+)
+def test_without_an_annotation_a_value_is_what_it_looks_like(text: str, given: Any) -> None:
+    assert enter(f"lib:{__name__}.Unsaid:any={text}").settings["any"] == given
