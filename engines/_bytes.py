@@ -64,13 +64,18 @@ def held_bytes(held: Any, counted: set[int] | None = None) -> int:
     """
     counted = set() if counted is None else counted
     total = 0
-    for tensor in tensors_in(held):
-        for part in _parts(tensor):
-            storage = part.untyped_storage()
-            if storage._cdata not in counted:
-                counted.add(storage._cdata)
-                total += storage.nbytes()
+    for part in parts_in(held):
+        storage = part.untyped_storage()
+        if storage._cdata not in counted:
+            counted.add(storage._cdata)
+            total += storage.nbytes()
     return total
+
+
+def parts_in(held: Any) -> Iterator[Tensor]:
+    """The plain tensors that hold the values of all tensors in `held`."""
+    for tensor in tensors_in(held):
+        yield from _parts(tensor)
 
 
 def _parts(tensor: Tensor) -> Iterator[Tensor]:
