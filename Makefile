@@ -16,7 +16,7 @@ PY := .venv/bin/python
 TORCHRUN := $(PY) -m torch.distributed.run --standalone --nproc_per_node=$(NPROC) --max-restarts=2
 RACE := $(if $(filter 1,$(NPROC)),$(PY),$(TORCHRUN))
 
-.PHONY: help speedrun compare scale test test-fast setup data vocab race tune sweep plots report \
+.PHONY: help speedrun compare scale libraries test test-fast setup data vocab race tune sweep plots report \
 	verify docs figures bench bench-disturbed bench-coverage gpu-check clean
 .DEFAULT_GOAL := help
 .NOTPARALLEL:  # a race has the machine to itself, and its charts come after it
@@ -36,6 +36,9 @@ compare: .venv/optimizers race plots report  ## race all tuned optimizers; draw 
 
 scale: data  ## race AdamW against Muon at 3 batch sizes and 3 widths of tiny
 	$(PY) -m studies.scale
+
+libraries: .venv/optimizers data  ## race every optimizer class of the libraries for four steps
+	$(PY) -m studies.libraries $(ARGS)
 
 race: data  ## race ENTRANTS on TRACK, SEEDS runs each (ARGS=--resume goes on with a stopped race)
 	$(RACE) speedrun.py $(or $(ENTRANTS),$(error no entrants: name them with ENTRANTS="...")) --track $(TRACK) --seeds $(SEEDS) $(ARGS)

@@ -271,6 +271,27 @@ def _rest(
     """The options that the adapter adds."""
 
 
+def _marking(found: OptimizerClass) -> OptimizerClass:
+    """The class; if it tells its groups apart by a key `use_muon`, a subclass that sets the key.
+
+    Several packages have Muon and AdamW in one class, and ask for the key in every group.
+    """
+    makers = [base.__init__ for base in found.__mro__[:-1] if "__init__" in vars(base)]
+    try:
+        marked = any("use_muon" in inspect.getsource(maker) for maker in makers)
+    except (OSError, TypeError):
+        return found
+    if not marked:
+        return found
+
+    def construct(self: Any, params: Iterable[Any], **options: Any) -> None:
+        groups = [each if isinstance(each, dict) else {"params": [each]} for each in params]
+        found.__init__(self, [{"use_muon": True} | group for group in groups], **options)
+
+    names = {"__init__": construct, "__module__": found.__module__}
+    return type(found.__name__, (found,), names)
+
+
 @cache
 def recipe_of(name: str) -> Recipe:
     """The recipe `lib:PATH`. Raises UserError for a class that cannot be raced."""
@@ -278,6 +299,7 @@ def recipe_of(name: str) -> Recipe:
     found = rule(path)
     installed = origin.version(found)
     own = declared(path, found)
+    found = _marking(found)
     adapter = options(_rest) | {"version": Option(str, installed, None)}
 
     def made(roles: Roles, **settings: Any) -> list[Group]:

@@ -8,8 +8,9 @@ Each class races in both scopes of `lib:` (optim/library.py), on the tiny track 
 and run as `speedrun.py` does it. The races are made in a second process, which is started anew if a
 class ends it or takes longer than --limit. outcomes.csv has a row for each class and scope:
 
-ran: the race was recorded. refused: the command ended with one sentence, before any training.
-crashed: anything else. summary.csv counts them. The exit code is 1 if a class crashed.
+ran: the race was recorded. refused: the check ended with one sentence, before any training.
+crashed: anything else. summary.csv counts them, and refused.csv has the sentences. The exit code is
+1 if a class crashed.
 """
 
 import argparse
@@ -192,6 +193,8 @@ def run(given: argparse.Namespace) -> int:
         write(folder / "outcomes.csv", [Outcome._fields, *rows])
     table = summary(rows)
     write(folder / "summary.csv", table)
+    refused = [[f"{r.library}.{r.name}", r.scope, r.why] for r in rows if r.outcome == "refused"]
+    write(folder / "refused.csv", [["class", "scope", "why"], *refused])
     for line in table:
         print("  ".join(f"{cell:>12}" for cell in line))
     return int(any(row.outcome == "crashed" for row in rows))
@@ -210,7 +213,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--limit", type=float, default=120, metavar="SECONDS", help="of a race (default: 120)"
     )
     default = "results/libraries"
-    parser.add_argument("--folder", default=default, help=f"of both files (default: {default})")
+    parser.add_argument("--folder", default=default, help=f"of the files (default: {default})")
     code: list[int] = []
     command = partial(run, parser.parse_args(arguments))
     failed = command_line.run(

@@ -518,3 +518,21 @@ def test_an_option_whose_default_is_none_has_a_type(text: str, kind: str) -> Non
 )
 def test_without_an_annotation_a_value_is_what_it_looks_like(text: str, given: Any) -> None:
     assert enter(f"lib:{__name__}.Unsaid:any={text}").settings["any"] == given
+
+
+class Marked(torch.optim.SGD):
+    """Muon and AdamW in one, told apart by a key."""
+
+    def __init__(self, params: Any, lr: float = 0.1) -> None:
+        params = list(params)
+        if any(group["use_muon"] is not True for group in params):
+            raise KeyError("use_muon")
+        super().__init__(params, lr)
+
+
+def test_a_class_that_asks_for_a_key_in_its_groups_has_it() -> None:
+    first = plan(f"lib:{__name__}.Marked")[0]
+    params = [torch.nn.Parameter(torch.eye(2)) for _ in range(2)]
+    built = first.rule(params, **first.options)
+    assert first.rule.__name__ == "Marked"
+    assert [p for group in built.param_groups for p in group["params"]] == params
