@@ -276,7 +276,7 @@ def _marking(found: OptimizerClass) -> OptimizerClass:
 
     Several packages have Muon and AdamW in one class, and ask for the key in every group.
     """
-    makers = [base.__init__ for base in found.__mro__[:-1] if "__init__" in vars(base)]
+    makers = [vars(base)["__init__"] for base in found.__mro__[:-1] if "__init__" in vars(base)]
     try:
         marked = any("use_muon" in inspect.getsource(maker) for maker in makers)
     except (OSError, TypeError):
