@@ -24,8 +24,9 @@ TORCHRUN = $(PY) -m torch.distributed.run --standalone --local-addr=127.0.0.1 \
 WORKERS = $(shell n=$$($(PY) -m host.cores); echo $$((n < 4 ? n : 4)))
 RACE = $(if $(filter 1,$(NPROC)),$(PY),$(TORCHRUN))
 
-.PHONY: help speedrun compare scale test test-fast setup data vocab race tune sweep plots report \
-	verify docs figures bench bench-disturbed bench-coverage agreement fuzz gpu-check clean
+.PHONY: help speedrun compare scale libraries test test-fast setup data vocab race tune sweep \
+	plots report verify docs figures bench bench-disturbed bench-coverage agreement fuzz gpu-check \
+	clean
 .DEFAULT_GOAL := help
 .NOTPARALLEL:  # a race has the machine to itself, and its charts come after it
 
@@ -45,6 +46,9 @@ compare: .venv/optimizers race plots report  ## race all tuned optimizers; draw 
 
 scale: data  ## race AdamW against Muon at 3 batch sizes and 3 widths of tiny
 	$(PY) -m studies.scale
+
+libraries: .venv/optimizers data  ## race every optimizer class of the libraries for four steps
+	$(PY) -m studies.libraries $(ARGS)
 
 race: data  ## race ENTRANTS on TRACK, SEEDS runs each (ARGS=--resume goes on with a stopped race)
 	$(RACE) speedrun.py $(or $(ENTRANTS),$(error no entrants: name them with ENTRANTS="...")) --track $(TRACK) --seeds $(SEEDS) $(ARGS)

@@ -54,6 +54,7 @@ from runtime.command_line import knob
 from runtime.feed import Feed
 from runtime.memory import CrowdedError, Peak, load_libraries
 from runtime.program import Program, UncompiledError, require_room, run_eagerly
+from runtime.rehearsal import rehearse
 from tracking import resume, spelling, store
 from tracking.crossing import crossing
 from tracking.live import Lane, Live, OnProgress, Progress, introduce
@@ -249,8 +250,7 @@ class Outcome:
     points: list[Validation] = field(default_factory=list)  # its validations
     val_seconds: float = 0.0
     grad_norm: float = 0.0  # when last measured
-    # Step; largest of each head (n_layer H)
-    logits: list[tuple[int, Tensor]] = field(default_factory=list)
+    logits: list[tuple[int, Tensor]] = field(default_factory=list)  # step, maxima (n_layer H)
     memory: dict[str, int] = field(default_factory=dict)  # bytes of params, grads and state
 
     def end_turn(self) -> None:
@@ -315,9 +315,8 @@ class Trainer:
     def crew(self, count: int) -> Iterator["Trainer"]:
         """This trainer and others, `count` in all, whose runs can take turns.
 
-        Makes those that are missing, each when it is asked for: warm up the trainer before first,
-        because the next one takes over its microbatch. Raises CrowdedError if there is no memory
-        for one more.
+        Each that is missing is made when it is asked for, and takes over the last one's microbatch:
+        warm that up first. Raises CrowdedError if there is no memory for one more.
         """
         for number in range(count):
             if number == len(self._crew):
@@ -372,16 +371,17 @@ class Trainer:
             plan = optim.plan(roles, entrant.recipe, settings, dtype, backend)
             self.engine.build(plan)
             self.gpt.check_clip(optim.qk_clip(plan))
-        except ValueError as error:
-            raise UserError(f"{entrant.label}: {error}") from None
-        except ArithmeticError as error:
+        except (ValueError, ArithmeticError) as error:
             raise UserError(f"{entrant.label}: {error}; change the options given") from None
         return plan
 
     def check(self, entrant: Entrant) -> None:
         """Raise UserError now for what would stop this entrant's runs later."""
-        self.train_batches(seed=0).require(schedule_of(entrant).steps)  # enough tokens
+        schedule = schedule_of(entrant)
+        self.train_batches(seed=0).require(schedule.steps)  # enough tokens
         self.build(entrant)
+        rehearse(self.program, schedule.steps, schedule.factor, entrant.label)
+        self.forget()
 
     def run(
         self, entrant: Entrant, seed: int, watch: OnProgress | None = None, only_last: bool = False
@@ -416,7 +416,8 @@ class Trainer:
         matrix_lr = next(g.options["lr"] for g in plan if optim.pick(g.params, "matrix"))
         out = Outcome(entrant, seed, Clock(self.now, self.device))
         self.warm_up(tau, out)
-        torch.manual_seed(seed)  # for rules that draw numbers
+        torch.manual_seed(seed)  # for rules that draw numbers, also as they are made
+        self.build(entrant)
 
         unread: list[Tensor] = []  # losses that are still on the device
         losses: list[float] = []  # since the last validation
@@ -695,7 +696,7 @@ def run_heat(
     """Run all entrants with one seed; yields each run when it has ended, with its trainer.
 
     They take turns of `turn_steps` steps, in every other round in reverse order; a single run takes
-    none. Raises, before any training, CrowdedError if the memory does not hold all of them,
+    none. Raises before any training: CrowdedError if the memory does not hold all of them,
     UncompiledError if only some would be compiled, UserError if earlier runs of the race differ.
     """
     turn_steps = turn_steps if len(entrants) > 1 else 0  # else its clock would stop for nobody

@@ -40,6 +40,8 @@ class Engine(Protocol):
     """Records a moment on the trainer's clock; None: no clock runs."""
     keep_grads: bool
     """Gradients are set to zero in place, as CUDA graphs need it, and not freed."""
+    broke: "RuleError | None"
+    """The last step failed in a decomposition, on finite gradients; the run has diverged."""
     exposed_communication: list[tuple[Any, Any]]
     """Begin and end of communication that no computation hid; the trainer empties it."""
 
@@ -53,7 +55,11 @@ class Engine(Protocol):
         """The model's table of roles, with the parameters that this process updates."""
 
     def build(self, plan: Sequence[PlannedGroup]) -> None:
-        """Build the optimizers of a plan, one per rule, in place of the earlier ones."""
+        """Build the optimizers of a plan, one per rule, in place of the earlier ones.
+
+        Raises the ValueError or ArithmeticError of a constructor. Whatever else a rule raises, here
+        or later, becomes a RuleError that says what the rule was doing.
+        """
 
     def set_lr(self, factor: float) -> None:
         """Set every learning rate to `factor` times the plan's."""
@@ -84,13 +90,20 @@ class Engine(Protocol):
         """L2 norm of the whole gradient."""
 
     def state_bytes(self) -> dict[str, int]:
-        """Bytes held by this process: `params`, `grads`, `state` (optimizer state, walked)."""
+        """Bytes of memory that this process holds: `params`, `grads`, `state`.
+
+        The state is all tensors that the optimizers hold and that are neither of the first two.
+        """
 
     def save(self) -> dict[str, Any]:
         """A copy of parameters and optimizer state."""
 
     def load(self, saved: dict[str, Any]) -> None:
-        """Restore what `save` returned, and clear the gradients."""
+        """Restore what `save` returned, and clear the gradients.
+
+        The optimizers are built anew, so that nothing is left of steps since the last `build`, if
+        none had been taken by the time of `save`.
+        """
 
     def close(self) -> None:
         """Leave the process group."""
@@ -113,6 +126,20 @@ def make(name: str, device: torch.device, timeout: float = 300) -> Engine:
         known = ", ".join(names())
         raise UserError(f"--engine {name}: must be one of auto, {known}; leave it out")
     return import_module(f"{__name__}.{name}").Engine(device, timeout)
+
+
+class RuleError(UserError):
+    """An update rule that cannot do what a race does with it; `what` says what it was doing."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what}; mend it, or race without it")
+        self.what = what
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether this is a lack of memory, also where a library or a compiler says it its own way."""
+    words = ("out of memory", "can't allocate memory", "ALLOC_FAILED")  # CUDA, CPU, cuBLAS
+    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
 
 
 def lost_contact(error: RuntimeError) -> bool:

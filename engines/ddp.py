@@ -52,7 +52,7 @@ class Engine(single.Engine):
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self._watch = Watch(self.rank, self.world_size, timeout)
         self.exposed_communication: list[tuple[Any, Any]] = []
-        self.optimizers: list[torch.optim.Optimizer] = []
+        self.build(())
         self._last = True
         self._computed: Any = None
 

@@ -1,25 +1,17 @@
 """The single-process engine: one device, nothing to communicate. The reference for all others."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from copy import copy, deepcopy
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from engines import PlannedGroup
+from engines import PlannedGroup, RuleError, _rules
+from engines._bytes import held_bytes
 from errors import UserError
-
-
-def tensors_in(state: Any) -> Iterator[Tensor]:
-    """The tensors in an optimizer's state, however it is nested."""
-    if isinstance(state, Tensor):
-        yield state
-    elif isinstance(state, dict | list | tuple):
-        for value in state.values() if isinstance(state, dict) else state:
-            yield from tensors_in(value)
 
 
 class Engine:
@@ -30,6 +22,7 @@ class Engine:
     world_size = 1
     mark: Callable[[], Any] | None = None
     keep_grads = False
+    broke: RuleError | None = None
 
     def __init__(self, device: torch.device, timeout: float) -> None:
         processes = int(os.environ.get("WORLD_SIZE", 1))
@@ -40,11 +33,12 @@ class Engine:
             )
         self.device = device
         self.exposed_communication: list[tuple[Any, Any]] = []
-        self.optimizers: list[torch.optim.Optimizer] = []
+        self.build(())
 
     def another(self) -> Self:
         other = copy(self)
-        other.exposed_communication, other.optimizers, other.mark = [], [], None
+        other.exposed_communication, other.mark = [], None
+        other.build(())
         return other
 
     def wrap(self, model: nn.Module) -> nn.Module:
@@ -56,50 +50,26 @@ class Engine:
         return rows
 
     def build(self, plan: Sequence[PlannedGroup]) -> None:
-        """One optimizer per rule, so that a rule may batch over all its groups.
-
-        Each group's options go through the rule's constructor, which refuses wrong ones.
-        """
-        by_rule: dict[Callable[..., torch.optim.Optimizer], torch.optim.Optimizer] = {}
-        for group in plan:
-            built = group.rule([row.param for row in group.params], **group.options)
-            # torch's schedulers use this key too; libraries use other names for other things.
-            built.param_groups[0]["initial_lr"] = group.options["lr"]
-            if group.rule in by_rule:
-                by_rule[group.rule].add_param_group(built.param_groups[0])
-            else:
-                by_rule[group.rule] = built
-        self.optimizers = list(by_rule.values())
+        """One optimizer per rule, so that a rule may batch over all its groups."""
+        self.plan, self.stepped = plan, False
+        self.optimizers: list[torch.optim.Optimizer] = []  # frees the earlier ones first
+        self.optimizers = _rules.build(plan)
 
     def set_lr(self, factor: float) -> None:
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * factor
+        _rules.set_lr(self.optimizers, factor)
 
     def backward(self, loss: Tensor, last: bool) -> None:
         loss.backward()
 
     def step(self) -> None:
-        for optimizer in self.optimizers:
-            optimizer.step()
+        self.stepped = True
+        self.broke = _rules.step(self.optimizers)
+        if not self.keep_grads:
+            _rules.clear(self.optimizers)
         self.model.zero_grad(set_to_none=not self.keep_grads)
 
-    @contextmanager
-    def evaluation(self) -> Iterator[None]:
-        switched: list[Any] = [each for each in self.optimizers if hasattr(each, "eval")]
-        weights = [p for each in switched for group in each.param_groups for p in group["params"]]
-        # optimizer.train() restores the weights only up to rounding; keep exact copies.
-        trained = [p.detach().clone() for p in weights]
-        for optimizer in switched:
-            optimizer.eval()
-        try:
-            yield
-        finally:
-            for optimizer in switched:
-                optimizer.train()
-            with torch.no_grad():
-                for p, value in zip(weights, trained, strict=True):
-                    p.copy_(value)
+    def evaluation(self) -> AbstractContextManager[None]:
+        return _rules.evaluation(self.optimizers)
 
     def all_reduce_mean(self, value: Tensor) -> float:
         return value.item()
@@ -118,28 +88,21 @@ class Engine:
         return torch.nn.utils.get_total_norm(grads).item()
 
     def state_bytes(self) -> dict[str, int]:
-        params = list(self.model.parameters())
-        tensors: dict[str, list[Tensor]] = {"params": [*params]}
-        tensors["grads"] = [p.grad for p in params if p.grad is not None]
-        states = (state for each in self.optimizers for state in each.state.values())
-        tensors["state"] = [value for state in states for value in tensors_in(state)]
-        return {kind: sum(t.nbytes for t in found) for kind, found in tensors.items()}
+        params, counted = list(self.model.parameters()), set[int]()
+        grads = [p.grad for p in params]
+        held = {"params": params, "grads": grads, "state": self.optimizers}
+        # In this order: a rule that keeps the parameters themselves holds nothing more.
+        return {kind: held_bytes(each, counted) for kind, each in held.items()}
 
     def save(self) -> dict[str, Any]:
-        return deepcopy(
-            {
-                "model": self.model.state_dict(),
-                "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            }
-        )
+        states = [each.state_dict() for each in self.optimizers] if self.stepped else None
+        return deepcopy({"model": self.model.state_dict(), "optimizers": states})
 
     def load(self, saved: dict[str, Any]) -> None:
         self.model.load_state_dict(saved["model"])
-        for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
-            state = deepcopy(state)  # load_state_dict keeps the tensors that it is given ...
-            optimizer.load_state_dict(state)
-            params = [p for group in optimizer.param_groups for p in group["params"]]
-            # ... and casts them to the parameter's type: undo that.
-            for index, held in state["state"].items():
-                optimizer.state[params[index]] = held
+        self.build(self.plan)  # not all that a rule remembers is in its state dict
+        if saved["optimizers"] is not None:
+            self.stepped = True
+            for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
+                _rules.restore(optimizer, deepcopy(state))  # which keeps the tensors
         self.model.zero_grad(set_to_none=not self.keep_grads)

@@ -146,6 +146,8 @@ def _convert(text: str, key: str, value: str, kind: type) -> Any:
         ) from None
     # Rules refuse bad options by comparisons, but no comparison refuses NaN.
     for number in converted if isinstance(converted, tuple) else (converted,):
+        if not isinstance(number, int | float):
+            continue  # a word, or None
         if isinstance(number, float) and not math.isfinite(number):
             raise UserError(f"{text}: {key}={value}: must be finite; change the value")
         # Some rules do not check these themselves.

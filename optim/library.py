@@ -3,14 +3,16 @@
     python speedrun.py muon lib:heavyball.SOAP:lr=3e-3
     python speedrun.py lib:torch.optim.NAdam:betas=0.9/0.95,scope=all
 
-The options of `lib:PATH` are the arguments of the class's constructor whose defaults are numbers,
-booleans, strings or tuples of numbers. A tuple is written with slashes. The adapter adds:
+The options of `lib:PATH` are the arguments of the class's constructor whose defaults are None,
+numbers, booleans, strings or tuples of numbers. A tuple is written with slashes, and None as none.
+What an argument whose default is None takes else is read from its annotation or, without one, from
+the value: a number, numbers with slashes, true, false, or a word. The adapter adds:
 
 scope: "matrices": the class has the hidden matrices and AdamW the rest; "all": it has all
     parameters. In both cases `embed_lr`, `head_lr` and `vector_lr` are the learning rates of the
     rest, and weight decay applies to the hidden matrices alone.
-version: of the library, or the hash of your own file. Rows of a race hold it, and another version
-    is refused.
+version: of the library that the class comes from (optim/origin.py), or the hash of your own files.
+    Rows of a race hold it, and another version is refused.
 
 The tuner searches `lr` from a tenth of its default to ten times that, and `weight_decay` likewise,
 or from 0.01 to 1 if its default is 0. An argument with the name of a schedule option keeps the
@@ -18,20 +20,20 @@ class's default. optim/library_recipes.py has recipes for the classes that are r
 """
 
 import difflib
-import hashlib
 import inspect
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
-from importlib import import_module, metadata
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from types import ModuleType
+from typing import Annotated, Any, get_args, get_origin
 
 import torch
 
 from errors import UserError
-from optim import Group, Log, Option, Recipe, Roles, options, pick, with_signature
+from optim import Group, Log, Option, Recipe, Roles, options, origin, pick, with_signature
 from optim.adamw import EmbedLR, HeadLR, VectorLR, auxiliary
 
 PINS = Path(__file__).parents[1] / "requirements-optimizers.txt"
@@ -55,11 +57,43 @@ class numbers(tuple[Any, ...]):  # noqa: N801  as above
 
     def __new__(cls, values: str | Iterable[Any]) -> "numbers":
         if isinstance(values, str):
-            values = [number(text) for text in values.split("/")]
+            values = [None if _is_none(text) else number(text) for text in values.split("/")]
         return super().__new__(cls, values)
 
     def __str__(self) -> str:
         return "/".join(map(str, self))
+
+
+class switch:  # noqa: N801  as above
+    """Converts true and false."""
+
+    def __new__(cls, text: str) -> Any:
+        return {"true": True, "false": False}[text.lower()]
+
+
+class value:  # noqa: N801  as above
+    """Converts text to what it looks like: true, false, a number, numbers, or else a word."""
+
+    def __new__(cls, text: str) -> Any:
+        for kind in (switch, number, numbers):
+            try:
+                return kind(text)
+            except (KeyError, ValueError):
+                continue
+        return text
+
+
+def _is_none(text: str) -> bool:
+    return text.lower() == "none"
+
+
+def _or_none(kind: type) -> type:
+    """Converts "none" to None, and all else as `kind` does."""
+
+    def convert(_: type, text: str) -> Any:
+        return None if _is_none(text) else kind(text)
+
+    return type(f"{kind.__name__} or none", (), {"__new__": convert})
 
 
 def rule(path: str) -> OptimizerClass:
@@ -67,11 +101,12 @@ def rule(path: str) -> OptimizerClass:
     module_name, _, name = path.rpartition(".")
     if not all(path.split(".")) or not module_name:
         raise UserError(f"lib:{path}: must be a module and a class, such as lib:torch.optim.NAdam")
+    _require_ours(path, module_name)
     try:
         module = import_module(module_name)
     except Exception as error:  # a user's file may raise anything
         raise UserError(f"lib:{path}: {_no_module(module_name, error)}") from None
-    _require_pin(path)
+    _require_pin(path, module)
     found = getattr(module, name, None)
     if not (isinstance(found, type) and issubclass(found, torch.optim.Optimizer)):
         classes = [
@@ -108,6 +143,8 @@ def _no_module(module: str, error: Exception) -> str:
     top = missing.partition(".")[0]
     if missing != top and find_spec(top):
         return f"there is no module {missing}; name one that {top} has, such as {top}.ClassName"
+    if Path(f"{top}.py").is_file() or Path(top, "__init__.py").is_file():
+        return f"Python does not look for {top} in this folder; race with PYTHONPATH=. in front"
     what = f"-r {PINS.name}" if top in _pins() else top
     return f"{top} is not installed; run: python -m pip install {what}"
 
@@ -116,33 +153,28 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [""])[0][:200]
 
 
-def _require_pin(path: str) -> None:
-    """Raise UserError if a pinned library is installed in another version than its pin."""
-    top = path.partition(".")[0]
-    pinned = _pins().get(top)
-    if pinned and metadata.version(top) != pinned:
+def _require_ours(path: str, module_name: str) -> None:
+    """Raise UserError if a module of this project hides another one of that name."""
+    other = origin.hidden(module_name)
+    if other:
+        top = module_name.partition(".")[0]
+        what, copied = (other.parent, "") if other.stem == "__init__" else (other, ".py")
         raise UserError(
-            f"lib:{path}: {top} {metadata.version(top)} is installed, but races use {pinned}; "
-            f"run: python -m pip install -r {PINS.name}"
+            f"lib:{path}: {top} is a module of this project, which hides {other}; copy that to "
+            f"another name: cp -r {what} other_{top}{copied}; then race "
+            f"lib:other_{path} with PYTHONPATH=. in front"
         )
 
 
-def _version(found: OptimizerClass) -> str:
-    """The version of the class's library, or the hash of its file.
-
-    For torch it is "torch", as rows of a race have a column for its version.
-    """
-    top = found.__module__.partition(".")[0]
-    distributions = metadata.packages_distributions().get(top)
-    if top == "torch" or not distributions:
-        return "torch" if top == "torch" else _file_hash(found)
-    return metadata.version(distributions[0])
-
-
-def _file_hash(found: OptimizerClass) -> str:
-    return hashlib.sha256(
-        Path(inspect.getfile(found)).read_bytes().replace(b"\r\n", b"\n")
-    ).hexdigest()[:12]
+def _require_pin(path: str, module: ModuleType) -> None:
+    """Raise UserError if a pinned library is installed in another version than its pin."""
+    found = origin.distribution(module)
+    pinned = _pins().get(found.name.replace("-", "_")) if found else None
+    if found and pinned and found.version != pinned:
+        raise UserError(
+            f"lib:{path}: {found.name} {found.version} is installed, but races use {pinned}; "
+            f"run: python -m pip install -r {PINS.name}"
+        )
 
 
 def declared(path: str, found: OptimizerClass) -> dict[str, Option]:
@@ -150,7 +182,7 @@ def declared(path: str, found: OptimizerClass) -> dict[str, Option]:
 
     Raises UserError, naming them, if the class requires other arguments, or a closure in each step.
     """
-    parameters = list(inspect.signature(found).parameters.values())[1:]  # the first: params
+    parameters = _parameters(found)
     of_step = list(inspect.signature(found.step).parameters.values())[1:]  # the first: self
     required = [p.name for p in parameters if _is_required(p) and p.name != "lr"]
     required += [p.name for p in of_step if _is_required(p)]
@@ -167,6 +199,25 @@ def declared(path: str, found: OptimizerClass) -> dict[str, Option]:
     return {name: option for name, option in known.items() if option}
 
 
+def _parameters(found: OptimizerClass) -> list[inspect.Parameter]:
+    """The arguments of a class's constructor but the first, which are the model's parameters.
+
+    Those of its base class, if the class hands on what it is given. Annotations are types, where
+    their names can be resolved.
+    """
+    signatures = []
+    for base in (base for base in found.__mro__ if "__init__" in vars(base)):
+        try:
+            signature = [*inspect.signature(base, eval_str=True).parameters.values()]
+        except Exception:  # an annotation may be any expression
+            signature = [*inspect.signature(base).parameters.values()]
+        signatures.append(signature)
+        if not any(p.kind is p.VAR_KEYWORD for p in signature):
+            break
+    with_lr = [each for each in signatures if any(p.name == "lr" for p in each)]
+    return (with_lr or signatures)[0][1:]
+
+
 def _is_required(p: inspect.Parameter) -> bool:
     return p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
 
@@ -174,6 +225,8 @@ def _is_required(p: inspect.Parameter) -> bool:
 def _option(p: inspect.Parameter) -> Option | None:
     """The option of an argument; None if its default cannot be written, as a function cannot."""
     default = p.default
+    if isinstance(default, torch.Tensor) and default.numel() == 1:
+        default = default.item()
     if p.name == "lr":
         is_rate = isinstance(default, int | float) and default > 0
         lr = float(default) if is_rate else DEFAULT_LR
@@ -185,9 +238,27 @@ def _option(p: inspect.Parameter) -> Option | None:
         return Option(type(default), default, None)
     if isinstance(default, int):  # a default of 0 may be meant as a float
         return Option(int if p.annotation in (int, "int") else number, default, None)
-    if isinstance(default, tuple) and default and all(isinstance(x, int | float) for x in default):
+    if default is None:
+        return Option(_or_none(_kind(p.annotation)), None, None)
+    several = isinstance(default, tuple | list) and len(default) > 0
+    if several and all(isinstance(x, int | float | None) for x in default):
         return Option(numbers, numbers(default), None)
     return None
+
+
+def _kind(annotation: Any) -> type:
+    """How an argument that may be None is read otherwise."""
+    if isinstance(annotation, str):  # it could not be resolved
+        return value
+    kinds = {kind for kind in (get_args(annotation) or (annotation,)) if kind is not type(None)}
+    if get_origin(annotation) in (tuple, list, Sequence):
+        return numbers
+    if kinds == {int, float}:
+        return number
+    (only,) = kinds if len(kinds) == 1 else (None,)
+    if get_origin(only) in (tuple, list, Sequence):
+        return numbers
+    return {float: number, int: int, bool: switch, str: str}.get(only, value)  # type: ignore[arg-type]
 
 
 def _rest(
@@ -200,28 +271,49 @@ def _rest(
     """The options that the adapter adds."""
 
 
+def _marking(found: OptimizerClass) -> OptimizerClass:
+    """The class; if it tells its groups apart by a key `use_muon`, a subclass that sets the key.
+
+    Several packages have Muon and AdamW in one class, and ask for the key in every group.
+    """
+    makers = [vars(base)["__init__"] for base in found.__mro__[:-1] if "__init__" in vars(base)]
+    try:
+        marked = any("use_muon" in inspect.getsource(maker) for maker in makers)
+    except (OSError, TypeError):
+        return found
+    if not marked:
+        return found
+
+    def construct(self: Any, params: Iterable[Any], **options: Any) -> None:
+        groups = [each if isinstance(each, dict) else {"params": [each]} for each in params]
+        found.__init__(self, [{"use_muon": True} | group for group in groups], **options)
+
+    names = {"__init__": construct, "__module__": found.__module__}
+    return type(found.__name__, (found,), names)
+
+
 @cache
 def recipe_of(name: str) -> Recipe:
     """The recipe `lib:PATH`. Raises UserError for a class that cannot be raced."""
     path = name.removeprefix("lib:")
     found = rule(path)
-    version = _version(found)
+    installed = origin.version(found)
     own = declared(path, found)
-    adapter = options(_rest) | {"version": Option(str, version, None)}
+    found = _marking(found)
+    adapter = options(_rest) | {"version": Option(str, installed, None)}
 
     def made(roles: Roles, **settings: Any) -> list[Group]:
         given = {key: settings[key] for key in own if key in settings and key not in adapter}
         given = {k: tuple(v) if isinstance(v, numbers) else v for k, v in given.items()}
-        if settings["version"] != version:
+        if settings["version"] != installed:
             raise UserError(
-                f"{name}: version={settings['version']}: {version} is installed; "
+                f"{name}: version={settings['version']}: {installed} is installed; "
                 f"install {settings['version']}"
             )
         if settings["scope"] not in ("matrices", "all"):
             raise UserError(
                 f"{name}: scope={settings['scope']}: must be matrices or all; type scope=matrices"
             )
-        _try(name, found, given)
         rates = [settings[key] for key in ("embed_lr", "head_lr", "vector_lr")]
         matrices = Group(found, pick(roles, "matrix"), **given)
         if settings["scope"] == "matrices":
@@ -241,17 +333,3 @@ def recipe_of(name: str) -> Recipe:
         for key, option in known.items()
     ]
     return with_signature(made, name, parameters)
-
-
-def _try(name: str, found: OptimizerClass, given: dict[str, Any]) -> None:
-    """Raise UserError if the class cannot take a step on a 4 by 4 matrix with these options."""
-    p = torch.nn.Parameter(torch.eye(4))
-    p.grad = torch.eye(4)
-    try:
-        with torch.random.fork_rng(devices=[]), torch.compiler.set_stance("force_eager"):
-            found([p], **given).step()
-    except Exception as error:  # a user's class may raise anything
-        raise UserError(
-            f"{name}: it fails on a 4 by 4 matrix: {type(error).__name__}: {_first_line(error)}; "
-            "mend its options, or write a recipe in optim/"
-        ) from None

@@ -24,7 +24,7 @@ from torch import nn
 
 import engines
 import optim
-from engines.single import tensors_in
+from engines._bytes import held_bytes, parts_in, walk
 from errors import UserError
 from model import GPT
 from optim.entrants import Entrant
@@ -126,8 +126,20 @@ def _step(group: optim.Group, like: torch.Tensor, device: str) -> list[RuleCost]
                     p.grad = torch.randn_like(p)
                 optimizer.step()
     flops = counter.get_total_flops() / period / len(params)
-    sizes = [sum(t.nbytes for t in tensors_in(optimizer.state[p])) for p in params]
-    return [RuleCost(size, flops) for size in sizes]
+    counted: set[int] = set()
+    held_bytes([*params, [p.grad for p in params]], counted)
+    inner = [each.state for each in walk(optimizer) if isinstance(each, torch.optim.Optimizer)]
+    own, others = ([state.get(p) for state in inner] for p in params)
+    first, other = held_bytes(own, counted), held_bytes(others, counted)
+    first += held_bytes(optimizer, counted)  # also what it holds beside the parameters' state
+    # The results of one call for all parameters may lie in one piece of memory, a view for each.
+    views = {(part.untyped_storage()._cdata, part.storage_offset()) for part in parts_in(own)}
+    shared = {piece for piece, _ in views}
+    for part in parts_in(others):
+        piece, offset = part.untyped_storage()._cdata, part.storage_offset()
+        if piece in shared and (piece, offset) not in views:
+            first, other = first - part.nbytes, other + part.nbytes
+    return [RuleCost(first, flops), RuleCost(other, flops)]
 
 
 def measure(gpt: GPT, entrant: Entrant, validations: int) -> race.Load:

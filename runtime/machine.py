@@ -207,12 +207,6 @@ def _status_bytes(key: str) -> int:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(key)), 0)
 
 
-def out_of_memory(error: RuntimeError) -> bool:
-    """Whether this is a lack of memory, also where a library or a compiler says it its own way."""
-    words = ("out of memory", "can't allocate memory", "ALLOC_FAILED")  # CUDA, CPU, cuBLAS
-    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
-
-
 def compiler_missing(device: torch.device) -> str:
     """Why torch.compile cannot work here; empty if it can. A CPU needs a C++ compiler."""
     candidates = [os.environ.get("CXX", ""), "g++", "clang++"]

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import engines
 import muon
 from engines import Engine
 from errors import UserError
@@ -77,9 +78,13 @@ class Program:
 
     def loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """Forward pass: the loss summed over tokens, nats; matrix products in `dtype`."""
-        low = self.dtype != torch.float32
-        with torch.autocast(self.device.type, dtype=self.dtype, enabled=low):
+        with self.precision():
             return self.model(inputs, targets)
+
+    def precision(self) -> torch.autocast:
+        """A context in which matrix products are in `dtype`."""
+        low = self.dtype != torch.float32
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=low)
 
     def forward_backward(self, inputs: Tensor, targets: Tensor, of: int, last: bool) -> Tensor:
         """Add the gradients of a microbatch's part of a mean loss.
@@ -218,7 +223,7 @@ class Program:
             try:
                 self.captured = Captured(work, (self.microbatch, self.seq_len), self.device)
             except RuntimeError as error:
-                if alone or not machine.out_of_memory(error):
+                if alone or not engines.out_of_memory(error):
                     raise
                 raise CrowdedError from None
         self.gpt.eager_passes = 0
@@ -258,7 +263,7 @@ class Program:
                 if tau is not None:
                     self.gpt.clip_qk(self.gpt.pop_max_logits(), tau)
         except RuntimeError as error:
-            if not machine.out_of_memory(error):
+            if not engines.out_of_memory(error):
                 raise
             return NO_MEMORY
         return 0.0
@@ -276,9 +281,7 @@ class Program:
             with torch.no_grad():
                 self.loss(inputs, targets)
         except Exception as error:
-            if self.eager_reason or (
-                isinstance(error, RuntimeError) and machine.out_of_memory(error)
-            ):
+            if self.eager_reason or engines.out_of_memory(error):
                 raise
             self.failure = f"compilation failed: {_why(error)}"
             return False

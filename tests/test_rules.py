@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 import optim
-from engines.single import Engine, tensors_in
+from engines._bytes import tensors_in
+from engines.single import Engine
 from errors import UserError
 from layers.config import GPTConfig
 from model import GPT

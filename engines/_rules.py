@@ -1,0 +1,164 @@
+"""Optimizers of anybody's making, built and driven as torch's contract and its schedulers do it.
+
+All parameter groups of a rule are there when it is constructed. `train()` comes before the first
+step, `eval()` before each validation. The learning rate is set as torch.optim.lr_scheduler sets
+it: in place where it is a tensor. The engine calls nothing else of a rule, and relies on nothing
+about its state.
+
+What a rule raises becomes an engines.RuleError, which says in a sentence what the rule was doing.
+"""
+
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import engines
+from errors import UserError
+
+DIVERGED = "the run counts as diverged"
+Rule = Callable[..., torch.optim.Optimizer]
+Optimizers = Sequence[torch.optim.Optimizer]
+
+
+@contextmanager
+def _calling(rule: Rule, doing: str, but: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """Turn what a rule raises, `but` not these, into a RuleError: "RULE fails DOING: ..."."""
+    try:
+        yield
+    except Exception as error:  # any class may raise anything
+        if isinstance(error, (UserError, MemoryError, *but)) or engines.out_of_memory(error):
+            raise
+        if isinstance(error, RuntimeError) and engines.lost_contact(error):
+            raise
+        words = (str(error).strip().splitlines() or [""])[0][:300]
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{Path(last.filename).name} line {last.lineno}"
+        raise engines.RuleError(
+            f"{_name(rule)} fails {doing}: {type(error).__name__}: {words} ({where})"
+        ) from error
+
+
+def _name(rule: Rule) -> str:
+    return f"{rule.__module__}.{getattr(rule, '__qualname__', rule)}"
+
+
+def build(plan: Sequence[engines.PlannedGroup]) -> list[torch.optim.Optimizer]:
+    """One optimizer per rule, so that a rule may batch over all its groups.
+
+    Raises the ValueError or ArithmeticError of a constructor, for wrong options; else RuleError.
+    """
+    by_rule: dict[Rule, list[engines.PlannedGroup]] = {}
+    for group in plan:
+        by_rule.setdefault(group.rule, []).append(group)
+    return [_construct(rule, groups) for rule, groups in by_rule.items()]
+
+
+def _construct(rule: Rule, groups: Sequence[engines.PlannedGroup]) -> Any:
+    with _calling(rule, "to be constructed", but=(ValueError, ArithmeticError)):
+        # Each group's options go through the constructor, which refuses wrong ones.
+        built = [rule([row.param for row in g.params], **g.options) for g in groups]
+        if len(built) > 1:
+            parts = [part for each in built for part in each.param_groups]
+            built = [rule(parts, **groups[0].options)]
+    optimizer: Any = built[0]
+    for group in optimizer.param_groups:
+        if "lr" not in group:
+            raise engines.RuleError(f"{_name(rule)} keeps no lr in its groups, which is set there")
+        lr = group["lr"]
+        group.setdefault("initial_lr", lr.clone() if isinstance(lr, Tensor) else lr)
+    if _has_modes(optimizer):
+        with suppress(Exception):  # where it undoes eval(), which was not called
+            optimizer.train()
+    return optimizer
+
+
+def _has_modes(optimizer: Any) -> bool:
+    """Whether a rule trains other weights than it evaluates, as schedule-free ones do."""
+    return all(callable(getattr(optimizer, name, None)) for name in ("train", "eval"))
+
+
+def set_lr(optimizers: Optimizers, factor: float) -> None:
+    """Set every learning rate to `factor` times its first one."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            lr = float(group["initial_lr"]) * factor
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(lr)
+            else:
+                group["lr"] = lr
+
+
+def step(optimizers: Optimizers) -> engines.RuleError | None:
+    """Take a step of each; the failure of a decomposition on finite gradients, if there was one.
+
+    A rule whose decomposition fails, or that fails on gradients that are not finite, has diverged.
+    It is given weights that are not numbers, so that the next loss says so.
+    """
+    broke = None
+    for optimizer in optimizers:
+        try:
+            with _calling(type(optimizer), "in a step"):
+                optimizer.step()
+        except engines.RuleError as error:
+            params = _params(optimizer)
+            finite = all(p.grad is None or bool(p.grad.isfinite().all()) for p in params)
+            if finite:
+                if not isinstance(error.__cause__, torch.linalg.LinAlgError):
+                    raise
+                broke = error
+                warnings.warn(f"{error.what}: {DIVERGED}", stacklevel=2)
+            with torch.no_grad():
+                for p in params:
+                    p.fill_(torch.nan)
+    return broke
+
+
+def clear(optimizers: Optimizers) -> None:
+    """Clear the gradients of the rules that have a way of their own to do it."""
+    for optimizer in optimizers:
+        if type(optimizer).zero_grad is not torch.optim.Optimizer.zero_grad:
+            with _calling(type(optimizer), "in zero_grad()"):
+                optimizer.zero_grad()
+
+
+@contextmanager
+def evaluation(optimizers: Optimizers) -> Iterator[None]:
+    """A context in which the weights are the ones to validate; afterwards they are as before."""
+    switched: list[Any] = [each for each in optimizers if _has_modes(each)]
+    weights = [p for each in switched for p in _params(each)]
+    # optimizer.train() restores the weights only up to rounding; keep exact copies.
+    trained = [p.detach().clone() for p in weights]
+    for optimizer in switched:
+        with _calling(type(optimizer), "in eval()"):
+            optimizer.eval()
+    try:
+        yield
+    finally:
+        for optimizer in switched:
+            with _calling(type(optimizer), "in train()"):
+                optimizer.train()
+        with torch.no_grad():
+            for p, value in zip(weights, trained, strict=True):
+                p.copy_(value)
+
+
+def _params(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def restore(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Load a state dict, and undo what torch does to it: it casts state to the parameter's type."""
+    with _calling(type(optimizer), "in load_state_dict()"):
+        optimizer.load_state_dict(saved)
+    if not {"state", "param_groups"} <= saved.keys():
+        return  # a rule with a form of its own
+    numbers = [number for group in saved["param_groups"] for number in group["params"]]
+    params = dict(zip(numbers, _params(optimizer), strict=True))
+    for key, held in saved["state"].items():  # by parameters, or by keys of the rule's own
+        optimizer.state[params.get(key, key)] = held
