@@ -324,8 +324,8 @@ def check_numbers(options: Group, ranges: dict[str, tuple[float, float]] = RANGE
         fit = (isinstance(x, kind) and not isinstance(x, bool) and low <= x < high for x in numbers)
         if not all(fit) or len(numbers) != 1 + (name == "betas"):
             must = f"at least {low} and {'finite' if high == inf else f'below {high}'}"
-            whole = "whole, " if kind is Integral else "two numbers, " if name == "betas" else ""
-            raise ValueError(f"{name}={value!r}: must be {whole}{must}")
+            what = "whole" if kind is Integral else "two numbers" if name == "betas" else "a number"
+            raise ValueError(f"{name}={value!r}: must be {must}, {what}")
 
 
 def check_params(group: Group, name: str, half: bool = True, matrices: bool = True) -> None:
