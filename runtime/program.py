@@ -315,10 +315,12 @@ def run_eagerly(programs: Sequence[Program]) -> None:
 
 def _why(error: Exception) -> str:
     """What an error of a compiler says, in a line: how it begins, and the first error in it."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line.strip() for line in str(error).splitlines()]
+    lines = [line for line in lines if line and not line.startswith("backend=")]  # torch's wrapping
     first = lines[0] if lines else type(error).__name__
-    more = (line for line in lines[1:] if "error" in line.lower() or "cannot" in line.lower())
-    return f"{first}: {detail}"[:REASON_MOST] if (detail := next(more, "")) else first[:REASON_MOST]
+    words = ("error:", "cannot ", "no space ", "permission ", "failed to ")
+    details = [line for line in lines[1:] if any(word in line.lower() for word in words)]
+    return ": ".join([first.rstrip(":"), *details[:1]])[:REASON_MOST]
 
 
 def _plain(part: Any) -> Any:
