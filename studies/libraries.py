@@ -23,7 +23,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import replace
-from functools import partial
 from importlib import import_module
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -33,6 +32,7 @@ import torch
 
 import speedrun
 from errors import UserError
+from host import entry, paths
 from optim import library, origin
 from runtime import command_line
 from tracking import store
@@ -96,7 +96,7 @@ class Racer:
                             **command_line.given(arguments, speedrun.Options)
                         )
                         self._trainer = speedrun.Trainer(speedrun.chosen_track(arguments), options)
-                    self._trainer.options = replace(self._trainer.options, results=folder)
+                    self._trainer.options = replace(self._trainer.options, results=Path(folder))
                     self._trainer.check(entrant)
                     trained = True
                     (run,) = speedrun.race(self._trainer, [entrant], 1, "race", [])
@@ -184,7 +184,7 @@ def write(path: Path, table: Sequence[Sequence[str]]) -> None:
 
 def run(given: argparse.Namespace) -> int:
     """Race, write both files and print the summary; the exit code."""
-    folder = Path(given.folder)
+    folder = given.folder
     store.ready(folder)
     rows: list[Outcome] = []
     for row in race_all(given.modules or LIBRARIES, given.limit):
@@ -200,26 +200,18 @@ def run(given: argparse.Namespace) -> int:
     return int(any(row.outcome == "crashed" for row in rows))
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; its exit code: 0, 1 if a class crashed, 2 after a user's mistake."""
-    parser = argparse.ArgumentParser(
-        prog="python -m studies.libraries",
-        description=__doc__,
-        formatter_class=command_line.HelpFormatter,
-    )
+    parser = entry.parser("studies.libraries", __doc__)
     default = ", ".join(LIBRARIES)
     parser.add_argument("modules", nargs="*", help=f"modules with classes (default: {default})")
     parser.add_argument(
         "--limit", type=float, default=120, metavar="SECONDS", help="of a race (default: 120)"
     )
-    default = "results/libraries"
-    parser.add_argument("--folder", default=default, help=f"of the files (default: {default})")
-    code: list[int] = []
-    command = partial(run, parser.parse_args(arguments))
-    failed = command_line.run(
-        "studies.libraries", lambda: code.append(command()), "the same command starts anew"
-    )
-    return failed or code[0]
+    note = "of the files (default: results/libraries)"
+    folder = paths.RESULTS / "libraries"
+    parser.add_argument("--folder", type=paths.typed, default=folder, help=note)
+    return entry.run(parser, argv, run, "the same command starts anew")
 
 
 if __name__ == "__main__":
