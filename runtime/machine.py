@@ -15,9 +15,12 @@ import resource
 import shutil
 import statistics
 import time
+from importlib import import_module
 from pathlib import Path
 
 import torch
+
+from errors import UserError
 
 MATRIX_UNITS = ("tensor cores", "amx_bf16")  # several times as fast in bfloat16 as in float32
 _STATUS = Path("/proc/self/status")
@@ -172,6 +175,21 @@ def compiler_missing(device: torch.device) -> str:
     if device.type == "cpu" and not any(shutil.which(name) for name in candidates if name):
         return "no C++ compiler found"
     return ""
+
+
+def load_compiler() -> None:
+    """Import torch's compiler, which its optimizers need too. Raises UserError.
+
+    At its import it makes the folder of its cache.
+    """
+    try:
+        import_module("torch._dynamo")
+    except OSError as error:
+        name = "TORCHINDUCTOR_CACHE_DIR"
+        raise UserError(
+            f"{name}={os.environ.get(name, '')}: torch cannot write there ({error}); "
+            f"unset {name}, or set it to a folder of yours"
+        ) from error
 
 
 def main() -> None:
