@@ -245,8 +245,8 @@ def _fastest(
 ) -> str:  # fmt: skip
     """The name whose iteration is fastest on a random X: the best of ROUNDS, taken in turns.
 
-    Of those about as fast, the first is taken, so that chance does not decide. The round with the
-    compilation is never the best. A backend that fails, but the first, is left out with a warning.
+    Of those that tie, the first. The first round compiles, so it is never the best. A backend that
+    fails is left out with a warning: Triton may lack a C compiler. The first may not fail.
     """
     generator = torch.Generator(device).manual_seed(0)  # leaves the global one as it is
     X = torch.randn(*shape, generator=generator, dtype=torch.float32, device=device)
@@ -261,8 +261,7 @@ def _fastest(
                     raise
                 warnings.warn(f"ns_backend={name!r} fails here: {error}", stacklevel=2)
                 del times[name]
-    best = min(times.values())
-    return next(name for name in times if best >= MARGIN * times[name])
+    return next(name for name in times if min(times.values()) >= MARGIN * times[name])
 
 
 def _milliseconds(iterate: Iteration, X: Tensor, abc: Coefficients) -> float:

@@ -18,6 +18,7 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -213,6 +214,21 @@ def compiler_missing(device: torch.device) -> str:
     if device.type == "cpu" and not any(shutil.which(name) for name in candidates if name):
         return "no C++ compiler found"
     return ""
+
+
+def load_compiler() -> None:
+    """Import torch's compiler, which its optimizers need too. Raises UserError.
+
+    At its import it makes the folder of its cache.
+    """
+    try:
+        import_module("torch._dynamo")
+    except OSError as error:
+        name = "TORCHINDUCTOR_CACHE_DIR"
+        raise UserError(
+            f"{name}={os.environ.get(name, '')}: torch cannot write there ({error}); "
+            f"unset {name}, or set it to a folder of yours"
+        ) from error
 
 
 def command(given: argparse.Namespace) -> None:

@@ -60,6 +60,7 @@ class Program:
         self.wrapped = engine.wrap(gpt)
         self.model: Callable[..., Tensor] = self.wrapped
         self.eager_reason = eager_reason
+        machine.load_compiler()
         if missing := not eager_reason and self._shared(machine.compiler_missing(self.device)):
             self.run_eagerly(missing)
         elif not eager_reason:
@@ -132,7 +133,8 @@ class Program:
         last = self.engine.all_reduce_max(torch.tensor((self.engine.rank + 1.0) * bool(text)))
         mine = text if last.item() == self.engine.rank + 1 else ""
         codes = torch.zeros(REASON_MOST)
-        codes[: len(mine)] = torch.tensor([float(ord(letter)) for letter in mine])
+        for index, letter in enumerate(mine[:REASON_MOST]):
+            codes[index] = ord(letter)
         return "".join(chr(int(code)) for code in self.engine.all_reduce_max(codes) if code)
 
     # ---- Microbatches ----------------------------------------------------------------------------

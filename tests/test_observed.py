@@ -7,6 +7,9 @@ every row, of trials too; all runs of a heat and all processes then run the same
 its choices from its rows; --resume refuses what differs, before any training.
 """
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -179,6 +182,18 @@ def test_torchs_own_switches_are_noticed(
     assert trainer.facts(out)["compile_note"] == NOTES[gives_up]
 
 
+@pytest.mark.slow
+def test_a_cache_that_torch_cannot_use_is_refused_by_its_name(tmp_path: Path) -> None:
+    environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": "/proc/nowhere"}
+    for more in ([], ["--no-compile"]):
+        done = subprocess.run(
+            [sys.executable, "speedrun.py", *RACE, f"--results={tmp_path}", *more],
+            cwd=Path(__file__).parents[1], env=environment, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 2 and "Traceback" not in done.stderr
+        assert "TORCHINDUCTOR_CACHE_DIR=/proc/nowhere: torch cannot write there" in done.stderr
+
+
 class Ranks:
     """Two processes of a program, whose collectives meet without processes."""
 
@@ -193,6 +208,7 @@ class Ranks:
 def test_a_process_learns_why_another_one_cannot_compile() -> None:
     for rank, other, text, known in (
         (1, 0.0, "no g++ ± x", "no g++ ± x"),
+        (1, 0.0, "x" * 999, "x" * program.REASON_MOST),
         (0, 0.0, "", ""),
         (0, 2.0, "mine", ""),  # the text of the last rank, which Ranks does not know, is taken
     ):
@@ -273,7 +289,7 @@ def test_the_choices_that_no_row_holds_are_kept_for_the_rest_of_the_race(
     other = Trainer(micro_track, micro_options)
     other.program.adopt(store.read_setup(tmp_path, "race"))
     assert muon.chosen_backends() == {key: "gram"} and other.program.microbatch == 4
-    monkeypatch.delitem(muon.BACKENDS, "gram")
+    monkeypatch.setattr(muon, "BACKENDS", {"plain": muon.BACKENDS["plain"]})
     with pytest.raises(UserError, match="took Newton-Schulz gram, which is not here"):
         other.program.adopt(store.read_setup(tmp_path, "race"))
     other.program.adopt(store.read_setup(tmp_path, "older"))  # a race without the file
