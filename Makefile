@@ -24,6 +24,9 @@ TORCHRUN = $(PY) -m torch.distributed.run --standalone --local-addr=127.0.0.1 \
 WORKERS = $(shell n=$$($(PY) -m host.cores); echo $$((n < 4 ? n : 4)))
 RACE = $(if $(filter 1,$(NPROC)),$(PY),$(TORCHRUN))
 
+# A race on a data set of the user's own needs no other.
+DATA := $(if $(findstring --dataset,$(ARGS)),setup,data)
+
 .PHONY: help speedrun compare scale libraries test test-fast setup data vocab race tune sweep \
 	plots report verify docs figures bench bench-disturbed bench-coverage agreement fuzz gpu-check \
 	clean
@@ -50,13 +53,13 @@ scale: data  ## race AdamW against Muon at 3 batch sizes and 3 widths of tiny
 libraries: .venv/optimizers data  ## race every optimizer class of the libraries for four steps
 	$(PY) -m studies.libraries $(ARGS)
 
-race: data  ## race ENTRANTS on TRACK, SEEDS runs each (ARGS=--resume goes on with a stopped race)
+race: $(DATA)  ## race ENTRANTS on TRACK, SEEDS runs each (ARGS=--resume goes on with a stopped race)
 	$(RACE) speedrun.py $(or $(ENTRANTS),$(error no entrants: name them with ENTRANTS="...")) --track $(TRACK) --seeds $(SEEDS) $(ARGS)
 
-tune: data  ## search settings for ENTRANTS, TRIALS each, into optim/tuned.toml
+tune: $(DATA)  ## search settings for ENTRANTS, TRIALS each, into optim/tuned.toml
 	$(PY) -m studies.tune $(ENTRANTS) --track $(TRACK) --trials $(TRIALS) $(ARGS)
 
-sweep: .venv/optimizers data  ## run all tuned optimizers at 7 learning rates around the tuned one
+sweep: .venv/optimizers $(DATA)  ## run all tuned optimizers at 7 learning rates around the tuned one
 	$(PY) -m studies.tune $(ENTRANTS) --track $(TRACK) --stage sweep $(ARGS)
 
 plots: setup  ## draw the charts of the newest race into plots/
