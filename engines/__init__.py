@@ -51,6 +51,12 @@ class Engine(Protocol):
     def wrap(self, model: nn.Module) -> nn.Module:
         """Place the model; the returned module is called with inputs and targets."""
 
+    def alone(self, wrapped: Any) -> AbstractContextManager[None]:
+        """A context in which passes of what `wrap` returned need no other process.
+
+        So a pass can fail in one process: nothing waits for it, and the next passes agree again.
+        """
+
     def roles(self) -> list[Any]:
         """The model's table of roles, with the parameters that this process updates."""
 

@@ -10,6 +10,7 @@ over gloo on CPUs. Agrees with `single` up to the rounding of the average.
 import os
 import warnings
 import weakref
+from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import Any
 
@@ -73,6 +74,11 @@ class Engine(single.Engine):
         # a tensor: a deadlock.
         weakref.finalize(wrapped.reducer, lambda group: None, wrapped.process_group).atexit = False
         return wrapped
+
+    def alone(self, wrapped: Any) -> AbstractContextManager[None]:
+        # Its first backward pass that counts decides on the buckets, which all ranks then compare.
+        no_sync: AbstractContextManager[None] = wrapped.no_sync()
+        return no_sync
 
     def backward(self, loss: Tensor, last: bool) -> None:
         self._watch.beat()

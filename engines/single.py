@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from copy import copy, deepcopy
 from typing import Any, Self
 
@@ -44,6 +44,9 @@ class Engine:
     def wrap(self, model: nn.Module) -> nn.Module:
         self.model = model.to(self.device)
         return self.model
+
+    def alone(self, wrapped: Any) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def roles(self) -> list[Any]:
         rows: list[Any] = self.model.roles()  # type: ignore[operator]

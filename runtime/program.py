@@ -205,7 +205,7 @@ class Program:
         """
         saved, self.captured = self.engine.save(), None
         self.failure = ""
-        while fault := self.engine.all_reduce_max(torch.tensor(self.try_step(tau, reserve))).item():
+        while fault := self._fault(tau, reserve):
             self.engine.load(saved)
             if fault == NO_MEMORY and not alone:
                 raise CrowdedError
@@ -233,6 +233,12 @@ class Program:
         self.engine.load(saved)
         self.gpt.pop_max_logits()  # of the dummy tokens
         machine.synchronize(self.device)
+
+    def _fault(self, tau: float | None, reserve: int) -> float:
+        """The worst that goes wrong in a step of any process; 0: nothing."""
+        with self.engine.alone(self.wrapped):
+            mine = self.try_step(tau, reserve)
+        return self.engine.all_reduce_max(torch.tensor(mine)).item()
 
     def rehearse(self, tau: float | None) -> None:
         """A step on dummy tokens that leaves weights and state as they were."""
