@@ -23,12 +23,13 @@ def version(found: type[torch.optim.Optimizer]) -> str:
     """The version of the class's library, or the hash of its files, and those of its bases.
 
     For torch it is "torch", as rows of a race have a column for its version. A base from elsewhere
-    is named: 0f3a...+heavyball-3.2.1.
+    is named, 0f3a...+heavyball-3.2.1, but for those of Python itself.
     """
     versions: dict[str, str] = {}
     for base in found.__mro__[:-1]:  # without `object`
         top = base.__module__.partition(".")[0]
-        if top not in versions and (top != "torch" or base is found):
+        known = top in sys.stdlib_module_names or (top == "torch" and base is not found)
+        if top not in versions and not known:
             versions[top] = _version(base)
     first, *others = versions.items()
     return "+".join([first[1], *(f"{top}-{version}" for top, version in others)])
