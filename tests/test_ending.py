@@ -41,6 +41,16 @@ def eventually(what: Callable[[], bool], seconds: float = 30.0) -> bool:
 # --- signals --------------------------------------------------------------------------------------
 
 
+@pytest.fixture(autouse=True)
+def as_in_a_terminal() -> Iterator[None]:
+    """Signals as a terminal gives them: `nohup` and a shell's `&` would have some ignored."""
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 def send(*numbers: int) -> None:
     """Send signals to this process, and do not end by oneself."""
     for number in numbers:

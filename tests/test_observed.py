@@ -271,7 +271,7 @@ def test_a_search_goes_on_with_the_choices_of_its_trials_on_this_device(
     here = machine.device_name(torch.device("cpu"))
     row = make_trial(track_hash=micro_track.hash(), device=here, dtype="bfloat16")
     others = replace(row, device="else", dtype="x"), replace(row, track_hash="else", dtype="x")
-    options = Options(results=str(tmp_path))
+    options = Options(results=tmp_path)
     for each in (row, *others):
         store.append(tmp_path / "tuning.csv", each)
     assert tune.settled(micro_track, options).dtype == "bfloat16"
