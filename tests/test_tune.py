@@ -256,6 +256,15 @@ def test_what_the_tuner_would_not_heed_is_refused(
     assert message in capsys.readouterr().err
 
 
+def test_the_outcome_stays_beside_its_trials(
+    micro_flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths: list[Path] = []
+    monkeypatch.setattr(tune, "tune_recipe", lambda study, path: paths.append(path))
+    assert tune.main(["adamw", *micro_flags]) == 0
+    assert paths == [tmp_path / "results" / "tuned.toml"] and tuned.of(SEARCH.parents[1]) == TUNED
+
+
 def test_who_misses_the_target_is_tuned_all_the_same(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -10,7 +10,7 @@ from analysis import report
 from errors import UserError
 from leaderboard import verify
 from tests.rows import SOURCE, make_points, make_run, make_trial, make_turns
-from tracking import store
+from tracking import store, tuned
 from tracking.schema import Run, Trial, Turn
 
 SOURCE_NAME = f"sources/{store.source_hash(SOURCE)}.txt"
@@ -213,6 +213,28 @@ def test_checks_of_a_gpu_are_verified_too(tmp_path):
     found, rows = verify._verify_all(tmp_path, tmp_path / "tuned.toml")
     assert str(rows["gpu/20260101-card"]) == "1 runs and 0 tuning trials"
     assert any("gpu/20260101-card: " in line and "lost.csv" in line for line in found)
+
+
+def test_a_folder_of_ones_own_has_its_own_settings_and_not_the_projects(tmp_path, capsys):
+    own = tmp_path / "results" / "mine"
+    fill(own)
+    (tmp_path / "results" / "tuned.toml").write_text(TUNED.replace("0.002", "0.003"))  # others'
+    assert verify.main(["--root", str(own)]) == 0
+    (own / "tuned.toml").write_text(TUNED)
+    assert verify.main(["--root", str(own)]) == 0
+    (own / "tuned.toml").write_text(TUNED.replace("0.002", "0.003"))
+    capsys.readouterr()
+    assert verify.main(["--root", str(own)]) == 1
+    assert "tuned.toml [tiny.muon]: its settings differ from trial 1" in capsys.readouterr().out
+    assert tuned.of(own) == own / "tuned.toml"
+    assert tuned.of(Path(verify.__file__).parents[1] / "results" / "records" / "..") == tuned.TUNED
+
+
+@pytest.mark.parametrize("where", [".", "../race", "../../records/race/"])
+def test_a_record_is_one_from_wherever_it_is_named(where, tmp_path, monkeypatch, capsys):
+    fill_records(tmp_path)
+    monkeypatch.chdir(tmp_path / "records" / "race")
+    assert verify.main(["--root", where]) == 0, capsys.readouterr().out
 
 
 def test_without_rows_there_is_nothing_to_verify(tmp_path):
