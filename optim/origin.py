@@ -26,7 +26,7 @@ def version(found: type[torch.optim.Optimizer]) -> str:
     is named: 0f3a...+heavyball-3.2.1.
     """
     versions: dict[str, str] = {}
-    for base in found.__mro__[:-1]:  # without `object`
+    for base in (each for each in found.__mro__ if issubclass(each, torch.optim.Optimizer)):
         top = base.__module__.partition(".")[0]
         if top not in versions and (top != "torch" or base is found):
             versions[top] = _version(base)
