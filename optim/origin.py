@@ -26,7 +26,7 @@ def version(found: type[torch.optim.Optimizer]) -> str:
     is named, 0f3a...+heavyball-3.2.1, but for those of Python itself.
     """
     versions: dict[str, str] = {}
-    for base in found.__mro__[:-1]:  # without `object`
+    for base in (each for each in found.__mro__ if issubclass(each, torch.optim.Optimizer)):
         top = base.__module__.partition(".")[0]
         known = top in sys.stdlib_module_names or (top == "torch" and base is not found)
         if top not in versions and not known:

@@ -65,7 +65,7 @@ def rehearse(program: Program, steps: int, factor: Callable[[int], float], label
         print(f"note: {label} changed no hidden matrix in {len(chosen)} steps", file=sys.stderr)
 
 
-def _sums(gpt: GPT) -> list[float]:
-    """A number for each hidden matrix that tells whether it has changed."""
-    matrices = [row.param for row in gpt.roles() if row.role == "matrix"]
-    return [p.detach().double().norm().item() for p in matrices]
+def _sums(gpt: GPT) -> list[tuple[float, float]]:
+    """Numbers of each hidden matrix that tell whether it has changed; some rules keep its norm."""
+    matrices = [row.param.detach().double() for row in gpt.roles() if row.role == "matrix"]
+    return [(p.sum().item(), p.norm().item()) for p in matrices]

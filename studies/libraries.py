@@ -33,7 +33,7 @@ import torch
 import speedrun
 from errors import UserError
 from host import entry, paths
-from optim import library, origin
+from optim import origin
 from runtime import command_line
 from tracking import store
 from tracking.files import write_atomic
@@ -154,8 +154,8 @@ def race_all(modules: Sequence[str], limit: float) -> Iterator[Outcome]:
     races = Races(limit)
     try:
         for module, name in names:
-            version = origin.version(library.rule(f"{module}.{name}"))
-            version = torch.__version__ if version == "torch" else version
+            owner = origin.distribution(import_module(module))
+            version = owner.version if owner else "unknown"
             for scope in SCOPES:
                 found, why = races.race(f"lib:{module}.{name}:scope={scope}")
                 yield Outcome(module, version, name, scope, found, why)

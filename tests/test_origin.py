@@ -106,6 +106,9 @@ def test_the_version_is_of_the_distribution_whose_file_it_is(write: Write) -> No
     write("fine_rules/inner.py", RULE.format("Fine"))
     install(write, "fine_rules", "4.5.6", ["fine_rules/__init__.py", "fine_rules/inner.py"])
     assert version("fine_rules.Fine") == "4.5.6"
+    mixed = "import abc\nimport torch\n\n\nclass Mixed(torch.optim.SGD, abc.ABC):\n    pass\n"
+    write("mixed.py", mixed)
+    assert len(version("mixed.Mixed")) == 12  # its other bases are no rules
     write("reexports.py", "from fine_rules import Fine\n")
     assert version("reexports.Fine") == "4.5.6"
     write("derived.py", "import fine_rules\n\n\nclass Derived(fine_rules.Fine):\n    pass\n")

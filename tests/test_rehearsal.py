@@ -213,6 +213,16 @@ class Nothing(Descent):
         pass
 
 
+class Flips(Descent):
+    """Keeps the norms of all weights."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.neg_()
+
+
 class Drawn(Descent):
     """Draws a number as it is made."""
 
@@ -372,8 +382,9 @@ def test_a_class_that_changes_nothing_is_named(
         trainer.check(entrant(Nothing, f"scope={scope}"))
         said = capsys.readouterr().err
         assert f"Nothing:scope={scope} changed no hidden matrix in 4 steps" in said
-    trainer.check(entrant(Counter, "scope=all"))
-    assert capsys.readouterr().err == ""
+    for rule in (Counter, Flips):
+        trainer.check(entrant(rule, "scope=all", steps=3))
+        assert capsys.readouterr().err == ""
 
 
 def test_a_lack_of_memory_is_no_fault_of_a_class() -> None:
