@@ -23,13 +23,12 @@ def version(found: type[torch.optim.Optimizer]) -> str:
     """The version of the class's library, or the hash of its files, and those of its bases.
 
     For torch it is "torch", as rows of a race have a column for its version. A base from elsewhere
-    is named, 0f3a...+heavyball-3.2.1, but for those of Python itself.
+    is named, 0f3a...+heavyball-3.2.1, if it is an optimizer too.
     """
     versions: dict[str, str] = {}
     for base in (each for each in found.__mro__ if issubclass(each, torch.optim.Optimizer)):
         top = base.__module__.partition(".")[0]
-        known = top in sys.stdlib_module_names or (top == "torch" and base is not found)
-        if top not in versions and not known:
+        if top not in versions and (top != "torch" or base is found):
             versions[top] = _version(base)
     first, *others = versions.items()
     return "+".join([first[1], *(f"{top}-{version}" for top, version in others)])

@@ -151,10 +151,3 @@ def test_a_package_of_one_s_own_is_told_by_all_its_files(write: Write) -> None:
 def test_torch_s_own_classes_have_torch_s_version() -> None:
     assert origin.version(library.rule("torch.optim.AdamW")) == "torch"
     assert os.path.exists(str(import_module("torch").__file__))
-
-
-def test_a_base_from_python_itself_is_no_part_of_a_version(write: Write) -> None:
-    text = "import abc\n" + RULE.format("Rule").replace("(torch", "(abc.ABC, torch")
-    path = write("abstract_rules.py", text)
-    found = origin.version(import_module("abstract_rules").Rule)
-    assert found == hashlib.sha256(path.read_bytes()).hexdigest()[:12]
