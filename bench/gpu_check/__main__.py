@@ -136,7 +136,8 @@ def run_parts(config: Config, facts: dict[str, str], seconds: float) -> list[Res
             print(f" {result.status}, {len(result.checks)} checks, {result.seconds:.1f} s")
             for check in result.checks:
                 if check.status == FAILED:
-                    print(f"    {check.check}: {check.value} {check.note}")
+                    value = "" if check.value is None else f"{check.value} "
+                    print(f"    {check.check}: {value}{check.note}")
         results.append(result)
         report.write(config.out, results, facts, done=False)
     return results
