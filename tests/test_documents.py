@@ -263,6 +263,11 @@ def test_a_name_that_promises_a_table_is_believed(file: Write) -> None:
         assert label(file(name, gzip.compress(b""))) == "empty in gzip"
 
 
+def test_a_byte_order_mark_in_front_of_a_text_is_left_out_in_json_too(file: Write) -> None:
+    row = json.dumps({"text": "\ufeffone \ufeff"}).encode()
+    assert read(file("a", row)) == read(file("b", b"[%b]" % row)) == (["one \ufeff"], 0)
+
+
 def test_the_format_can_be_set(file: Write) -> None:
     assert read(file("a.jsonl", LINES[:20]), format="text") == ([LINES[:20].decode()], 0)
     assert read(file("a.html", b"<html>one</html>")) == (["<html>one</html>"], 0)
