@@ -21,6 +21,7 @@ import fcntl
 import hashlib
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -89,12 +90,12 @@ def candidates(root: Path, suffixes: tuple[str, ...] = (".bin",)) -> list[str]:
         return found
     inside = sorted({path.parent for path in root.glob("*/*.bin")})
     if inside:
-        raise UserError(f"{root} holds no .bin files; run: python -m data.adopt {inside[0]}")
+        raise UserError(f"{root} holds no .bin files; run: {_again(inside[0])}")
     arrays = [name for name in names if name.endswith(".npy")]
     if arrays:
         raise UserError(
             f"{root} holds no .bin files, but NumPy arrays such as {arrays[0]}; to copy them into "
-            f"shards, run: python -m data.adopt {root} --convert --out data/NAME"
+            f"shards, run: {_again(root)} --convert --out data/NAME"
         )
     raise UserError(
         f"{root} holds no .bin files; name the folder that holds the shards, or fetch FineWeb: "
@@ -139,8 +140,12 @@ def _like_fineweb(names: Sequence[str]) -> bool:
     return all(fineweb.SHARD.fullmatch(name) for name in names)
 
 
+def _again(root: Path) -> str:
+    return f"python -m data.adopt {shlex.quote(str(root))}"
+
+
 def _fetch(root: Path) -> str:
-    return f"python -m data.fineweb --tokens 1_000_000_000 --root {root}"
+    return f"python -m data.fineweb --tokens 1_000_000_000 --root {shlex.quote(str(root))}"
 
 
 # ---------------------------------------------------------------------------------------------
@@ -339,11 +344,17 @@ def adopt(root: Path, choice: Choice, out: Path | None = None) -> tuple[Manifest
         if out is None and root.is_dir() and not os.access(root, os.W_OK):
             raise UserError(
                 f"cannot write to {root}, where {MANIFEST} belongs; run: "
-                f"python -m data.adopt {root} --out data/NAME"
+                f"{_again(root)} --out data/NAME"
             )
         names = candidates(root)
         train, val = split(root, names, choice)
         counts = {name: token_files.header(root / name) for name in (*train, *val)}
+        for role, part in (("training", train), ("validation", val)):
+            if sum(counts[name] for name in part) < 2:
+                raise UserError(
+                    f"{root / part[0]} holds 1 token, and {role} needs at least 2: each is guessed "
+                    "from those before it; choose more files with --train and --val"
+                )
         stamps = {name: manifest.stamp(root / name) for name in counts}
         vocab_size, ranked = vocabulary(choice.vocab)
         scans = dict(zip(counts, _scan_all(root, counts, vocab_size, old), strict=True))
@@ -374,12 +385,16 @@ def adopt(root: Path, choice: Choice, out: Path | None = None) -> tuple[Manifest
 def _kept(root: Path) -> Manifest | None:
     """The manifest of the folder, if it has one. Raises UserError if it is damaged."""
     path = root / MANIFEST
-    return manifest.read(root, f"rm {path}, then the same command") if path.exists() else None
+    return (
+        manifest.read(root, f"rm {shlex.quote(str(path))}, then the same command")
+        if path.exists()
+        else None
+    )
 
 
 def _others(root: Path, kept: Manifest) -> Manifest:
     """Check the files of a folder that another command of this project has made."""
-    remedy = f"rm {root / MANIFEST} && python -m data.adopt {root}"
+    remedy = f"rm {shlex.quote(str(root / MANIFEST))} && {_again(root)}"
     manifest.open_folder(root, "", None, remedy)
     extra = {*candidates(root)} - {file.name for file in kept.files}
     if extra:
@@ -474,7 +489,7 @@ def _adopted(root: Path | None) -> tuple[Path, Manifest]:
         if os.environ.get("RANK", "0") == "0":
             said = map(paths.from_here, (f"data.adopt: {summary(root, made)}", *notes))
             print(*said, sep="\n", file=sys.stderr)
-    return root, manifest.read(root, f"python -m data.adopt {root}")
+    return root, manifest.read(root, _again(root))
 
 
 def is_fineweb(root: Path) -> bool:
@@ -485,7 +500,7 @@ def is_fineweb(root: Path) -> bool:
 def open_prepared(root: Path | None = None, val_tokens: int | None = None) -> Dataset:
     """The shards of a folder, adopted if it is not yet; see data.open_dataset."""
     root, _ = _adopted(root)
-    return manifest.open_folder(root, f"shards:{root}", val_tokens, f"python -m data.adopt {root}")
+    return manifest.open_folder(root, f"shards:{root}", val_tokens, _again(root))
 
 
 def summary(root: Path, made: Manifest) -> str:
@@ -520,7 +535,9 @@ def command(given: argparse.Namespace) -> None:
     made, notes = adopt(root, choice, out)
     root = out or root
     track = "--track gpt2 " if made.source == fineweb.REPOSITORY else ""
-    race = f"to race on it, run: python speedrun.py {track}--dataset shards:{root}"
+    race = (
+        f"to race on it, run: python speedrun.py {track}--dataset {shlex.quote(f'shards:{root}')}"
+    )
     print(*map(paths.from_here, (summary(root, made), *notes, race)), sep="\n")
 
 

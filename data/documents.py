@@ -11,7 +11,7 @@ its line, so many processes can share that work.
 
 - Plain text ends at the separator and is stripped, because white space around a separator is
   layout. Its line ends become "\\n": CRLF, and CR alone. A byte-order mark is left out.
-- A text inside JSON or a table is kept as it is, also its line ends.
+- A text inside JSON or a table is kept as it is, also its line ends, but for such a mark in front.
 - A document that is null is skipped; the caller counts them.
 """
 
@@ -83,8 +83,13 @@ class Piece:
     def text(self, number: int, reading: Reading) -> str | None:
         """The text of a document, counted from 0; "" for an empty line, None for null.
 
-        Raises UserError, which names the file and the line, row or document, if it is not text.
+        A byte-order mark in front of it is left out. Raises UserError, which names the file and the
+        line, row or document, if it is not text.
         """
+        text = self._decoded(number, reading)
+        return None if text is None else text.removeprefix("\ufeff")
+
+    def _decoded(self, number: int, reading: Reading) -> str | None:
         document = self.documents[number]
         if document is None or isinstance(document, str):
             return document

@@ -56,6 +56,11 @@ _COMPRESSED = {
 
 _UNPACK = "unpack it and give the files in it"
 _CONVERT = "convert it to text first"
+_TABLES = {".csv": "excel", ".tsv": "excel-tab"}
+_ROWS = (
+    "python -c 'import csv, json, sys; csv.field_size_limit(1 << 30); "
+    '[print(json.dumps(row)) for row in csv.DictReader(sys.stdin, dialect="{dialect}")]\''
+)
 # Each: where, which bytes, what it is, what to do: a command for its content if it begins with "|".
 _WRITTEN = [
     (0, b"%PDF-", "PDF", "| pdftotext - -"),
@@ -102,6 +107,7 @@ _BINARY = [
     (0, (20240801).to_bytes(4, "little"), "a shard of Llama-3 tokens",
      "give the text that it was made from"),
 ]  # fmt: skip
+_CONTROLS = frozenset([*range(1, 9), *range(14, 27), *range(28, 32)])  # bytes that no text has
 _PAGE = re.compile(rb"\s*(<!doctype\s+html|<html|<\?xml[^>]*>\s*<Error>)", re.IGNORECASE)
 
 
@@ -142,6 +148,12 @@ def form(name: str, head: bytes, whole: bool, layers: Sequence[str] = ()) -> For
         raise UserError(
             f"{name} is not {promised.value}: it begins with {_shown(text)}; mend it or leave it "
             "out, or, if it is plain text, run with --format text"
+        )
+    dialect = _TABLES.get(suffix(name))
+    if dialect is not None:
+        raise UserError(
+            f"{name} is a table, by its name; if it is plain text, run with --format text, else "
+            "make JSON lines of it: " + through(_ROWS.format(dialect=dialect), name, layers)
         )
     return Form.TEXT
 
@@ -218,7 +230,9 @@ def wide(head: bytes) -> str | None:
             return encoding
     # Text in other scripts has few of them, and Chinese some on the wrong side.
     here = {"utf-16le": shares[1] + shares[3], "utf-16be": shares[0] + shares[2]}
-    likely = [each for each, share in here.items() if share > 0.5 or bad_bytes(head)]
+    # In Cyrillic each character has a control character (04) in place of a byte that is not UTF-8.
+    strange = bool(bad_bytes(head)) or _controls(head) > 0.2
+    likely = [each for each, share in here.items() if share > 0.5 or strange]
     likely = [each for each in likely if _reads(head, each)]
     return max(likely, key=lambda each: _spaces(head, each), default=None)
 
@@ -250,18 +264,22 @@ def bad_bytes(content: bytes) -> list[int]:
     return found
 
 
+def _controls(content: bytes) -> float:
+    """The share of control characters that no text has, NULs left out."""
+    return sum(byte in _CONTROLS for byte in content) / max(1, len(content))
+
+
 def encoding_remedy(name: str, layers: Sequence[str], content: bytes, at: int) -> str:
     """What helps a document that is not UTF-8 at byte `at`, as far as its bytes tell."""
     content = content[: at + HEAD_BYTES]
     bad = bad_bytes(content)
     if not bad and not content[:at].isascii():
         return "it is cut off in the middle of a character: fetch the file again"
-    control = sum(byte < 9 or 13 < byte < 27 or 27 < byte < 32 for byte in content)
     high = [byte for byte in content if byte >= 0x80]
     encoding = wide(content)
     if encoding is not None:
         pass
-    elif control > 0.02 * len(content):
+    elif _controls(content) > 0.02:
         return "it is no text: leave it out"
     elif bad and len(high) > 3 * len(bad) and len(bad) < 100:  # the others are whole in UTF-8
         return "drop the few bytes that are not, with: " + through(
@@ -277,8 +295,12 @@ def encoding_remedy(name: str, layers: Sequence[str], content: bytes, at: int) -
 # ---------------------------------------------------------------------------------------------
 # JSON.
 
-_OBJECT = re.compile(rb'\s*\{\s*["}]')
-_ARRAY = re.compile(rb'\s*\[\s*(?:null\s*,\s*)*(?:\{\s*["}]|\]\s*\Z)')
+_OBJECT = re.compile(rb'(?:\s*null\s)*\s*\{\s*["}]')
+# Its first elements are null, and then an object or a string that is followed by a comma, unlike
+# the name of a link in Markdown.
+_ARRAY = re.compile(
+    rb'\s*\[\s*(?:null\s*,\s*)*(?:\{\s*["}]|\]\s*\Z|"(?:[^"\\]|\\.)*"\s*(?:,|\]\s*\Z))', re.DOTALL
+)
 
 
 def _json(head: bytes, whole: bool, promised: bool) -> Form | None:

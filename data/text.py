@@ -22,6 +22,7 @@ is there only when it is complete: shards, vocabulary, and manifest.json with th
 import argparse
 import functools
 import os
+import shlex
 import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
@@ -231,9 +232,12 @@ def _write_shards(root: Path, sort: ExternalSort, vocabulary: Path, settings: Se
             into.append(tokens)
             last = key
     if val.tokens < 2 or train.tokens < 2:
+        divide = ""
+        if settings.separator == bpe.SEPARATOR:
+            divide = ", or divide plain text by --separator, for example --separator $'\\n\\n'"
         raise UserError(
             f"the files hold {sort.documents} documents, too few for training and validation; "
-            "give more, or divide plain text by --separator, for example --separator $'\\n\\n'"
+            f"give more{divide}"
         )
     files = [(vocabulary, len(sizes)), *train.written, *val.written]
     return Manifest(
@@ -249,7 +253,7 @@ def open_prepared(root: Path | None = None, val_tokens: int | None = None) -> Da
     """The data set that `build` made in `root`; see data.open_dataset."""
     if root is None:
         raise UserError("the data set `text` needs its folder; write: text:FOLDER")
-    remedy = f"python -m data.text {root} FILES..."
+    remedy = f"python -m data.text {shlex.quote(str(root))} FILES..."
     return manifest.open_folder(root, f"text:{root}", val_tokens, remedy)
 
 

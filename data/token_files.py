@@ -8,6 +8,7 @@ is, with the next command.
 """
 
 import os
+import shlex
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -165,9 +166,8 @@ def _refuse(path: Path, start: bytes, size: int) -> NoReturn:
 
 
 def _to_convert(path: Path) -> str:
-    return (
-        f"to copy it into shards, run: python -m data.adopt {path.parent} --convert --out data/NAME"
-    )
+    folder = shlex.quote(str(path.parent))
+    return f"to copy it into shards, run: python -m data.adopt {folder} --convert --out data/NAME"
 
 
 def _known(start: bytes) -> str | None:

@@ -531,3 +531,18 @@ def test_a_gap_is_named(folder: Path, official: manifest.Manifest) -> None:
     made, notes = adopt.adopt(folder, adopt.Choice())
     assert made.hash == official.hash
     assert "000001.bin is missing, so 1 shards after it are not used" in notes[0]
+
+
+def test_the_next_command_can_be_typed_for_a_folder_with_a_space(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = folder.rename(tmp_path / "my shards")
+    assert run(capsys, root)[1].endswith(f"--dataset 'shards:{root}'\n")
+    with pytest.raises(UserError, match=f"run: python -m data.adopt '{root}'"):
+        adopt.candidates(tmp_path)
+
+
+def test_a_set_of_one_token_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(folder, {"fineweb_val_000000.bin": content([1])})
+    code, _, err = run(capsys, folder)
+    assert code == 2 and "holds 1 token, and validation needs at least 2" in err

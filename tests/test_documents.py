@@ -213,6 +213,15 @@ def test_what_is_no_text_is_named_with_its_remedy(file: Write, kind: str, name: 
     assert re.search(message, refusal(file(name, content)))
 
 
+@pytest.mark.parametrize("encoding", ["utf-16le", "utf-16be"])
+def test_cyrillic_in_utf16_of_which_no_byte_is_wrong_in_utf8_is_named(
+    file: Write, encoding: str
+) -> None:
+    content = ("Привет мир " * 200).encode(encoding)
+    content.decode()  # each character has a control character in front or behind
+    assert f"iconv -f {encoding} -t utf-8 <" in refusal(file("a.txt", content))
+
+
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16le", "utf-32be"])
 def test_json_in_a_wide_encoding_is_named_too(file: Write, encoding: str) -> None:
     assert f"iconv -f {encoding}" in refusal(file("a.jsonl", LINES.decode().encode(encoding)))
@@ -252,6 +261,11 @@ def test_a_name_that_promises_a_table_is_believed(file: Write) -> None:
     for name in ("a.jsonl", "a.json", "a.parquet", "a.txt", "a.gz"):
         assert read(file(name, b"")) == ([], 0)
         assert label(file(name, gzip.compress(b""))) == "empty in gzip"
+
+
+def test_a_byte_order_mark_in_front_of_a_text_is_left_out_in_json_too(file: Write) -> None:
+    row = json.dumps({"text": "\ufeffone \ufeff"}).encode()
+    assert read(file("a", row)) == read(file("b", b"[%b]" % row)) == (["one \ufeff"], 0)
 
 
 def test_the_format_can_be_set(file: Write) -> None:

@@ -365,6 +365,8 @@ def test_too_few_documents_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="hold 1 documents, too few.*--separator"):
         build(tmp_path / "out", [path])
     assert not (tmp_path / "out").exists()
+    with pytest.raises(UserError, match="hold 1 documents, too few for .*; give more$"):
+        build(tmp_path / "out", [path], separator="</doc>")
     path.write_text("")
     with pytest.raises(UserError, match="hold 0 documents"):
         build(tmp_path / "out", [path])
