@@ -23,9 +23,9 @@ def number(name: str, default: int | None = None) -> int:
         return default
     least = LEAST.get(name, 0)
     if text is None or not text.isascii() or not text.isdigit() or int(text) < least:
-        shown = "not set" if text is None else f"{text!r}"
+        shown, culprit = ("not set", "WORLD_SIZE") if text is None else (f"{text!r}", name)
         raise UserError(
             f"{name}: is {shown}, and must be a whole number from {least}, as torchrun sets it; "
-            f"for one process run: unset {name}, for several run: {COMMAND}"
+            f"for one process run: unset {culprit}, for several run: {COMMAND}"
         )
     return int(text)
