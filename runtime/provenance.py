@@ -74,15 +74,8 @@ def _git(root: Path, *arguments: str) -> str | None:
     monitor have a say. Git writes nothing, so it disturbs no other command.
     """
     environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
-    command = [
-        "git",
-        "--no-optional-locks",
-        "-c",
-        "core.fsmonitor=false",
-        "-c",
-        "core.fileMode=false",
-    ]
-    command += arguments
+    settings = ("-c", "core.fsmonitor=false", "-c", "core.fileMode=false")
+    command = ["git", "--no-optional-locks", *settings, *arguments]
     try:
         done = subprocess.run(
             command, cwd=root, env=environment, capture_output=True, check=True, timeout=30
