@@ -5,7 +5,6 @@ the tensors that this process owns. `single`, one process and one device, is the
 every other engine must agree with.
 """
 
-import os
 import pkgutil
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from errors import UserError
+from host import launcher
 
 
 class PlannedGroup(Protocol):
@@ -127,7 +127,7 @@ def make(name: str, device: torch.device, timeout: float = 300) -> Engine:
     without progress after which a run of several processes is given up. Raises UserError.
     """
     if name == "auto":
-        name = "ddp" if int(os.environ.get("WORLD_SIZE", 1)) > 1 else "single"
+        name = "ddp" if launcher.number("WORLD_SIZE", 1) > 1 else "single"
     if name not in names():
         known = ", ".join(names())
         raise UserError(f"--engine {name}: must be one of auto, {known}; leave it out")

@@ -18,10 +18,7 @@ from datetime import timedelta
 import torch.distributed as dist
 
 from errors import UserError
-
-# On one machine the processes meet at an address that needs no name: a host's own name is often
-# one that nothing resolves, and torchrun then waits for minutes without a word.
-LAUNCH = "torchrun --standalone --local-addr=127.0.0.1 --nproc_per_node=2 speedrun.py ..."
+from host import launcher
 
 
 @contextmanager
@@ -32,8 +29,8 @@ def patience(seconds: float, rank: int) -> Iterator[None]:
     def give_up() -> None:
         print(
             f"speedrun.py: rank {rank}: the processes have not found each other for {seconds:.0f} "
-            f"s at {address}; is each of them running? On one machine run: {LAUNCH}; wait longer "
-            "with --timeout",
+            f"s at {address}; is each of them running? On one machine run: {launcher.COMMAND}; "
+            "wait longer with --timeout",
             file=sys.stderr,
             flush=True,
         )
@@ -53,7 +50,7 @@ def stay_local() -> None:
 
     Otherwise it looks for an address of the host's name. Nothing if the user has chosen.
     """
-    here = os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]
+    here = os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE")
     names = [name for _, name in socket.if_nameindex()]
     if here and "lo" in names:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
@@ -66,16 +63,18 @@ def store(name: str, timeout: timedelta, hosts: bool = False) -> dist.Store:
     might connect to the address of a process that has ended. hosts: this process is the server,
     where torchrun does not run one. Raises UserError if there is no such host.
     """
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    address, port = os.environ.get("MASTER_ADDR", ""), launcher.number("MASTER_PORT")
     hosts = hosts and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     try:
+        if not address:
+            raise OSError("is not set")
         if not address.replace(".", "").isdigit():
             socket.getaddrinfo(address, port)
     except OSError as error:
         raise UserError(
-            f"MASTER_ADDR={address}: {error.strerror or error}; on one machine run: {LAUNCH}, on "
-            "several name an address that all of them reach"
+            f"MASTER_ADDR={address}: {error.strerror or error}; on one machine run: "
+            f"{launcher.COMMAND}, on several name an address that all of them reach"
         ) from None
     client = dist.TCPStore(address, port, is_master=hosts, timeout=timeout)
     return dist.PrefixStore(f"{name}/{attempt}", client)

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from engines import single
-from engines._watch import LAUNCH, Watch, patience, stay_local, store
+from engines._watch import Watch, patience, stay_local, store
 from errors import UserError
+from host import launcher
 
 SLOWEST_START = 60.0  # seconds between the first process and the last, on a busy machine
 
@@ -33,14 +34,16 @@ class Engine(single.Engine):
 
     def __init__(self, device: torch.device, timeout: float) -> None:
         if "RANK" not in os.environ:
-            raise UserError(f"engine ddp: needs the processes that torchrun starts; run: {LAUNCH}")
+            raise UserError(
+                f"engine ddp: needs the processes that torchrun starts; run: {launcher.COMMAND}"
+            )
         self.device = device
         cuda = device.type == "cuda"
         if cuda:
             torch.cuda.set_device(device)
         if not dist.is_initialized():
             # The watch reports first, because it can name the rank that hangs.
-            limit, rank = timedelta(seconds=4 * timeout), int(os.environ["RANK"])
+            limit, rank = timedelta(seconds=4 * timeout), launcher.number("RANK")
             stay_local()
             with patience(max(timeout, SLOWEST_START), rank):
                 dist.init_process_group(
@@ -48,7 +51,7 @@ class Engine(single.Engine):
                     timeout=limit,
                     store=store("group", limit, hosts=rank == 0),
                     rank=rank,
-                    world_size=int(os.environ["WORLD_SIZE"]),
+                    world_size=launcher.number("WORLD_SIZE"),
                 )
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self._watch = Watch(self.rank, self.world_size, timeout)

@@ -1,6 +1,5 @@
 """The single-process engine: one device, nothing to communicate. The reference for all others."""
 
-import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy, deepcopy
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from engines import PlannedGroup, RuleError, _rules
 from engines._bytes import held_bytes
 from errors import UserError
+from host import launcher
 
 
 class Engine:
@@ -25,7 +25,7 @@ class Engine:
     broke: RuleError | None = None
 
     def __init__(self, device: torch.device, timeout: float) -> None:
-        processes = int(os.environ.get("WORLD_SIZE", 1))
+        processes = launcher.number("WORLD_SIZE", 1)
         if processes > 1:
             raise UserError(
                 f"--engine single: torchrun started {processes} processes, single takes one; "

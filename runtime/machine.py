@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 
 from errors import UserError
-from host import cgroups, entry
+from host import cgroups, entry, launcher
 from host.cores import cores
 
 MATRIX_UNITS = ("tensor cores", "amx_bf16")  # several times as fast in bfloat16 as in float32
@@ -39,7 +39,7 @@ def local_device() -> torch.device:
 
     Raises UserError if torchrun started more processes than torch sees GPUs.
     """
-    index, count = int(os.environ.get("LOCAL_RANK", 0)), gpus()
+    index, count = launcher.number("LOCAL_RANK", 0), gpus()
     if index >= count > 0:
         raise UserError(
             f"LOCAL_RANK={index}: torchrun started more processes than the {count} GPUs that torch "
@@ -95,7 +95,7 @@ def device_name(device: torch.device) -> str:
 
 def threads() -> int:
     """CPU threads that leave each of torchrun's processes on this machine its share of cores."""
-    return max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    return max(1, cores() // launcher.number("LOCAL_WORLD_SIZE", 1))
 
 
 def matmul_flops(device: torch.device, dtype: torch.dtype, n: int, repeats: int) -> float:

@@ -42,7 +42,8 @@ def commit(root: Path = ROOT) -> tuple[str, bool | None]:
 
     Empty and None: unknown. A copy that lies inside another repository has no commit, and git tells
     nothing of a checkout that belongs to another user. Unchanged: no tracked file differs, but for
-    results and charts, and no file is added that Python could import.
+    results and charts, and no file is added that Python could import. It is not known where git was
+    told not to look at a file that is there.
     """
     top = _git(root, "rev-parse", "--show-toplevel")
     if top is None or Path(top).resolve() != root.resolve():
@@ -55,7 +56,9 @@ def commit(root: Path = ROOT) -> tuple[str, bool | None]:
     )  # fmt: skip
     if not head:
         return "", None
-    if found is None:
+    tags = (_git(root, "ls-files", "-v", "-z") or "").split("\0")  # "h a.py": assumed unchanged
+    unseen = (tag[2:] for tag in tags if tag[:1].islower() or tag[:1] == "S")  # S: skipped
+    if found is None or any((root / name).exists() for name in unseen):
         return head, None
     importable = (*all_suffixes(), "/")  # "/": another repository, whose files git does not list
     changes = found.split("\0")
@@ -71,7 +74,8 @@ def _git(root: Path, *arguments: str) -> str | None:
     monitor have a say. Git writes nothing, so it disturbs no other command.
     """
     environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
-    command = ["git", "--no-optional-locks", "-c", "core.fsmonitor=false", *arguments]
+    settings = ("-c", "core.fsmonitor=false", "-c", "core.fileMode=false")
+    command = ["git", "--no-optional-locks", *settings, *arguments]
     try:
         done = subprocess.run(
             command, cwd=root, env=environment, capture_output=True, check=True, timeout=30

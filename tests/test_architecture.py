@@ -25,7 +25,7 @@ ALLOWED = {
     "data": {"host", "tracking"},
     "layers": {"torch"},
     "optim": {"torch", "muon", "tracking"},
-    "engines": {"torch"},
+    "engines": {"torch", "host"},
     "model": {"torch", "layers"},
     "analysis": {"host", "tracking"},
     "leaderboard": {"analysis", "host", "tracking"},

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import engines
 import speedrun
 from data import open_dataset
 from engines import _watch
@@ -385,3 +386,29 @@ def test_every_call_of_torchrun_gives_an_address_in_place_of_the_hosts_name() ->
         for line in text.splitlines():
             if "--standalone" in line and path.parent.name != "tests":
                 assert "--local-addr=127.0.0.1" in line, f"{path.name}: {line}"
+
+
+@pytest.mark.parametrize("text", ["abc", "", "-1", "0", "1.5", "²"])
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT"])
+def test_a_launchers_variable_that_is_no_number_is_refused_by_its_name(
+    name: str, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv(name, text)
+    with pytest.raises(UserError, match=f"{name}: is .*must be a whole number.*unset {name}"):
+        machine.threads()
+        engines.make("auto", torch.device("cpu"), timeout=1)
+        _watch.store("group", _watch.timedelta(seconds=1))
+
+
+@pytest.mark.parametrize("missing", ["MASTER_ADDR", "MASTER_PORT"])
+def test_a_meeting_place_that_is_not_set_is_refused_at_once(
+    missing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "29500"), ("RANK", "0")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv(missing)
+    with pytest.raises(UserError, match=f"{missing}.*is not set.*torchrun --standalone"):
+        engines.make("auto", torch.device("cpu"), timeout=1)

@@ -83,6 +83,32 @@ def test_links_and_what_others_leave_are_no_change(
     assert provenance.commit(root) == (head, True)
 
 
+@pytest.mark.parametrize("name", ["venv", "env", ".env", ".direnv"])
+def test_a_virtual_environment_by_another_name_is_no_change(
+    name: str, checkout: tuple[Path, str]
+) -> None:
+    root, head = checkout
+    (root / name).mkdir()
+    (root / name / "site.py").write_text("")
+    assert provenance.commit(root) == (head, True)
+
+
+@pytest.mark.parametrize("flag", ["--assume-unchanged", "--skip-worktree"])
+def test_of_a_file_that_git_may_not_look_at_nothing_is_known(
+    flag: str, checkout: tuple[Path, str]
+) -> None:
+    root, head = checkout
+    git(root, "update-index", flag, "speedrun.py")
+    (root / "speedrun.py").write_text("other")
+    assert provenance.commit(root) == (head, None)
+
+
+def test_the_right_to_execute_is_no_part_of_the_program(checkout: tuple[Path, str]) -> None:
+    root, head = checkout
+    (root / "speedrun.py").chmod(0o755)
+    assert provenance.commit(root) == (head, True)
+
+
 def test_a_record_that_is_made_is_no_change(checkout: tuple[Path, str]) -> None:
     root, head = checkout
     (root / "results" / "records" / "mine").mkdir(parents=True)

@@ -213,3 +213,20 @@ def test_the_tuner_and_the_study_look_before_they_train(
     monkeypatch.setattr(scale, "Trainer", lambda *_: pytest.fail("it began"))
     assert scale.main([f"--results={tmp_path}"]) == 2
     assert "points.csv line 1" in capsys.readouterr().err
+
+
+def test_line_ends_of_an_old_mac_are_refused_and_no_row_is_cut(tmp_path: Path) -> None:
+    store.append(tmp_path / "runs.csv", make_run())
+    old = (tmp_path / "runs.csv").read_bytes().replace(b"\n", b"\r")
+    (tmp_path / "runs.csv").write_bytes(old)
+    with pytest.raises(UserError, match=r"carriage returns alone.*sed -i 's/\\r/\\n/g'"):
+        store.ready(tmp_path)
+    assert (tmp_path / "runs.csv").read_bytes() == old
+
+
+def test_every_folder_that_a_run_writes_to_is_tried(tmp_path: Path) -> None:
+    for name in ("curves", "turns", "logits", "setups", "sources"):
+        (tmp_path / name).touch()
+        with pytest.raises(UserError, match=f"cannot write to .*{name}"):
+            store.ready(tmp_path)
+        (tmp_path / name).unlink()

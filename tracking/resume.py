@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from errors import UserError
+from host import launcher
 from tracking import store
 from tracking.schema import COMMON, Provenance, Run
 
@@ -38,7 +39,7 @@ def settled(options: Options, earlier: Iterable[Provenance]) -> Options:
 def to_go_on_with(root: Path, resume: str | None) -> list[Run]:
     """The finished runs of the race to go on with; none for a new race. See `open_race`."""
     rows = store.read_runs(root)
-    if resume is None and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):
+    if resume is None and launcher.number("TORCHELASTIC_RESTART_COUNT", 0):
         races = (run.race for run in rows if run.race.endswith(_token()))
         resume = next(races, None)
     if resume is None or not rows:

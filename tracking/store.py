@@ -41,7 +41,7 @@ RESUME = "go on with --resume"
 RECORDS = "records"  # the folder of committed records in results/
 ROOM = 16 << 20  # bytes: several times the size of what a long race writes
 TABLES = {"runs.csv": Run, "tuning.csv": Trial}
-FOLDERS = ("curves", "turns", "logits", "sources")
+FOLDERS = ("curves", "turns", "logits", "setups", "sources")
 LOCK_SECONDS, LOCK_WAIT = 30.0, 0.01  # an append takes milliseconds
 BOM = "\ufeff"  # spreadsheets begin a file with it
 
@@ -305,11 +305,17 @@ def read(path: Path, cls: type[T]) -> list[T]:
     type, a number that is not finite, and an unknown status.
     """
     try:
-        lines = path.read_bytes().split(b"\n")[:-1]
+        content = path.read_bytes()
     except FileNotFoundError:
         return []
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; restore the file") from error
+    if b"\r" in content and b"\n" not in content:  # an append would take it for an unfinished line
+        raise UserError(
+            f"{path}: its lines end with carriage returns alone; save it with line feeds: "
+            f"sed -i 's/\\r/\\n/g' {path}"
+        )
+    lines = content.split(b"\n")[:-1]
     names: list[str] = []
     rows: list[T] = []
     for number, line in enumerate(lines, start=1):
