@@ -108,6 +108,13 @@ def rule(path: str) -> OptimizerClass:
         if isinstance(error, KeyboardInterrupt):
             raise
         raise UserError(f"lib:{path}: {_no_module(module_name, error)}") from None
+    for used in sorted(origin.imported(module)):
+        if other := origin.hidden(used):
+            raise UserError(
+                f"lib:{path}: {module_name} imports {used}, but {used.partition('.')[0]} is a "
+                f"module of this project, which hides {other}; give that another name, and import "
+                f"it by that in {module.__file__}"
+            )
     _require_pin(path, module)
     found = getattr(module, name, None)
     if not (isinstance(found, type) and issubclass(found, torch.optim.Optimizer)):

@@ -489,6 +489,17 @@ def test_the_study_outlives_a_class_that_ends_its_process(tmp_path: Path) -> Non
         races.close()
 
 
+def test_the_study_refuses_a_module_that_cannot_be_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "leaving_classes.py").write_text("import sys; sys.exit(0)")
+    with pytest.raises(UserError, match="leaving_classes: importing it fails: SystemExit: 0"):
+        libraries.classes("leaving_classes")
+    with pytest.raises(UserError, match="nowhere_at_all: .*ModuleNotFoundError.*; install"):
+        libraries.classes("nowhere_at_all")
+
+
 def test_the_summary_counts_every_outcome() -> None:
     rows = [
         libraries.Outcome("a", "1", name, scope, outcome, "")
