@@ -28,7 +28,7 @@ Optimizers = Sequence[torch.optim.Optimizer]
 
 @contextmanager
 def _calling(
-    rule: Rule, doing: str, but: tuple[type[Exception], ...] = (), too_large: bool = False
+    rule: Rule, doing: str, but: tuple[type[BaseException], ...] = (), too_large: bool = False
 ) -> Iterator[None]:
     """Turn what a rule raises, `but` not these, into a RuleError: "RULE fails DOING: ...".
 
@@ -37,7 +37,7 @@ def _calling(
     try:
         yield
     except BaseException as error:  # any class may raise anything, or call sys.exit()
-        ours = (UserError, KeyboardInterrupt, *but)
+        ours: tuple[type[BaseException], ...] = (UserError, KeyboardInterrupt, *but)
         if isinstance(error, ours) or (engines.out_of_memory(error) and not too_large):
             raise
         if isinstance(error, RuntimeError) and engines.lost_contact(error):
