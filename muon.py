@@ -287,7 +287,7 @@ def lr_scale(rows: int, cols: int, adjust_lr_fn: str | None) -> float:
     jordan = max(1.0, rows / cols) ** 0.5
     scales = {None: jordan, "original": jordan, "match_rms_adamw": 0.2 * max(rows, cols) ** 0.5}
     scales |= {"exact_rms": 0.2 * (rows * cols) ** 0.5, "hyperball": 1.0}
-    if adjust_lr_fn not in scales:
+    if adjust_lr_fn not in [*scales]:  # a list has no hash
         known = ", ".join(filter(None, scales))
         raise ValueError(f"adjust_lr_fn={adjust_lr_fn!r}: must be {known}")
     return scales[adjust_lr_fn]
@@ -330,12 +330,13 @@ def check_numbers(options: Group, ranges: dict[str, tuple[float, float]] = RANGE
 def check_params(group: Group, name: str, half: bool = True, matrices: bool = True) -> None:
     """Raise ValueError for what a rule cannot take. half: it takes float16. matrices: 2-D alone."""
     splits, kinds = group.get("splits"), REAL if half else REAL[1:]
+    rows = splits if isinstance(splits, Sequence) else () if splits is None else (0,)
+    whole = all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in rows)
     for p in group["params"]:
         trained = p.requires_grad or p.grad is not None
         if trained and (p.layout != torch.strided or p.dtype not in kinds):
             raise ValueError(f"{p.dtype}, {p.layout}: {name} takes dense parameters in {kinds}")
-        whole = all(isinstance(rows, int) and rows > 0 for rows in splits or ())
-        if matrices and not (p.ndim == 2 and whole and sum(splits or p.shape[:1]) == p.size(0)):
+        if matrices and not (p.ndim == 2 and whole and sum(rows or p.shape[:1]) == p.size(0)):
             must = "2-D parameters whose splits add up to their rows"
             raise ValueError(f"shape {tuple(p.shape)}, splits {splits}: {name} takes {must}")
 

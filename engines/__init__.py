@@ -142,10 +142,11 @@ class RuleError(UserError):
         self.what = what
 
 
-def out_of_memory(error: Exception) -> bool:
+def out_of_memory(error: BaseException) -> bool:
     """Whether this is a lack of memory, also where a library or a compiler says it its own way."""
     words = ("out of memory", "can't allocate memory", "ALLOC_FAILED")  # CUDA, CPU, cuBLAS
-    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
+    kinds = (torch.OutOfMemoryError, MemoryError)  # the second: Python's and numpy's
+    return isinstance(error, kinds) or any(word in str(error) for word in words)
 
 
 def lost_contact(error: RuntimeError) -> bool:

@@ -27,12 +27,18 @@ Optimizers = Sequence[torch.optim.Optimizer]
 
 
 @contextmanager
-def _calling(rule: Rule, doing: str, but: tuple[type[Exception], ...] = ()) -> Iterator[None]:
-    """Turn what a rule raises, `but` not these, into a RuleError: "RULE fails DOING: ..."."""
+def _calling(
+    rule: Rule, doing: str, but: tuple[type[BaseException], ...] = (), too_large: bool = False
+) -> Iterator[None]:
+    """Turn what a rule raises, `but` not these, into a RuleError: "RULE fails DOING: ...".
+
+    too_large: a lack of memory too, where no smaller microbatch can help.
+    """
     try:
         yield
-    except Exception as error:  # any class may raise anything
-        if isinstance(error, (UserError, MemoryError, *but)) or engines.out_of_memory(error):
+    except BaseException as error:  # any class may raise anything, or call sys.exit()
+        ours: tuple[type[BaseException], ...] = (UserError, KeyboardInterrupt, *but)
+        if isinstance(error, ours) or (engines.out_of_memory(error) and not too_large):
             raise
         if isinstance(error, RuntimeError) and engines.lost_contact(error):
             raise
@@ -60,7 +66,10 @@ def build(plan: Sequence[engines.PlannedGroup]) -> list[torch.optim.Optimizer]:
 
 
 def _construct(rule: Rule, groups: Sequence[engines.PlannedGroup]) -> Any:
-    with _calling(rule, "to be constructed", but=(ValueError, ArithmeticError)):
+    params = [row.param for group in groups for row in group.params]
+    wrong = (ValueError, ArithmeticError)
+    calling = _calling(rule, "to be constructed", but=wrong, too_large=True)
+    with _without_hooks(rule, params), calling:
         # Each group's options go through the constructor, which refuses wrong ones.
         built = [rule([row.param for row in g.params], **g.options) for g in groups]
         if len(built) > 1:
@@ -76,6 +85,23 @@ def _construct(rule: Rule, groups: Sequence[engines.PlannedGroup]) -> Any:
         with suppress(Exception):  # where it undoes eval(), which was not called
             optimizer.train()
     return optimizer
+
+
+@contextmanager
+def _without_hooks(rule: Rule, params: Sequence[Tensor]) -> Iterator[None]:
+    """Refuse a rule that steps in hooks of parameters, which would outlive it; remove the hooks."""
+    kinds = ("_backward_hooks", "_post_accumulate_grad_hooks")
+    before = [set(getattr(p, kind) or ()) for p in params for kind in kinds]
+    try:
+        yield
+    finally:
+        after = [getattr(p, kind) or {} for p in params for kind in kinds]
+        added = [(h, key) for h, old in zip(after, before, strict=True) for key in {*h} - old]
+        for hooks, key in added:
+            del hooks[key]
+    if added:
+        what = "registers hooks on its parameters, which would go on in the runs of others"
+        raise engines.RuleError(f"{_name(rule)} {what}")
 
 
 def _has_modes(optimizer: Any) -> bool:

@@ -104,8 +104,17 @@ def rule(path: str) -> OptimizerClass:
     _require_ours(path, module_name)
     try:
         module = import_module(module_name)
-    except Exception as error:  # a user's file may raise anything
+    except BaseException as error:  # a user's file may raise anything, or call sys.exit()
+        if isinstance(error, KeyboardInterrupt):
+            raise
         raise UserError(f"lib:{path}: {_no_module(module_name, error)}") from None
+    for used in sorted(origin.imported(module)):
+        if other := origin.hidden(used):
+            raise UserError(
+                f"lib:{path}: {module_name} imports {used}, but {used.partition('.')[0]} is a "
+                f"module of this project, which hides {other}; give that another name, and import "
+                f"it by that in {module.__file__}"
+            )
     _require_pin(path, module)
     found = getattr(module, name, None)
     if not (isinstance(found, type) and issubclass(found, torch.optim.Optimizer)):
@@ -135,7 +144,7 @@ def _pins() -> dict[str, str]:
     return {name.replace("-", "_"): version for name, version in pairs}
 
 
-def _no_module(module: str, error: Exception) -> str:
+def _no_module(module: str, error: BaseException) -> str:
     """A message: why a module cannot be imported, and what to do."""
     if not isinstance(error, ModuleNotFoundError):
         return f"importing {module} fails: {type(error).__name__}: {_first_line(error)}; mend it"
@@ -149,7 +158,7 @@ def _no_module(module: str, error: Exception) -> str:
     return f"{top} is not installed; run: python -m pip install {what}"
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [""])[0][:200]
 
 

@@ -5,7 +5,9 @@ belongs to a distribution that lists it as its own. The files of anybody else, a
 that is installed in place, are told by their hash, because they change without a new version.
 """
 
+import ast
 import hashlib
+import inspect
 import sys
 from importlib import metadata
 from importlib.machinery import PathFinder
@@ -85,6 +87,21 @@ def hidden(module_name: str) -> Path | None:
         if folder != ROOT and (found := _file_of(module_name, folder)):
             return found
     return None
+
+
+def imported(module: ModuleType) -> set[str]:
+    """The modules that a module's file imports by their whole names."""
+    try:
+        tree = ast.parse(inspect.getsource(module))
+    except (OSError, TypeError, SyntaxError):
+        return set()  # it is no Python file
+    nodes = list(ast.walk(tree))
+    names = {each.name for node in nodes if isinstance(node, ast.Import) for each in node.names}
+    return names | {
+        node.module
+        for node in nodes
+        if isinstance(node, ast.ImportFrom) and node.module and not node.level
+    }
 
 
 def _file_of(module_name: str, folder: Path) -> Path | None:

@@ -270,7 +270,7 @@ class Program:
                 self.engine.step()
                 if tau is not None:
                     self.gpt.clip_qk(self.gpt.pop_max_logits(), tau)
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if not engines.out_of_memory(error):
                 raise
             return NO_MEMORY

@@ -57,7 +57,7 @@ def rehearse(program: Program, steps: int, factor: Callable[[int], float], label
         raise UserError(
             f"{label}: a rehearsal of the race failed {doing}: {error.what}; {hint}"
         ) from error
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if not engines.out_of_memory(error):
             raise
         return  # the warm-up finds out what fits

@@ -62,8 +62,11 @@ def classes(module_name: str) -> list[str]:
     """The names of a module's optimizer classes. Raises UserError if there are none."""
     try:
         module = import_module(module_name)
-    except ImportError as error:
-        raise UserError(f"{module_name}: {error}; install it, or name another module") from None
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a user's file may raise anything, or call sys.exit()
+        what = f"{module_name}: importing it fails: {type(error).__name__}: {error}"
+        raise UserError(f"{what}; install or mend it, or name another module") from None
     found = [
         name
         for name, value in vars(module).items()

@@ -200,6 +200,8 @@ def test_a_file_that_cannot_be_imported_is_refused_in_one_line(
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "broken_rule.py").write_text("def step(:")
     (tmp_path / "early_rule.py").write_text("raise ValueError('no horizon yet')")
+    (tmp_path / "leaving_rule.py").write_text("import sys; sys.exit(0)")
+    assert refusal("lib:leaving_rule.Rule").endswith("fails: SystemExit: 0; mend it")
     assert "importing broken_rule fails: SyntaxError: " in refusal("lib:broken_rule.Rule")
     assert refusal("lib:early_rule.Rule").endswith("fails: ValueError: no horizon yet; mend it")
 

@@ -80,6 +80,23 @@ def test_a_module_within_a_package_called_as_one_of_ours_is_refused(write: Write
     assert str(path) in refusal("data.rules.Theirs")
 
 
+@pytest.mark.parametrize(
+    "line", ["import muon", "from muon import Muon", "import torch, muon as m"]
+)
+def test_a_file_whose_own_import_is_hidden_is_refused(
+    write: Write, tmp_path: Path, line: str
+) -> None:
+    write("borrowing.py", f"{line}\n{RULE.format('Mine')}")
+    assert len(version("borrowing.Mine")) == 12  # it means ours
+    library.recipe_of.cache_clear()
+    other = write("muon.py", RULE.format("Muon"))
+    with pytest.raises(
+        UserError, match="borrowing imports muon, but muon is a module of"
+    ) as caught:
+        version("borrowing.Mine")
+    assert f"hides {other}" in str(caught.value) and "borrowing.py" in str(caught.value)
+
+
 def test_what_hides_nothing_is_ours(write: Write, tmp_path: Path) -> None:
     (tmp_path / "optim").mkdir()  # a folder without code
     write("optimizers.py", "")

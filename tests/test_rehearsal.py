@@ -9,6 +9,7 @@ the run had diverged; the libraries' classes run or are refused.
 
 import os
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -170,6 +171,33 @@ class Own(Descent):
         self.inner.zero_grad()
 
 
+class Leaves(Descent):
+    """Ends the program in place of raising an error."""
+
+    def step(self, closure: Any = None) -> Any:
+        sys.exit("goodbye")
+
+
+class LeavesAtOnce(Descent):
+    def __init__(self, params: Any, lr: float = 0.01) -> None:
+        sys.exit(0)
+
+
+class Hooks(Descent):
+    """Steps during the backward pass."""
+
+    def __init__(self, params: Any, lr: float = 0.01) -> None:
+        super().__init__(params, lr)
+        for p in (p for group in self.param_groups for p in group["params"]):
+            p.register_post_accumulate_grad_hook(lambda p: p.data.zero_())
+            p.register_hook(lambda grad: grad * 0)
+
+
+class Huge(Descent):
+    def __init__(self, params: Any, lr: float = 0.01) -> None:
+        raise MemoryError("Unable to allocate 7 PiB")
+
+
 class Late(Descent):
     """Fails in its sixth step."""
 
@@ -259,6 +287,10 @@ RUNS = [
 REFUSED = [
     *((NotZero, scope, "in step 1 of 4: .*the first gradient is zero") for scope in BOTH),
     *((Square, scope, "in step 1 of 4: .*must be batches of square") for scope in BOTH),
+    *((Leaves, scope, "in step 1 of 4: .*SystemExit: goodbye") for scope in BOTH),
+    *((LeavesAtOnce, scope, "to be constructed: SystemExit: 0") for scope in BOTH),
+    *((Hooks, scope, "registers hooks on its parameters") for scope in BOTH),
+    (Huge, "matrices", "to be constructed: MemoryError: Unable to allocate 7 PiB"),
     *((Closure, scope, "'NoneType' object is not callable") for scope in BOTH),
     *((OneWay, scope, "the validation after step 1: .*NotImplementedError") for scope in BOTH),
     *((HiddenRate, scope, "keeps no lr in its groups") for scope in BOTH),
@@ -387,15 +419,26 @@ def test_a_class_that_changes_nothing_is_named(
         assert capsys.readouterr().err == ""
 
 
-def test_a_lack_of_memory_is_no_fault_of_a_class() -> None:
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("DefaultCPUAllocator: can't allocate memory"), MemoryError("can't allocate")],
+)
+def test_a_lack_of_memory_is_no_fault_of_a_class(error: Exception) -> None:
     class Large(Descent):
         def step(self, closure: Any = None) -> Any:
-            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+            raise error
 
     optimizer = Large([torch.nn.Parameter(torch.eye(2))])
-    with pytest.raises(RuntimeError, match="can't allocate") as caught:
+    with pytest.raises(type(error), match="can't allocate") as caught:
         _rules.step([optimizer])
     assert not isinstance(caught.value, RuleError)
+
+
+def test_hooks_of_a_class_that_is_refused_do_not_reach_the_next_run(trainer: Trainer) -> None:
+    params = [row.param for row in trainer.engine.roles()]
+    with pytest.raises(UserError, match="hooks"):
+        trainer.check(entrant(Hooks, "scope=all"))
+    assert not any(p._backward_hooks or p._post_accumulate_grad_hooks for p in params)
 
 
 # ---- Libraries ---------------------------------------------------------------------------------
@@ -455,6 +498,17 @@ def test_the_study_outlives_a_class_that_ends_its_process(tmp_path: Path) -> Non
         assert races.race("lib:torch.optim.LBFGS")[0] == "refused"
     finally:
         races.close()
+
+
+def test_the_study_refuses_a_module_that_cannot_be_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "leaving_classes.py").write_text("import sys; sys.exit(0)")
+    with pytest.raises(UserError, match="leaving_classes: importing it fails: SystemExit: 0"):
+        libraries.classes("leaving_classes")
+    with pytest.raises(UserError, match="nowhere_at_all: .*ModuleNotFoundError.*; install"):
+        libraries.classes("nowhere_at_all")
 
 
 def test_the_summary_counts_every_outcome() -> None:

@@ -377,7 +377,7 @@ def test_what_is_no_matrix_is_refused(name: str, where: str, shape: tuple[int, .
 
 
 @pytest.mark.parametrize(
-    "splits", [(8, 8), (16,), (12, -0), (16, -4), (6.0, 6.0), (4, "8"), (0, 12)]
+    "splits", [(8, 8), (16,), (12, -0), (16, -4), (6.0, 6.0), (4, "8"), (0, 12), (True, 11), 12]
 )
 @pytest.mark.parametrize("where", HERE)
 @pytest.mark.parametrize("name", MATRICES)
@@ -398,7 +398,7 @@ def test_coefficients_that_are_none_are_refused(value: Any, where: str) -> None:
 
 
 @pytest.mark.parametrize("option", ["second_moment", "ns_dtype", "adjust_lr_fn", "ns_backend"])
-@pytest.mark.parametrize("value", ["other", 3, torch.int8])
+@pytest.mark.parametrize("value", ["other", 3, torch.int8, ["none"]])
 @pytest.mark.parametrize("where", HERE)
 def test_words_are_checked(option: str, value: Any, where: str) -> None:
     assert f"{option}={value!r}" in refusal("Muon", drawn((12, 6)), where, **{option: value})
