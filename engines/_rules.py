@@ -24,6 +24,12 @@ from errors import UserError
 DIVERGED = "the run counts as diverged"
 Rule = Callable[..., torch.optim.Optimizer]
 Optimizers = Sequence[torch.optim.Optimizer]
+# Of the whole process: a rule that sets one would change the model and the runs of others.
+SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
+    (torch.get_default_dtype, torch.set_default_dtype),
+    (torch.get_num_threads, torch.set_num_threads),
+    (torch.is_grad_enabled, torch.set_grad_enabled),
+)
 
 
 @contextmanager
@@ -32,8 +38,10 @@ def _calling(
 ) -> Iterator[None]:
     """Turn what a rule raises, `but` not these, into a RuleError: "RULE fails DOING: ...".
 
-    too_large: a lack of memory too, where no smaller microbatch can help.
+    Settings of torch are afterwards as they were. too_large: a lack of memory too, where no smaller
+    microbatch can help.
     """
+    settings = [read() for read, _ in SETTINGS]
     try:
         yield
     except BaseException as error:  # any class may raise anything, or call sys.exit()
@@ -48,6 +56,10 @@ def _calling(
         raise engines.RuleError(
             f"{_name(rule)} fails {doing}: {type(error).__name__}: {words} ({where})"
         ) from error
+    finally:
+        for (read, write), value in zip(SETTINGS, settings, strict=True):
+            if read() != value:
+                write(value)
 
 
 def _name(rule: Rule) -> str:

@@ -54,6 +54,23 @@ def test_a_table_that_git_or_a_spreadsheet_rewrote_is_read_and_extended(
     assert content.count(b"\r\n") in (0, content.count(b"\n"))  # the file keeps its line ends
 
 
+def test_a_last_row_that_an_editor_left_without_a_line_end_is_not_lost(tmp_path: Path) -> None:
+    path = tmp_path / "runs.csv"
+    store.append(path, make_run(seed=1))
+    store.append(path, make_run(seed=2))
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"runs.csv: its last row has no line end.*run: echo >> "):
+        store.ready(tmp_path)
+    subprocess.run(["sh", "-c", f"echo >> {path}"], check=True)  # as the message says
+    store.ready(tmp_path)
+    assert [run.seed for run in store.read_runs(tmp_path)] == [1, 2]
+    for torn in (b"2026-08-01,tiny", b"started"):  # what is no row is cut as ever
+        path.write_bytes(path.read_bytes() + torn)
+        store.ready(tmp_path)
+    path.write_bytes(b"started,track,tr")
+    store.ready(tmp_path)
+
+
 def test_a_row_is_added_in_the_order_of_the_files_own_columns(tmp_path: Path) -> None:
     path = tmp_path / "runs.csv"
     path.write_text(",".join(reversed([field.name for field in fields(Run)])) + "\n", "utf-8")

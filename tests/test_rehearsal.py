@@ -193,6 +193,15 @@ class Hooks(Descent):
             p.register_hook(lambda grad: grad * 0)
 
 
+class Sets(Descent):
+    """Changes settings of the whole process."""
+
+    def step(self, closure: Any = None) -> Any:
+        torch.set_default_dtype(torch.float64)
+        torch.set_grad_enabled(False)
+        super().step()
+
+
 class Huge(Descent):
     def __init__(self, params: Any, lr: float = 0.01) -> None:
         raise MemoryError("Unable to allocate 7 PiB")
@@ -439,6 +448,12 @@ def test_hooks_of_a_class_that_is_refused_do_not_reach_the_next_run(trainer: Tra
     with pytest.raises(UserError, match="hooks"):
         trainer.check(entrant(Hooks, "scope=all"))
     assert not any(p._backward_hooks or p._post_accumulate_grad_hooks for p in params)
+
+
+def test_settings_that_a_class_changes_do_not_reach_the_run_or_others(trainer: Trainer) -> None:
+    trainer.check(entrant(Sets, "scope=all"))
+    assert torch.get_default_dtype() == torch.float32
+    assert torch.is_grad_enabled()
 
 
 # ---- Libraries ---------------------------------------------------------------------------------

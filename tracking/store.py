@@ -25,6 +25,7 @@ import json
 import math
 import os
 import re
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -66,6 +67,7 @@ def ready(root: Path, more: Mapping[str, type] = MappingProxyType({})) -> None:
     for name, cls in (TABLES | dict(more)).items():
         _check_appendable(root / name)
         read(root / name, cls)
+        _check_last_line(root / name, cls)
 
 
 def _check_appendable(path: Path) -> None:
@@ -80,6 +82,24 @@ def _check_appendable(path: Path) -> None:
             os.close(file)
     except OSError as error:
         raise cannot_write(path, error) from error
+
+
+def _check_last_line(path: Path, cls: type) -> None:
+    """Raise UserError if the last line is a row without its line end, which `append` would cut.
+
+    An editor may leave it so. What a kill or a full disk leaves is hardly ever a row.
+    """
+    lines = (path.read_bytes() if path.exists() else b"").split(b"\n")
+    if not lines[-1]:
+        return
+    try:
+        _row(_cells(lines[0]), _cells(lines[-1]), cls)
+    except (ValueError, csv.Error, KeyError, TypeError):  # the header too may be unfinished
+        return
+    raise UserError(
+        f"{path}: its last row has no line end, and the next one would replace it; "
+        f"run: echo >> {shlex.quote(str(path))}"
+    )
 
 
 def _lock(file: int, path: Path) -> None:
