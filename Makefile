@@ -22,6 +22,7 @@ TORCHRUN = $(PY) -m torch.distributed.run --standalone --local-addr=127.0.0.1 \
 	--nproc_per_node=$(NPROC) --max-restarts=2
 # Processes of the tests: a core each, four at most.
 WORKERS = $(shell n=$$($(PY) -m host.cores); echo $$((n < 4 ? n : 4)))
+PYTEST = $(PY) -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 RACE = $(if $(filter 1,$(NPROC)),$(PY),$(TORCHRUN))
 
 # A race on a data set of the user's own needs no other.
@@ -108,13 +109,13 @@ test: .venv/dev data vocab  ## set up, lint, check types, run all tests
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	$(PY) -m pytest -q -n $(WORKERS) --dist loadfile
+	$(PYTEST)
 
 fuzz: .venv/dev data vocab  ## give broken files and spellings to every reader, for two minutes
 	$(PY) -m pytest -q -x tests/test_fuzz.py --fuzz-seconds 120
 
 test-fast: .venv/dev data vocab  ## the tests that take no seconds, in under a minute
-	$(PY) -m pytest -q -n $(WORKERS) --dist loadfile -m "not slow"
+	$(PYTEST) -m "not slow"
 
 setup: .venv/installed  ## make .venv with the pinned packages
 

@@ -46,6 +46,19 @@ class Noisy(torch.optim.SGD):
         return super().step(closure)
 
 
+# Files that take longest go first, so that no process is left alone with one of them at the end.
+LONGEST = (
+    "test_race", "test_ddp", "test_lockstep", "test_verify", "test_gpu_check", "test_plots",
+    "test_tune", "test_plots_many", "test_scale", "test_model", "test_speedrun", "test_feed",
+    "test_rehearsal", "test_environment", "test_observed", "test_price", "test_kernels",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
+
+
 GOLDEN = Path(__file__).parent / "golden"
 
 
