@@ -181,14 +181,14 @@ def test_a_generator_that_is_closed_ends_its_workers() -> None:
 
 
 PARENT = """
-import time
+import os, time
 from multiprocessing import get_context
 from tests.test_ending import idle
 if __name__ == "__main__":
     processes = [get_context("{method}").Process(target=idle) for _ in range(2)]
     for process in processes:
         process.start()
-        print(process.pid, flush=True)
+        os.write(1, b"%d\\n" % process.pid)  # a line in one piece: the workers write too
     time.sleep(60)
 """
 
@@ -196,7 +196,7 @@ if __name__ == "__main__":
 def idle() -> None:
     """A worker that does nothing, for ever."""
     ending.begin_worker()
-    print("begun", flush=True)
+    os.write(1, b"begun\n")
     time.sleep(600)
 
 
