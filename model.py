@@ -181,6 +181,11 @@ class GPT(nn.Module):
         self.head = Linear(config.n_embd, config.table_rows, config.bias and not config.tied)
         if config.tied:
             self.head.weight = self.embed.weight
+        # Counted here, while all parameters are whole: an engine may shard them.
+        self.param_count = sum(p.numel() for p in self.parameters())
+        self.product_weights = sum(
+            row.param.numel() for row in self.roles() if row.role in ("matrix", "head")
+        )
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
@@ -271,8 +276,7 @@ class GPT(nn.Module):
         6 per weight of a matrix product (Kaplan et al. 2001.08361), and 12 * n_layer * C * T / 2
         for the products of attention, half of which the causal mask removes.
         """
-        weights = sum(r.param.numel() for r in self.roles() if r.role in ("matrix", "head"))
-        return 6.0 * weights + 6.0 * self.config.n_layer * self.config.n_embd * seq_len
+        return 6.0 * self.product_weights + 6.0 * self.config.n_layer * self.config.n_embd * seq_len
 
     @property
     def attentions(self) -> list[Attention]:

@@ -54,11 +54,12 @@ from runtime.command_line import knob
 from runtime.feed import Feed
 from runtime.memory import CrowdedError, Peak, load_libraries
 from runtime.program import Program, UncompiledError, require_room, run_eagerly
+from runtime.proof import prove
 from runtime.rehearsal import rehearse
 from tracking import resume, spelling, store
 from tracking.crossing import crossing
 from tracking.live import Lane, Live, OnProgress, Progress, introduce
-from tracking.schema import DIVERGED, MISSED, REACHED, Logit, Run, Turn, Validation
+from tracking.schema import DIVERGED, MISSED, REACHED, Run, Turn, Validation, logit_rows
 
 # Reading a loss waits for the device, so on a GPU the losses of several steps are read together.
 READ_EVERY = {"cpu": 1, "cuda": 25}  # steps
@@ -190,6 +191,7 @@ class Options:
     """How the runs are run. No option may change the result by more than rounding."""
 
     engine: str = knob(f"layout over processes: auto, {', '.join(engines.names())}", "auto")
+    zero_stage: int = knob("what --engine deepspeed shards: 0 nothing to 3 all", 1)
     dtype: str = knob("precision of matrix products: auto, float32 or bfloat16", "auto")
     attention: str = knob(f"how it is computed: auto (fastest), {', '.join(WAYS)}", "auto")
     threads: int = knob("CPU threads of a process; 0: its share of the cores", 0)
@@ -252,6 +254,7 @@ class Outcome:
     grad_norm: float = 0.0  # when last measured
     logits: list[tuple[int, Tensor]] = field(default_factory=list)  # step, maxima (n_layer H)
     memory: dict[str, int] = field(default_factory=dict)  # bytes of params, grads and state
+    sent_bytes: int = 0  # to other processes, in training steps
 
     def end_turn(self) -> None:
         """Stop the clock and note the turn."""
@@ -279,7 +282,7 @@ class Trainer:
         machine.keep_memory()
         self.source, self.commit = provenance.program_text(), provenance.commit()
         self.data = open_dataset(track.dataset, val_tokens=track.val_tokens)
-        self.engine = engines.make(options.engine, self.device, options.timeout)
+        self.engine = engines.make(options.engine, self.device, options.timeout, options.zero_stage)
         self._part = dict(  # this process's part of the data
             seq_len=track.seq_len,
             vocab_size=self.data.vocab_size,
@@ -315,8 +318,8 @@ class Trainer:
     def crew(self, count: int) -> Iterator["Trainer"]:
         """This trainer and others, `count` in all, whose runs can take turns.
 
-        Each that is missing is made when it is asked for, and takes over the last one's microbatch:
-        warm that up first. Raises CrowdedError if there is no memory for one more.
+        A missing one is made when asked for, and takes over the last one's microbatch: warm that up
+        first. Raises CrowdedError if there is no memory for one more.
         """
         for number in range(count):
             if number == len(self._crew):
@@ -379,8 +382,9 @@ class Trainer:
         """Raise UserError now for what would stop this entrant's runs later."""
         schedule = schedule_of(entrant)
         self.train_batches(seed=0).require(schedule.steps)  # enough tokens
-        self.build(entrant)
+        plan = self.build(entrant)
         rehearse(self.program, schedule.steps, schedule.factor, entrant.label)
+        prove(self.program, plan, build=lambda: self.build(entrant))
         self.forget()
 
     def run(
@@ -409,7 +413,8 @@ class Trainer:
 
         machine.free_memory()  # what ended runs left must not be freed on this run's account
         self.memory.begin_turn()
-        self.gpt.init_weights(seed)
+        with self.engine.weights():
+            self.gpt.init_weights(seed)
         plan = self.build(entrant)
         tau = optim.qk_clip(plan)  # None: this entrant does not clip attention logits
         # For the column lr of the curve.
@@ -491,7 +496,7 @@ class Trainer:
         norm and memory while there are gradients, off the clock. Returns this process's mean loss,
         nats per token, still on the device.
         """
-        clock = out.clock
+        clock, sent = out.clock, self.engine.sent_bytes
         clock.start()
         self.engine.set_lr(factor)
         with clock.part("data"):  # waits for a batch that is read ahead
@@ -504,9 +509,7 @@ class Trainer:
                 last = number == len(parts)
                 loss += self.program.forward_backward(x, y, of=targets.numel(), last=last)
         # Waiting that no computation hid lies inside the backward pass: count it apart.
-        for begin, end in self.engine.exposed_communication:
-            clock.add_interval("communication", begin, end, instead_of="forward_backward")
-        self.engine.exposed_communication.clear()
+        clock.move("communication", "forward_backward", self.engine.exposed_communication)
         if measure:
             clock.stop()
             out.grad_norm, out.memory = self.engine.grad_norm(), self.engine.state_bytes()
@@ -516,10 +519,12 @@ class Trainer:
             clock.start()
         with clock.part("optimizer"):
             self.engine.step()  # updates the weights and clears the gradients
+        clock.move("communication", "optimizer", self.engine.exposed_communication)
+        out.sent_bytes += self.engine.sent_bytes - sent
         if tau is not None:  # QK-Clip, by the logits of the forward pass above, as published
             with clock.part("communication"):
                 largest = self.reduce_max_logits(out)
-            with clock.part("optimizer"):
+            with clock.part("optimizer"), self.engine.weights():
                 self.gpt.clip_qk(largest, tau)
         return loss
 
@@ -593,23 +598,13 @@ class Trainer:
             peak_memory_bytes=self.memory.read(),
         )
 
-    def logit_rows(self, out: Outcome) -> list[Logit]:
-        """The rows of logits/<run>.csv, to six digits; none for a step that diverged."""
-        return [
-            Logit(step, layer, head, float(f"{value:.6g}"))
-            for step, largest in out.logits
-            if largest.isfinite().all()
-            for layer, heads in enumerate(largest.tolist())
-            for head, value in enumerate(heads)
-        ]
-
     def run_row(self, out: Outcome, race_id: str, heat: str = "") -> Run:
         """The row of runs.csv. heat: the name of the heat; empty for a run that took no turns."""
         track, clock, engine = self.track, out.clock, self.engine
         hit = crossing(out.points, track.target) if out.status == REACHED else None
         loss = out.points[-1].val_loss if out.points else None
         flops = self.gpt.flops_per_token(track.seq_len) * track.batch_tokens
-        peak = torch.tensor(self.memory.read(), dtype=torch.float64)
+        held = engine.largest(peak=self.memory.read(), sent=out.sent_bytes, **out.memory)
         return Run(
             **self.facts(out),
             race=race_id,
@@ -631,13 +626,14 @@ class Trainer:
             forward_backward_seconds=clock.parts["forward_backward"],
             optimizer_seconds=clock.parts["optimizer"],
             communication_seconds=clock.parts["communication"],
+            communication_bytes=held["sent"],
             compile_seconds=out.compile_seconds,
             val_seconds=out.val_seconds,
-            param_count=sum(p.numel() for p in self.gpt.parameters()),
-            param_bytes=out.memory.get("params", 0),  # 0: diverged before it was measured
-            grad_bytes=out.memory.get("grads", 0),
-            state_bytes=out.memory.get("state", 0),
-            peak_memory_bytes=int(engine.all_reduce_max(peak)),
+            param_count=self.gpt.param_count,
+            param_bytes=held.get("params", 0),  # 0: diverged before it was measured
+            grad_bytes=held.get("grads", 0),
+            state_bytes=held.get("state", 0),
+            peak_memory_bytes=held["peak"],
             flops_per_step=flops,
             matmul_peak_flops=self.matmul_peak,
             mfu=flops * out.steps / clock.seconds / self.matmul_peak / engine.world_size,
@@ -660,6 +656,10 @@ def race(
     runs, finished = list(done), {(run.entrant, run.seed) for run in done}
     first = trainer.engine.rank == 0  # the other ranks print and write nothing
     total = seeds * len(entrants)
+    if turn_steps and not trainer.engine.together:
+        turn_steps = 0
+        if first:
+            print(f"the engine {trainer.engine.name} holds one run: each runs alone", flush=True)
     with Live(trainer.track.target, total, done, silent=not first, entrants=entrants) as live:
         for seed in range(seeds):
             order = entrants if seed % 2 == 0 else entrants[::-1]
@@ -672,7 +672,7 @@ def race(
                         run = by.run_row(out, race_id, heat)
                         turns = out.turns if heat else []
                         if first:
-                            logits = by.logit_rows(out)
+                            logits = logit_rows(out.logits)
                             store.record(root, run, out.points, by.source, logits, turns)
                             resume.keep(root, race_id, vars(by.options), by.program.setup())
                         runs.append(run)

@@ -9,7 +9,7 @@ import pkgutil
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from importlib import import_module
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +43,16 @@ class Engine(Protocol):
     broke: "RuleError | None"
     """The last step failed in a decomposition, on finite gradients; the run has diverged."""
     exposed_communication: list[tuple[Any, Any]]
-    """Begin and end of communication that no computation hid; the trainer empties it."""
+    """Begin and end of communication that no computation hid, in the backward pass or in a step;
+    the trainer empties it after each of them."""
+    sent_bytes: int
+    """Bytes that this process has sent so far, as `engines._traffic` counts them."""
+    together: bool
+    """Several models can be alive and take turns; else a race takes a run at a time."""
+    compiles: bool
+    """What `wrap` returns can be compiled by torch.compile; else the model runs uncompiled."""
+    owned: list["Owned"]
+    """The parameters of the optimizers, in the order of the optimizers and their groups."""
 
     def another(self) -> "Engine":
         """An engine on the same processes for one more model. Runs of the two models take turns."""
@@ -55,10 +64,17 @@ class Engine(Protocol):
         """A context in which passes of what `wrap` returned need no other process.
 
         So a pass can fail in one process: nothing waits for it, and the next passes agree again.
+        An engine whose passes need the others anyway says so.
+        """
+
+    def weights(self) -> AbstractContextManager[None]:
+        """A context in which the model's parameters are whole, plain tensors on every process.
+
+        They may be changed, by all processes alike. No pass may run within it.
         """
 
     def roles(self) -> list[Any]:
-        """The model's table of roles, with the parameters that this process updates."""
+        """The model's table of roles; each parameter in it has the shape of the whole parameter."""
 
     def build(self, plan: Sequence[PlannedGroup]) -> None:
         """Build the optimizers of a plan, one per rule, in place of the earlier ones.
@@ -89,6 +105,9 @@ class Engine(Protocol):
     def all_reduce_max(self, value: Tensor) -> Tensor:
         """The largest of each number over processes, on the engine's device."""
 
+    def largest(self, **counts: int) -> dict[str, int]:
+        """The largest of each count over processes."""
+
     def broadcast(self, value: Any) -> Any:
         """The first process's value, on every process."""
 
@@ -115,23 +134,38 @@ class Engine(Protocol):
         """Leave the process group."""
 
 
+class Owned(NamedTuple):
+    """A parameter of an optimizer: a part of a parameter of the model, or all of it."""
+
+    optimizer: int  # index in the engine's list
+    name: str  # of the model's parameter
+    start: int  # first element of the part, of the flattened parameter
+    stop: int
+    param: Tensor  # what the optimizer updates
+
+
 def names() -> list[str]:
     """The engines: the files of this folder."""
     return [m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_")]
 
 
-def make(name: str, device: torch.device, timeout: float = 300) -> Engine:
+def make(
+    name: str, device: torch.device, timeout: float = 300, zero_stage: int = 1, group: Any = None
+) -> Engine:
     """The engine called `name`: the class `Engine` of the file of that name in this folder.
 
     "auto" is ddp where torchrun started several processes, single elsewhere. timeout: seconds
-    without progress after which a run of several processes is given up. Raises UserError.
+    without progress after which a run of several processes is given up. zero_stage: of DeepSpeed.
+    group: the process group; None: all processes. Raises UserError.
     """
     if name == "auto":
         name = "ddp" if launcher.number("WORLD_SIZE", 1) > 1 else "single"
     if name not in names():
         known = ", ".join(names())
         raise UserError(f"--engine {name}: must be one of auto, {known}; leave it out")
-    return import_module(f"{__name__}.{name}").Engine(device, timeout)
+    module = import_module(f"{__name__}.{name}")
+    made: Engine = module.Engine(device, timeout, zero_stage, group)
+    return made
 
 
 class RuleError(UserError):

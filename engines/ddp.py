@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from engines import single
+from engines._traffic import meter, sent_bytes
 from engines._watch import Watch, patience, stay_local, store
 from errors import UserError
 from host import launcher
@@ -32,10 +33,13 @@ class Engine(single.Engine):
 
     name = "ddp"
 
-    def __init__(self, device: torch.device, timeout: float) -> None:
+    def __init__(
+        self, device: torch.device, timeout: float, zero_stage: int = 1, group: Any = None
+    ) -> None:
         if "RANK" not in os.environ:
             raise UserError(
-                f"engine ddp: needs the processes that torchrun starts; run: {launcher.COMMAND}"
+                f"--engine {self.name}: needs the processes that torchrun starts; run: "
+                f"{launcher.COMMAND}"
             )
         self.device = device
         cuda = device.type == "cuda"
@@ -53,12 +57,18 @@ class Engine(single.Engine):
                     rank=rank,
                     world_size=launcher.number("WORLD_SIZE"),
                 )
-        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
-        self._watch = Watch(self.rank, self.world_size, timeout)
+        meter()
+        self.group = group or dist.group.WORLD
+        self.rank, self.world_size = dist.get_rank(group), dist.get_world_size(group)
+        self._watch = Watch(dist.get_rank(), dist.get_world_size(), timeout)
         self.exposed_communication: list[tuple[Any, Any]] = []
         self.build(())
         self._last = True
         self._computed: Any = None
+
+    @property
+    def sent_bytes(self) -> int:
+        return sent_bytes()
 
     def wrap(self, model: nn.Module) -> nn.Module:
         super().wrap(model)
@@ -70,6 +80,7 @@ class Engine(single.Engine):
                 device_ids=[self.device] if self.device.type == "cuda" else None,
                 broadcast_buffers=False,
                 gradient_as_bucket_view=True,
+                process_group=self.group,
             )
         wrapped.register_comm_hook(None, self._reduce)
         # Keep the process group alive longer than the reducer. Its last owner joins gloo's threads;
@@ -102,7 +113,7 @@ class Engine(single.Engine):
             return kept
         if bucket.is_last() and self.mark:
             self._computed = self.mark()  # from here on, the backward pass only waits
-        work = dist.all_reduce(gradients.div_(self.world_size), async_op=True)
+        work = dist.all_reduce(gradients.div_(self.world_size), group=self.group, async_op=True)
         assert work is not None
         future: torch.futures.Future[list[Tensor]] = work.get_future()
         return future.then(lambda done: done.value()[0])
@@ -114,19 +125,19 @@ class Engine(single.Engine):
     def all_reduce_mean(self, value: Tensor) -> float:
         self._watch.beat()
         total = value.detach().clone()
-        dist.all_reduce(total)
+        dist.all_reduce(total, group=self.group)
         return total.item() / self.world_size
 
     def all_reduce_max(self, value: Tensor) -> Tensor:
         self._watch.beat()
         largest = value.detach().to(self.device, copy=True)
-        dist.all_reduce(largest, dist.ReduceOp.MAX)
+        dist.all_reduce(largest, dist.ReduceOp.MAX, group=self.group)
         return largest
 
     def broadcast(self, value: Any) -> Any:
         self._watch.beat()
         box = [value]
-        dist.broadcast_object_list(box, src=0, device=self.device)
+        dist.broadcast_object_list(box, group=self.group, group_src=0, device=self.device)
         return box[0]
 
     def close(self) -> None:

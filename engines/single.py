@@ -8,7 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from engines import PlannedGroup, RuleError, _rules
+from engines import Owned, PlannedGroup, RuleError, _rules
 from engines._bytes import held_bytes
 from errors import UserError
 from host import launcher
@@ -23,8 +23,11 @@ class Engine:
     mark: Callable[[], Any] | None = None
     keep_grads = False
     broke: RuleError | None = None
+    together = compiles = True
 
-    def __init__(self, device: torch.device, timeout: float) -> None:
+    def __init__(
+        self, device: torch.device, timeout: float, zero_stage: int = 1, group: Any = None
+    ) -> None:
         processes = launcher.number("WORLD_SIZE", 1)
         if processes > 1:
             raise UserError(
@@ -41,12 +44,29 @@ class Engine:
         other.build(())
         return other
 
+    @property
+    def sent_bytes(self) -> int:
+        return 0
+
     def wrap(self, model: nn.Module) -> nn.Module:
         self.model = model.to(self.device)
         return self.model
 
     def alone(self, wrapped: Any) -> AbstractContextManager[None]:
         return nullcontext()
+
+    def weights(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    @property
+    def owned(self) -> list[Owned]:
+        names = {id(row.param): row.name for row in self.roles()}
+        return [
+            Owned(number, names[id(p)], 0, p.numel(), p)
+            for number, optimizer in enumerate(self.optimizers)
+            for group in optimizer.param_groups
+            for p in group["params"]
+        ]
 
     def roles(self) -> list[Any]:
         rows: list[Any] = self.model.roles()  # type: ignore[operator]
@@ -79,6 +99,11 @@ class Engine:
 
     def all_reduce_max(self, value: Tensor) -> Tensor:
         return value
+
+    def largest(self, **counts: int) -> dict[str, int]:
+        numbers = torch.tensor([*counts.values()], dtype=torch.float64)
+        most = self.all_reduce_max(numbers).tolist()
+        return {name: int(value) for name, value in zip(counts, most, strict=True)}
 
     def broadcast(self, value: Any) -> Any:
         return value

@@ -69,6 +69,12 @@ class Clock:
             else:
                 self.parts[part] += sign * (end - begin)
 
+    def move(self, name: str, from_part: str, intervals: list[tuple[Mark, Mark]]) -> None:
+        """Count these intervals as part `name` and no longer as `from_part`; empty the list."""
+        for begin, end in intervals:
+            self.add_interval(name, begin, end, instead_of=from_part)
+        intervals.clear()
+
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
         begin = self.mark()

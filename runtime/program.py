@@ -59,6 +59,8 @@ class Program:
         self.set_microbatch(microbatch or self.divisor(max(1, MOST_TOKENS // self.seq_len)))
         self.wrapped = engine.wrap(gpt)
         self.model: Callable[..., Tensor] = self.wrapped
+        if not engine.compiles:
+            eager_reason = eager_reason or f"the engine {engine.name} is not compiled"
         self.eager_reason = eager_reason
         machine.load_compiler()
         if missing := not eager_reason and self._shared(machine.compiler_missing(self.device)):
@@ -269,7 +271,8 @@ class Program:
                     return NO_COMPILER
                 self.engine.step()
                 if tau is not None:
-                    self.gpt.clip_qk(self.gpt.pop_max_logits(), tau)
+                    with self.engine.weights():
+                        self.gpt.clip_qk(self.gpt.pop_max_logits(), tau)
         except (RuntimeError, MemoryError) as error:
             if not engines.out_of_memory(error):
                 raise
@@ -306,7 +309,7 @@ def require_room(programs: Sequence[Program]) -> None:
     others will have.
     """
     first = programs[0]
-    least = 4 * sum(p.nbytes for p in first.gpt.parameters())
+    least = 4 * first.engine.state_bytes()["params"]
     least += sum(each.state_bytes for each in programs)
     short = torch.tensor(float(available_bytes(first.device) < least))
     if first.engine.all_reduce_max(short).item():

@@ -30,8 +30,9 @@ def rehearse(program: Program, steps: int, factor: Callable[[int], float], label
     run is recorded as diverged. Optimizers that change nothing may be meant to: a note names them.
     """
     engine, gpt = program.engine, program.gpt
-    gpt.init_weights(0)
-    before = _sums(gpt)
+    with engine.weights():
+        gpt.init_weights(0)
+        before = _sums(gpt)
     generator = torch.Generator().manual_seed(0)
     length = min(TOKENS, program.seq_len)
     chosen = sorted({0, steps // 3, 2 * steps // 3, steps - 1})[:STEPS]
@@ -42,8 +43,8 @@ def rehearse(program: Program, steps: int, factor: Callable[[int], float], label
             tokens = torch.randint(gpt.config.vocab_size, (1, length + 1), generator=generator)
             engine.set_lr(factor(step))
             with program.precision():
-                loss = gpt(*program.to_device(tokens[:, :-1], tokens[:, 1:]))
-            engine.backward(loss / length, last=False)
+                loss = program.wrapped(*program.to_device(tokens[:, :-1], tokens[:, 1:]))
+            engine.backward(loss / length, last=True)
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message=f".*{DIVERGED}")
                 engine.step()
@@ -61,7 +62,9 @@ def rehearse(program: Program, steps: int, factor: Callable[[int], float], label
         if not engines.out_of_memory(error):
             raise
         return  # the warm-up finds out what fits
-    if _sums(gpt) == before and engine.rank == 0:
+    with engine.weights():
+        after = _sums(gpt)
+    if after == before and engine.rank == 0:
         print(f"note: {label} changed no hidden matrix in {len(chosen)} steps", file=sys.stderr)
 
 

@@ -107,6 +107,7 @@ def make_run(points: list[Validation] | None = None, **changes: Any) -> Run:
         forward_backward_seconds=0.9 * seconds,
         optimizer_seconds=0.05 * seconds,
         communication_seconds=0.0,
+        communication_bytes=0,
         compile_seconds=17.0,
         val_seconds=2.0,
         param_count=1_000_000,

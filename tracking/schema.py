@@ -4,7 +4,11 @@
 a run that did not reach its target has no `steps_to_target`.
 """
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
+from typing import Any
 
 REACHED, MISSED, DIVERGED = "reached", "missed", "diverged"
 STATUSES = (REACHED, MISSED, DIVERGED)
@@ -66,10 +70,11 @@ class Run(Provenance):
     forward_backward_seconds: float  # part of train_seconds
     optimizer_seconds: float  # part of train_seconds
     communication_seconds: float  # part of train_seconds that no computation hid
+    communication_bytes: int  # sent by a process in training steps, see engines/_traffic.py
     compile_seconds: float  # off the clock: compilation and warm-up
     val_seconds: float  # off the clock: validation
     param_count: int
-    param_bytes: int
+    param_bytes: int  # this and the next three: of the process that holds most
     grad_bytes: int
     state_bytes: int  # optimizer state, by walking it
     peak_memory_bytes: int  # of the GPU, or of the process where there is none
@@ -122,6 +127,20 @@ class Logit:
     layer: int  # from 0
     head: int  # from 0
     max_logit: float
+
+
+def logit_rows(measured: Iterable[tuple[int, Any]]) -> list[Logit]:
+    """The rows of what was measured, to six digits; none for a step that diverged.
+
+    measured: steps, and their maxima as tensors or arrays (n_layer H).
+    """
+    return [
+        Logit(step, layer, head, float(f"{value:.6g}"))
+        for step, largest in measured
+        if all(map(math.isfinite, chain.from_iterable(largest.tolist())))
+        for layer, heads in enumerate(largest.tolist())
+        for head, value in enumerate(heads)
+    ]
 
 
 @dataclass(frozen=True)
