@@ -48,6 +48,9 @@ compare sweep: ENTRANTS = $(shell $(PY) -m tracking.tuned $(TRACK))
 compare: SEEDS = 5
 compare: .venv/optimizers race plots report  ## race all tuned optimizers; draw the charts, print the league
 
+engines: data .venv/deepspeed  ## race AdamW and Muon on every engine, two processes, and compare what they cost
+	$(PY) -m studies.engines $(ARGS)
+
 scale: data  ## race AdamW against Muon at 3 batch sizes and 3 widths of tiny
 	$(PY) -m studies.scale
 

@@ -14,6 +14,7 @@ A generated part of a page is between `<!-- begin:NAME ARGUMENT -->` and `<!-- e
     detectable RECORD    the differences that its number of seeds can show
     finals RECORD,...    final losses and attention logits of one or several races
     scale RECORD         speed-ups at other batch sizes and widths
+    engines RECORD       losses, memory, traffic and seconds on several engines
     tuned                the settings in optim/tuned.toml
     csv FILE             a CSV file as a table; columns with a single value are named below it
     file FILE            a program
@@ -29,7 +30,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from analysis import finals, league, scale
+from analysis import engines, finals, league, scale
 from analysis.pairs import UNITS, Pair, Pairs
 from analysis.price import Prices, read_prices
 from analysis.stats import (
@@ -353,7 +354,7 @@ OF_RACE: dict[str, Callable[[Sequence[Run], Prices], str]] = {
     "league": league.markdown,
     "detectable": lambda runs, _: league.detectable_note(runs),
 }
-MARKERS = (*OF_RACE, "finals", "scale", "tuned", "csv", "file")
+MARKERS = (*OF_RACE, "finals", "scale", "engines", "tuned", "csv", "file")
 
 
 def _part(name: str, argument: str, repository: Path) -> str:
@@ -368,6 +369,11 @@ def _part(name: str, argument: str, repository: Path) -> str:
         if not points:
             raise UserError(f"record {argument} has no points.csv; name a record of `make scale`")
         return scale.markdown(points)
+    if name == "engines":
+        found = engines.measured(find_record(argument, repository))
+        if not found:
+            raise UserError(f"record {argument} has no planned.csv; name a record of make engines")
+        return engines.markdown(found)
     if name == "tuned":
         return tuned_table(tuned_settings.read(repository / "optim" / "tuned.toml"))
     if name == "csv":

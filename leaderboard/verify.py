@@ -24,7 +24,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis import scale
+from analysis import engines, scale
 from analysis.table import frame
 from errors import UserError
 from host import entry, paths
@@ -72,6 +72,7 @@ OUTCOMES = {  # possible statuses of a trial, by its stage
     "sweep": (FINISHED, DIVERGED),
     "transfer": (FINISHED, DIVERGED),
 }
+STUDIES = (scale.SCALE, engines.ENGINES)  # folders of results/ with rows of their own
 AFTER_SEARCH = ("refine", "confirm", "horizon")  # stages that begin after the search
 
 
@@ -103,8 +104,9 @@ def problems(root: Path) -> list[str]:
     found = [*_check_folder(root, rows), *_check_rows(rows)]
     if not is_record(root):  # the records share their sources
         found += _check_pool(root, rows)
-    if (root / scale.SCALE).is_dir():
-        found += [f"{scale.SCALE}: {problem}" for problem in problems(root / scale.SCALE)]
+    for name in STUDIES:
+        if (root / name).is_dir():
+            found += [f"{name}: {problem}" for problem in problems(root / name)]
     return found
 
 
@@ -133,6 +135,7 @@ def _check_folder(root: Path, rows: Rows) -> Iterator[str]:
     yield from _check_files(root, rows.runs)
     yield from _check_sources(root, [*rows.runs, *rows.trials])
     yield from scale.problems(root)
+    yield from engines.problems(root)
 
 
 def _check_rows(rows: Rows) -> Iterator[str]:
@@ -475,7 +478,7 @@ def _verify_all(
     """The problems of all records, GPU checks and the user's own results; their rows by folder."""
     rows = {record.name: read_rows(record) for record in records(results)}
     found, own = problems_of_records(results, tuned_path), read_rows(results)
-    if own.runs or own.trials or (results / scale.SCALE).is_dir():
+    if own.runs or own.trials or any((results / name).is_dir() for name in STUDIES):
         found += problems(results)
         rows["your results"] = own
     for path in sorted((results / "gpu").glob("*/runs.csv")):

@@ -171,6 +171,20 @@ class ScalePoint:
 
 
 @dataclass(frozen=True)
+class Planned:
+    """One row of planned.csv: what formulas say of a run, see planner/layouts.py.
+
+    The run is in runs.csv beside it, with what was measured. All are bytes of one process.
+    """
+
+    run: str
+    param_bytes: int
+    grad_bytes: int
+    state_bytes: int
+    communication_bytes: int  # of all steps
+
+
+@dataclass(frozen=True)
 class Published:
     """One row of published/speedups.csv: a speed-up of Muon over AdamW that others report."""
 

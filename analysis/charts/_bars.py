@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -9,7 +10,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
 from analysis.charts import _style
-from analysis.charts._inputs import Inputs, Series
+from analysis.charts._inputs import Inputs
 from analysis.charts._wording import footer
 
 ROW_IN = 0.36  # at least, for an entrant
@@ -18,10 +19,10 @@ OPTIMIZER = "#F2CF1D"  # the subject of both charts; a yellow that no entrant ha
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of segment: its amount for an entrant, in bytes or milliseconds."""
+    """One kind of segment: its amount for a row of the chart, in bytes or milliseconds."""
 
     name: str
-    amount: Callable[[Series], float]
+    amount: Callable[[Any], float]
     color: str
     ink: str  # of the number inside it
 
@@ -35,9 +36,9 @@ class Panel:
     unit: _style.Unit
 
 
-def totals(entrants: Sequence[Series], kinds: Sequence[Kind]) -> list[float]:
-    """The length of each entrant's bar."""
-    return [sum(kind.amount(entrant) for kind in kinds) for entrant in entrants]
+def totals(rows: Sequence[Any], kinds: Sequence[Kind]) -> list[float]:
+    """The length of each row's bar."""
+    return [sum(kind.amount(row) for kind in kinds) for row in rows]
 
 
 def stacked_bars(inputs: Inputs, title: str, caption: str, left: Panel, right: Panel) -> Figure:
@@ -49,7 +50,7 @@ def stacked_bars(inputs: Inputs, title: str, caption: str, left: Panel, right: P
     panels = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
     inside: list[tuple[Text, Rectangle]] = []
     for axes, panel in zip(panels, (left, right), strict=True):
-        inside += _stacks(axes, entrants, panel)
+        inside += stacks(axes, entrants, panel)
         axes.set_xlabel(panel.label)
         axes.xaxis.set_major_locator(_style.ticks(5))
     _style.row_labels(panels[0], labels, {e.label: e.look for e in entrants})
@@ -68,15 +69,20 @@ def stacked_bars(inputs: Inputs, title: str, caption: str, left: Panel, right: P
     )
     legend.set_in_layout(False)  # it may be wider than its panel, over the next one
     panels[0].set_title(" ")  # keeps its line free
+    drop_wide(figure, inside)
+    return figure
+
+
+def drop_wide(figure: Figure, inside: Sequence[tuple[Text, Rectangle]]) -> None:
+    """Lays the figure out, and removes numbers that do not fit their segments."""
     _style.freeze_layout(figure)  # before it, segments have no width in pixels
     for text, bar in inside:
         if text.get_window_extent().width > 0.9 * bar.get_window_extent().width:
             text.remove()  # the total at the end of the bar stays
-    return figure
 
 
-def _stacks(axes: Axes, entrants: Sequence[Series], panel: Panel) -> list[tuple[Text, Rectangle]]:
-    """Draws the bars. Returns the numbers inside segments, each with its segment."""
+def stacks(axes: Axes, entrants: Sequence[Any], panel: Panel) -> list[tuple[Text, Rectangle]]:
+    """Draws a bar for each row. Returns the numbers inside segments, each with its segment."""
     inside = []
     for row, entrant in enumerate(entrants):
         left = 0.0

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from analysis import engines
 from analysis.charts._style import Look, looks, short_names
 from analysis.pairs import Pairs
 from analysis.price import Prices, read_prices
@@ -76,6 +77,7 @@ class Inputs:
     sweeps: Sequence[Trial] = ()  # of lr alone: the newest of each recipe, on the race's track
     scale: Sequence[Measured] = ()  # AdamW against Muon at other batch sizes and widths
     others: Sequence[Series] = ()  # of further races that are compared with this one
+    engines: Sequence[engines.Measured] = ()  # one race on several engines
 
     @property
     def runs(self) -> list[Run]:
@@ -130,7 +132,8 @@ def load(root: Path, races: Sequence[str] = ()) -> Inputs:
     """
     runs, trials = read_runs(root), read_trials(root)
     scale = measured(root) or measured(root / SCALE)  # a record's, or a user's own
-    if not runs and not trials and not scale:
+    on_engines = engines.measured(root) or engines.measured(root / engines.ENGINES)
+    if not (runs or trials or scale or on_engines):
         raise UserError(f"no runs in {root / 'runs.csv'}; run: make speedrun")
     chosen = select(runs, races[0] if races else None) if runs or races else []
     newest = [*trials[-1:], *chosen[:1]]
@@ -139,7 +142,8 @@ def load(root: Path, races: Sequence[str] = ()) -> Inputs:
     styles = looks(trial.recipe for trial in [*search, *sweeps])
     others = [e for race in races[1:] for e in _entrants(root, select(runs, race))]
     prices = read_prices(root, chosen)
-    return Inputs(_entrants(root, chosen), search, styles, prices, sweeps, scale, others)
+    entrants = _entrants(root, chosen)
+    return Inputs(entrants, search, styles, prices, sweeps, scale, others, on_engines)
 
 
 def _entrants(root: Path, runs: Iterable[Run]) -> list[Series]:
