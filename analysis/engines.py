@@ -49,9 +49,10 @@ class Measured:
 
 
 def measured(root: Path) -> list[Measured]:
-    """What a folder of studies.engines holds, in the order in which its runs began."""
+    """What a folder of studies.engines holds, in the order of planned.csv."""
     plans = {plan.run: plan for plan in read(root / "planned.csv", Planned)}
-    runs = [run for run in read_runs(root) if run.run in plans]
+    known = {run.run: run for run in read_runs(root)}
+    runs = [known[name] for name in plans if name in known]
     curves = {run.run: read_curve(root, run.run) for run in runs}
     found = []
     for run in runs:
@@ -65,10 +66,7 @@ def measured(root: Path) -> list[Measured]:
 
 
 def _price(root: Path, run: Run, runs: Sequence[Run]) -> Estimate | None:
-    usual = [
-        other for other in runs
-        if (other.engine, other.entrant, other.heat) == (USUAL, run.entrant, run.heat)
-    ]  # fmt: skip
+    usual = [each for each in runs if (each.engine, each.entrant) == (USUAL, run.entrant)]
     if not run.heat or run in usual:
         return None
     turns = read_turns(root, run.run)

@@ -3,8 +3,8 @@
 Arithmetic on bytes: nothing here is measured. `studies.engines` puts these numbers beside what its
 runs measured, and `leaderboard.verify` checks that the two agree.
 
-P parameters, of which W belong to rules that need whole matrices; S optimizer state of one process;
-N processes; all in bytes, in float32. A reduce-scatter or an all-gather of P bytes sends
+P parameters, of which W belong to rules that need whole matrices and B to the blocks of the model;
+S optimizer state of one process; N processes; all in bytes, in float32. A reduce-scatter or an all-gather of P bytes sends
 P (N - 1) / N per process, an all-reduce twice that (`engines/_traffic.py`). Work that does not
 divide evenly is taken to divide evenly.
 """
@@ -23,6 +23,7 @@ class Model:
 
     params: int  # P
     whole: int  # W
+    blocks: int  # B
     state: int  # S
 
 
@@ -38,15 +39,15 @@ class Layout:
 
 def layout(engine: str, model: Model, n: int, passes: int = 1) -> Layout:
     """The costs of an engine of ENGINES on n processes. passes: microbatches of a step."""
-    p, w, s, ring = model.params, model.whole, model.state, (n - 1) / n
+    p, w, b, s, ring = model.params, model.whole, model.blocks, model.state, (n - 1) / n
     if engine in ("single", "ddp"):
         return Layout(p, p, s, 2 * p * ring)
     if engine == "sharded":
-        # The whole gradients, and the sum of what it owns.
-        return Layout(p, p + p / n, s / n, 2 * p * ring)
+        return Layout(p, p, s / n, 2 * p * ring)
     if engine == "fsdp2":
-        # Owners keep their matrices whole beside the shards. A pass gathers the parameters forward
-        # and backward, and scatters gradients; the exchange takes 1 / N of W there and back.
-        sent = 3 * p * passes * ring + 2 * w / n * ring
+        # Owners keep their matrices whole beside the shards. A pass gathers the parameters, those
+        # of the blocks again for the backward pass, and scatters the gradients. The exchange takes
+        # 1 / N of W there and back.
+        sent = (2 * p + b) * passes * ring + 2 * w / n * ring
         return Layout((p + w) / n, p / n, s / n, sent)
     raise NotImplementedError(engine)

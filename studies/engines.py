@@ -38,6 +38,11 @@ class Engine(NamedTuple):
     name: str
     zero_stage: int = 1
 
+    @property
+    def label(self) -> str:
+        """As its rows have it."""
+        return f"{self.name}-zero{self.zero_stage}" if self.name == "deepspeed" else self.name
+
 
 SINGLE = Engine(engines.REFERENCE)
 SEVERAL = (
@@ -71,10 +76,11 @@ def run_alone(entrants: Sequence[Entrant], arguments: argparse.Namespace) -> dic
         plan = trainer.build(entrant)
         whole = [row for g in plan if not _rules.is_elementwise(g.rule) for row in g.params]
         whole_bytes = sum(row.param.nbytes for row in whole)
+        blocks = sum(p.nbytes for p in trainer.gpt.blocks.parameters())
         out = trainer.run(entrant, seed=0)
         run = trainer.run_row(out, race_of(trainer))
         store.record(arguments.results, run, out.points, trainer.source)
-        found[run.entrant] = Model(run.param_bytes, whole_bytes, run.state_bytes)
+        found[run.entrant] = Model(run.param_bytes, whole_bytes, blocks, run.state_bytes)
         trainer.forget()
     return found
 
@@ -91,13 +97,14 @@ def run_together(entrants: Sequence[Entrant], arguments: argparse.Namespace) -> 
             turns = by.run_in_turns(entrant, 0, TURN_STEPS)
             next(turns)  # warms up
             alive.append((by, turns))
-    heat, rounds = race_of(trainers[0]), 0
+    rounds = 0
     while alive:
         for each in alive[:: 1 if rounds % 2 == 0 else -1]:
             by, turns = each
             out = next(turns)
             if out.status:
-                run = by.run_row(out, race_of(by), heat)
+                # A heat belongs to one race; all heats here have their rounds at the same time.
+                run = by.run_row(out, race_of(by), heat=race_of(by))
                 if by.engine.rank == 0:
                     store.record(arguments.results, run, out.points, by.source, (), out.turns)
                     print(f"{run.engine}: {run.label} ended at {run.final_loss:.4f}", flush=True)
@@ -144,7 +151,9 @@ def study(arguments: argparse.Namespace) -> None:
         raise UserError(f"{root}: holds a study; move it away, or name another with --results")
     models = run_alone(entrants, arguments)
     launch(arguments)
-    for run in store.read_runs(root):
+    order = [each.label for each in (SINGLE, *SEVERAL)]
+    runs = store.read_runs(root)
+    for run in sorted(runs, key=lambda run: (order.index(run.engine), run.label)):
         store.append(root / "planned.csv", planned(run, models[run.entrant]))
     print(engines.markdown(engines.measured(root)))
 

@@ -77,7 +77,7 @@ class Inputs:
     sweeps: Sequence[Trial] = ()  # of lr alone: the newest of each recipe, on the race's track
     scale: Sequence[Measured] = ()  # AdamW against Muon at other batch sizes and widths
     others: Sequence[Series] = ()  # of further races that are compared with this one
-    engines: Sequence[engines.Measured] = ()  # one race on several engines
+    on_engines: Sequence[engines.Measured] = ()  # one race on several engines
 
     @property
     def runs(self) -> list[Run]:

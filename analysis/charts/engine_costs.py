@@ -44,7 +44,7 @@ SENT = (Kind("sent", lambda p: p.run.communication_bytes / p.run.steps, "#7A5C8E
 
 def draw(inputs: Inputs) -> Figure:
     """A row for each engine, for one optimizer."""
-    points = [p for p in inputs.engines if p.recipe == CHALLENGER]
+    points = [p for p in inputs.on_engines if p.recipe == CHALLENGER]
     if not points:
         raise MissingDataError("no race on several engines; run: make engines")
     memory = _style.unit(max(totals(points, MEMORY)), _style.BYTES)

@@ -20,7 +20,7 @@ HEIGHT_IN = 4.6
 
 def draw(inputs: Inputs) -> Figure:
     """Two columns, one for each optimizer: losses above, differences below."""
-    points = inputs.engines
+    points = inputs.on_engines
     recipes = list(dict.fromkeys(point.recipe for point in points))
     if not any(point.run.engine == REFERENCE for point in points):
         raise MissingDataError("no race on several engines; run: make engines")
