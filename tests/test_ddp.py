@@ -21,7 +21,7 @@ import torch
 
 import engines
 import speedrun
-from bench.gpu_check.graphs_and_ddp import one_process
+from bench.gpu_check.graphs_and_engines import one_process
 from data import manifest
 from leaderboard import verify
 from tests.hub import Hub, shard

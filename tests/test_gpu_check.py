@@ -22,7 +22,7 @@ import pytest
 import torch
 
 from bench.gpu_check import __main__ as command
-from bench.gpu_check import graphs_and_ddp, optimizers, race, report, runner, training
+from bench.gpu_check import graphs_and_engines, optimizers, race, report, runner, training
 from bench.gpu_check.config import Config
 from bench.gpu_check.runner import FAILED, PASSED, SKIPPED, Part, Recorder
 from leaderboard import verify
@@ -116,7 +116,7 @@ def test_every_property_is_checked(folder: Path) -> None:
         ("step", "muon, eager: state off the planner's, bytes"),
         ("step", "adamw, eager: parts of the step over all of it"),
         ("step", "muon, in turns: loss off the loss alone"),
-        ("graphs and ddp", "ddp of one process: losses off the losses of launched kernels"),
+        ("graphs and engines", "ddp of one process: losses off the losses of launched kernels"),
         ("race", "runs that diverged"),
     ):
         assert any(name.startswith(f"{part}: ") and words in name for name in names), words
@@ -410,7 +410,7 @@ def test_ddp_is_compared_with_the_plain_program(
         return loss
 
     monkeypatch.setattr(Program, "forward_backward", doubled)
-    graphs_and_ddp.run(replace(config, compile=False), recorder, 60)
+    graphs_and_engines.run(replace(config, compile=False), recorder, 60)
     assert "RANK" not in os.environ
     checks, measures = runner.read(tmp_path / "rows")
     assert [(check.check, check.status) for check in checks] == [

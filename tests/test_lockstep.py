@@ -10,7 +10,7 @@ import torch
 from torch._dynamo.utils import counters
 
 import speedrun
-from bench.gpu_check.graphs_and_ddp import one_process
+from bench.gpu_check.graphs_and_engines import one_process
 from optim import library
 from runtime import memory, program
 from speedrun import Options, Outcome, Track, Trainer

@@ -17,7 +17,7 @@ import torch
 
 import bench.gpu_check
 from analysis.table import commit_words
-from bench.gpu_check import graphs_and_ddp, models, optimizers, race, report, training
+from bench.gpu_check import graphs_and_engines, models, optimizers, race, report, training
 from bench.gpu_check.config import Config
 from bench.gpu_check.runner import FAILED, SKIPPED, Check, Part, Result, run
 from data import corpus, open_dataset
@@ -37,7 +37,12 @@ PARTS = (
     Part("step", "speed, parts and memory", training.step, 0.35),
     Part("optimizer_step", "Muon and AdamW against torch's", training.optimizers, 0.05),
     Part("newton_schulz", "the time of each backend", training.backends, 0.05),
-    Part("graphs and ddp", "CUDA graphs and ddp against plain training", graphs_and_ddp.run, 0.2),
+    Part(
+        "graphs and engines",
+        "CUDA graphs and engines against plain training",
+        graphs_and_engines.run,
+        0.2,
+    ),
     Part("race", "AdamW against Muon on real text", race.run, 0.2),
 )
 RESERVE = 15.0  # seconds for the chart and the page

@@ -90,7 +90,7 @@ def page(
         ("machine", "The machine"),
         ("optimizer_step", "An optimizer's step on the hidden matrices"),
         ("newton_schulz", "Newton-Schulz, five steps on a batch"),
-        ("graphs and ddp", "The step of the model `tiny`"),
+        ("graphs and engines", "The step of the model `tiny`"),
     ):
         lines += ["", f"## {title}", "", *table(measures, part)]
     lines += ["", "## The race", "", *_race(out, measures)]

@@ -1,8 +1,8 @@
-"""Checks of CUDA graphs and of the engine ddp: both must train like the plain program.
+"""Checks of CUDA graphs and of the engines: all must train like the plain program.
 
 The plain program is the engine `single`, which launches its kernels one by one. CUDA graphs replay
-a pass with one launch; the engine ddp runs here with one process. The model is `tiny`, which is
-launch-bound, in two microbatches a step.
+a pass with one launch. The other engines run here with one process, over NCCL. The model is `tiny`,
+which is launch-bound, in two microbatches a step.
 """
 
 import contextlib
@@ -26,11 +26,13 @@ PROGRAMS: dict[str, dict[str, Any]] = {  # name -> changed options of the traine
     LAUNCHED: {},
     "one CUDA graph": dict(cuda_graphs=True),
     "ddp of one process": dict(engine="ddp"),
+    "sharded of one process": dict(engine="sharded"),
+    "fsdp2 of one process": dict(engine="fsdp2"),
 }
 
 
 def run(config: Config, recorder: Recorder, seconds: float) -> None:
-    """The part `graphs and ddp`.
+    """The part `graphs and engines`.
 
     The compiler is not reset in between: a program of the same shapes needs no new compilation.
     """
