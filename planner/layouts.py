@@ -4,9 +4,9 @@ Arithmetic on bytes: nothing here is measured. `studies.engines` puts these numb
 runs measured, and `leaderboard.verify` checks that the two agree.
 
 P parameters, of which W belong to rules that need whole matrices and B to the blocks of the model;
-S optimizer state of one process; N processes; all in bytes, in float32. A reduce-scatter or an all-gather of P bytes sends
-P (N - 1) / N per process, an all-reduce twice that (`engines/_traffic.py`). Work that does not
-divide evenly is taken to divide evenly.
+S optimizer state of one process; N processes; all in bytes, in float32. A reduce-scatter or an
+all-gather of P bytes sends P (N - 1) / N per process, an all-reduce twice that
+(`engines/_traffic.py`). What does not divide evenly is taken to divide evenly.
 """
 
 from dataclasses import dataclass

@@ -396,7 +396,7 @@ def test_runs_that_failed_alone_are_not_compared_in_turns(
 
 
 @pytest.mark.slow
-def test_ddp_is_compared_with_the_plain_program(
+def test_engines_are_compared_with_the_plain_program(
     config: Config, recorder: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     forward_backward = Program.forward_backward
@@ -410,6 +410,9 @@ def test_ddp_is_compared_with_the_plain_program(
         return loss
 
     monkeypatch.setattr(Program, "forward_backward", doubled)
+    names = ("launched", "one CUDA graph", "ddp of one process")
+    programs = {name: graphs_and_engines.PROGRAMS[name] for name in names}
+    monkeypatch.setattr(graphs_and_engines, "PROGRAMS", programs)
     graphs_and_engines.run(replace(config, compile=False), recorder, 60)
     assert "RANK" not in os.environ
     checks, measures = runner.read(tmp_path / "rows")

@@ -17,7 +17,7 @@ and curves of the race. The exit code is 1 if a check failed. Without a GPU it s
     optimizers.py      checks of Newton-Schulz, its kernels, Muon and AdamW
     models.py          checks of the model
     training.py        checks and measurements of the training step
-    graphs_and_engines.py  checks of CUDA graphs and of the engine ddp
+    graphs_and_engines.py  checks of CUDA graphs and of the engines
     race.py            the race
     report.py          CSVs, charts and the page
 """
