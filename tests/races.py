@@ -14,6 +14,7 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
 from analysis.charts import _make, _style
+from tests.on_engines import write_engines
 from tests.rows import SOURCE, make_logits, make_run, make_trial, make_turns
 from tests.scales import write_scale, write_sweeps
 from tracking.crossing import crossing
@@ -225,12 +226,13 @@ def drawn_boxes(figure: Figure, patch: pytest.MonkeyPatch) -> list[tuple[str, Bb
 
 
 def write_field(root: Path) -> None:
-    """A race of seventeen, the search and the sweep of each, and the scale study."""
+    """A race of seventeen, the search and the sweep of each, and the studies."""
     write_race(root, [replace(plan, seeds=3) for plan in FIELD])
     names = [plan.label for plan in FIELD]
     write_trials(root, names, trials=8)
     write_sweeps(root, names)
     write_scale(root)
+    write_engines(root)
 
 
 def assert_legible(figure: Figure, patch: pytest.MonkeyPatch) -> None:

@@ -119,6 +119,11 @@ def looks(shown: Iterable[str]) -> dict[str, Look]:
     return {name: _look(name, taken.get(name, 0)) for name in names}
 
 
+def looks_in_order(names: Sequence[str]) -> dict[str, Look]:
+    """Looks for names that are no entrants: the first ones of the palette, in this order."""
+    return {name: _look(name, slot) for slot, name in enumerate(dict.fromkeys(names))}
+
+
 def _first_slot(name: str) -> int:
     recipe = recipe_of(name).replace("_", "-")
     return SLOT.get(recipe, zlib.crc32(name.encode())) % SLOTS

@@ -15,6 +15,7 @@ from analysis.engines import REFERENCE, Measured
 
 OF_RACE = False
 LEAST = 1e-8  # nats; smaller differences are drawn there
+HIGHEST = 1e-3  # nats: the axis of differences goes up to it, at least
 HEIGHT_IN = 4.6
 
 
@@ -24,7 +25,7 @@ def draw(inputs: Inputs) -> Figure:
     recipes = list(dict.fromkeys(point.recipe for point in points))
     if not any(point.run.engine == REFERENCE for point in points):
         raise MissingDataError("no race on several engines; run: make engines")
-    looks = _style.looks([p.run.engine for p in points])
+    looks = _style.looks_in_order([p.run.engine for p in points])
     several = [p for p in points if p.run.engine != REFERENCE]
     widest = max(several, key=lambda p: p.gap, default=points[0])
     figure = _style.new_figure(
@@ -44,9 +45,8 @@ def draw(inputs: Inputs) -> Figure:
         panels[1, column].set_xlabel("step")
     panels[0, 0].set_ylabel("validation loss (nats)")
     panels[1, 0].set_ylabel("difference (nats)")
-    panels[1, -1].legend(
-        *panels[0, -1].get_legend_handles_labels(), loc="center left", bbox_to_anchor=(1.02, 1.1)
-    )
+    panels[1, 0].set_ylim(LEAST / 2, max(HIGHEST, 2 * widest.gap))
+    panels[0, -1].legend(loc="upper left", bbox_to_anchor=(1.02, 1))
     return figure
 
 

@@ -1,0 +1,53 @@
+"""A synthetic study of the engines, as studies.engines writes it."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from analysis.engines import ENGINES
+from planner.layouts import Layout, Model, layout
+from studies.engines import planned
+from tests.rows import SOURCE, make_points, make_run, make_turns
+from tracking.schema import Planned, Run, Validation
+from tracking.store import append, record
+
+MODELS = {
+    "adamw": Model(params=4_000_000, whole=0, blocks=3_000_000, state=8_000_000),
+    "muon": Model(params=4_000_000, whole=3_000_000, blocks=3_000_000, state=5_000_000),
+}
+SLOWER = {"single": 1.0, "ddp": 1.0, "sharded": 1.1, "fsdp2": 1.5}  # seconds of a step, over ddp's
+GAP = 2e-6  # of the losses of engines that are not `single`
+
+
+def points_of(engine: str) -> list[Validation]:
+    off = 0.0 if engine == "single" else GAP
+    points = make_points(step_seconds=0.1 * SLOWER[engine])
+    return [replace(point, val_loss=point.val_loss + off) for point in points]
+
+
+def run_of(engine: str, recipe: str, costs: Layout, points: list[Validation]) -> Run:
+    alone = engine == "single"
+    return make_run(
+        points, engine=engine, world_size=1 if alone else 2, label=recipe, entrant=recipe,
+        race=f"engines-{engine}", run=f"engines-{engine}-{recipe}", heat="" if alone else engine,
+        turn_steps=0 if alone else 2, param_bytes=round(costs.params),
+        grad_bytes=round(costs.grads), state_bytes=round(costs.state),
+        communication_bytes=round(100 * costs.sent),
+        optimizer_seconds=0.5, forward_backward_seconds=9 * SLOWER[engine],
+        mfu=2e10 * 100 / (10 * SLOWER[engine]) / 4e11 / (1 if alone else 2),
+    )  # fmt: skip
+
+
+def write_engines(root: Path, wrong: float = 1.0) -> None:
+    """AdamW and Muon on the engines of SLOWER. wrong: times the memory that formulas say."""
+    plans: list[Planned] = []
+    for engine in SLOWER:
+        for recipe, model in MODELS.items():
+            costs = layout(engine, model, 1 if engine == "single" else 2)
+            points = points_of(engine)
+            run = run_of(engine, recipe, costs, points)
+            turns = make_turns(run) if run.heat else []
+            held = replace(run, state_bytes=round(run.state_bytes * wrong))
+            record(root / ENGINES, held, points, SOURCE, (), turns)
+            plans.append(planned(run, model))
+    for plan in plans:
+        append(root / ENGINES / "planned.csv", plan)
