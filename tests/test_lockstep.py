@@ -49,7 +49,8 @@ def test_a_run_that_takes_turns_has_the_losses_that_it_has_alone(
     turn_steps: int, micro_track: Track, micro_options: Options, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(library, "rule", lambda path: Noisy)
-    entrants = [enter("adamw"), enter("muon", 5), enter("lib:noisy.Noisy"), enter("soap")]
+    horizons = {"adamw": 12, "muon": 5, "lib:noisy.Noisy": 12, "soap": 12}
+    entrants = [enter(name, steps) for name, steps in horizons.items()]
     taken = race(micro_track, micro_options, entrants, seeds=2, turn_steps=turn_steps)
     assert len(taken) == 8
     assert_as_alone(taken, entrants, Trainer(micro_track, micro_options))
