@@ -5,6 +5,7 @@ that have something to say of a GPU are run by name with CUDA_VISIBLE_DEVICES=0 
 tests/test_symmetric.py, tests/test_graphs.py and tests/test_feed.py.
 """
 
+import gc
 import os
 
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # before torch looks
@@ -91,6 +92,10 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
 @pytest.fixture(scope="session", autouse=True)
 def prepared_corpus() -> None:
     corpus.prepare()
+    # Each run collects garbage, which takes the longer the more objects there are: those of the
+    # libraries, which stay, are not gone over again.
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -49,7 +49,7 @@ def test_a_run_that_takes_turns_has_the_losses_that_it_has_alone(
     turn_steps: int, micro_track: Track, micro_options: Options, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(library, "rule", lambda path: Noisy)
-    horizons = {"adamw": 12, "muon": 5, "lib:noisy.Noisy": 12, "soap": 12}
+    horizons = {"adamw": 8, "muon": 5, "lib:noisy.Noisy": 8, "soap": 8}
     entrants = [enter(name, steps) for name, steps in horizons.items()]
     taken = race(micro_track, micro_options, entrants, seeds=2, turn_steps=turn_steps)
     assert len(taken) == 8
