@@ -28,7 +28,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from engines import PlannedGroup, _coupled, _rules, ddp, single
+from engines import Owned, PlannedGroup, _coupled, _rules, ddp, single
 from engines._buffers import Buffer, lay_out
 
 
@@ -38,7 +38,6 @@ class Engine(ddp.Engine):
     name = "sharded"
     _buffers: Sequence[Buffer] = ()
     _alone = False
-    group: Any = None
 
     def another(self) -> Self:
         other = copy(self)
@@ -87,17 +86,13 @@ class Engine(ddp.Engine):
             self.optimizers += buffer.optimizers
 
     @property
-    def owned(self) -> list[tuple[int, str, int, int, nn.Parameter]]:
-        """What the optimizers of this process have: a row for each of their parameters.
-
-        The optimizer's index, the name of the model's parameter, the range of its entries (flat,
-        from the first to one past the last), and the tensor that the optimizer has.
-        """
-        pieces = [buffer.pieces for buffer in self._buffers if buffer.pieces]
+    def owned(self) -> list[Owned]:
+        pieces = {id(each.param): each for buffer in self._buffers for each in buffer.pieces}
         return [
-            (index, each.name, each.start, each.stop, each.param)
-            for index, own in enumerate(pieces)
-            for each in own
+            Owned(number, pieces[id(p)].name, pieces[id(p)].start, pieces[id(p)].stop, p)
+            for number, optimizer in enumerate(self.optimizers)
+            for group in optimizer.param_groups
+            for p in group["params"]
         ]
 
     def backward(self, loss: Tensor, last: bool) -> None:

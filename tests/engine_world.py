@@ -145,23 +145,23 @@ def work(rank: int, folder: Path, layouts: list[str]) -> Iterator[dict[str, Any]
             if rank not in ranks:
                 continue
             for layout in layouts:
+                first = engines.make(layout, device, timeout=60, group=group)
                 for number, case in enumerate(todo):
-                    if number % len(line) != place:
-                        continue
-                    engine = engines.make(layout, device, 60, group=group)
-                    one = torch.load(folder / f"{number}.pt")
-                    row = compare(engine, len(ranks), *case, one)
-                    if rank == ranks[0]:
-                        yield row
-                    engine.build(())
+                    if number % len(line) == place:
+                        one = torch.load(folder / f"{number}.pt")
+                        row = compare(first.another(), len(ranks), *case, one)
+                        if rank == ranks[0]:
+                            yield row
+                first._watch.close()  # type: ignore[attr-defined]
     dist.barrier()
 
 
-def process(rank: int, folder: Path, layouts: list[str]) -> int:
+def process(rank: int, port: int, folder: Path, layouts: list[str]) -> int:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    store = dist.FileStore(str(folder / "store"), PROCESSES)
+    os.environ |= {"RANK": str(rank), "GLOO_SOCKET_IFNAME": "lo"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    store = dist.PrefixStore("group", dist.TCPStore("127.0.0.1", port))
     dist.init_process_group("gloo", store=store, rank=rank, world_size=PROCESSES)
     try:
         rows = list(work(rank, folder, layouts))
@@ -176,12 +176,13 @@ def main(out: str, *layouts: str) -> int:
     """Fork the processes: what is imported is imported once, and no thread runs yet."""
     chosen = [*layouts] or [each for each in LAYOUTS if each in engines.names()]
     optim.recipes()
+    server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     with tempfile.TemporaryDirectory() as name:
         folder, children = Path(name), []
         for rank in range(PROCESSES):
             child = os.fork()
             if child == 0:
-                code = process(rank, folder, chosen)
+                code = process(rank, server.port, folder, chosen)
                 sys.stdout.flush()
                 sys.stderr.flush()
                 os._exit(code)
