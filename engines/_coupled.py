@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-from engines import PlannedGroup
+from engines import PlannedGroup, _rules
 from errors import UserError
 
-# By the last part of the module's path that matters and the class's name, in lower case.
+# What the name of such a class has in it, in lower case, and what the class does.
 KNOWN = {
     "lbfgs": "it searches along one direction for all parameters",
     "prodigy": "it estimates one step size from all parameters",
@@ -25,6 +25,7 @@ KNOWN = {
     "dowg": "it estimates one step size from all parameters",
 }
 SIDE, COUNT, STEPS = 8, 3, 4  # of the matrices that a rule is tried on
+_found: dict[str, bool] = {}  # by class and options: a race builds its optimizers several times
 
 
 def refuse(plan: Sequence[PlannedGroup], engine: str) -> None:
@@ -41,6 +42,8 @@ def refuse(plan: Sequence[PlannedGroup], engine: str) -> None:
 
 def _why(group: PlannedGroup) -> str:
     """Why a group's rule cannot be given a part of its parameters; empty if it can."""
+    if _rules.is_elementwise(group.rule):
+        return ""
     names = [base.__name__.lower() for base in group.rule.__mro__]
     for word, why in KNOWN.items():
         if any(word in name for name in names):
@@ -53,6 +56,13 @@ def _why(group: PlannedGroup) -> str:
 
 def coupled(rule: Callable[..., torch.optim.Optimizer], options: dict[str, Any]) -> bool:
     """Whether a rule moves a matrix otherwise because the gradient of another one is another."""
+    key = f"{rule!r} {sorted(options.items())}"
+    if key not in _found:
+        _found[key] = _try(rule, options)
+    return _found[key]
+
+
+def _try(rule: Callable[..., torch.optim.Optimizer], options: dict[str, Any]) -> bool:
     with torch.random.fork_rng(devices=[]), torch.compiler.set_stance("force_eager"):
         try:
             first, second = _moved(rule, options, 1.0), _moved(rule, options, 100.0)

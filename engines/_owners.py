@@ -81,12 +81,3 @@ def parts(sizes: Sequence[int], world_size: int, rank: int) -> list[Range]:
             found.append(Range(place, start, stop))
         begin += size
     return found
-
-
-def sent_numbers(sizes: Sequence[int], world_size: int) -> int:
-    """Numbers that all processes together send in a step, for buffers of these sizes.
-
-    A ring's reduce-scatter and all-gather of a buffer, and a reduction to one owner and the
-    broadcast from it, send (N - 1) times its size each: together as much as an all-reduce.
-    """
-    return 2 * (world_size - 1) * sum(sizes)
