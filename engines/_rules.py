@@ -23,6 +23,12 @@ from errors import UserError
 
 DIVERGED = "the run counts as diverged"
 Rule = Callable[..., torch.optim.Optimizer]
+# The classes of torch.optim that change each entry of a parameter by that entry's own gradients,
+# with every option.
+ELEMENTWISE = (
+    "ASGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop",
+    "SGD",
+)  # fmt: skip
 Optimizers = Sequence[torch.optim.Optimizer]
 # Of the whole process: a rule that sets one would change the model and the runs of others.
 SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
@@ -66,6 +72,16 @@ def _name(rule: Rule) -> str:
     return f"{rule.__module__}.{getattr(rule, '__qualname__', rule)}"
 
 
+def is_elementwise(rule: type[torch.optim.Optimizer]) -> bool:
+    """Whether a rule may be given any entries of a parameter, in any shape: it would do the same.
+
+    One of `ELEMENTWISE`, or a class that says so by an attribute `elementwise` of its own: what it
+    inherits says nothing, because it may do more than its base.
+    """
+    of_torch = rule.__module__.startswith("torch.optim") and rule.__name__ in ELEMENTWISE
+    return of_torch or bool(vars(rule).get("elementwise", False))
+
+
 def build(plan: Sequence[engines.PlannedGroup]) -> list[torch.optim.Optimizer]:
     """One optimizer per rule, so that a rule may batch over all its groups.
 
@@ -74,10 +90,10 @@ def build(plan: Sequence[engines.PlannedGroup]) -> list[torch.optim.Optimizer]:
     by_rule: dict[Rule, list[engines.PlannedGroup]] = {}
     for group in plan:
         by_rule.setdefault(group.rule, []).append(group)
-    return [_construct(rule, groups) for rule, groups in by_rule.items()]
+    return [construct(rule, groups) for rule, groups in by_rule.items()]
 
 
-def _construct(rule: Rule, groups: Sequence[engines.PlannedGroup]) -> Any:
+def construct(rule: Rule, groups: Sequence[engines.PlannedGroup]) -> Any:
     params = [row.param for group in groups for row in group.params]
     wrong = (ValueError, ArithmeticError)
     calling = _calling(rule, "to be constructed", but=wrong, too_large=True)
@@ -93,7 +109,7 @@ def _construct(rule: Rule, groups: Sequence[engines.PlannedGroup]) -> Any:
             raise engines.RuleError(f"{_name(rule)} keeps no lr in its groups, which is set there")
         lr = group["lr"]
         group.setdefault("initial_lr", lr.clone() if isinstance(lr, Tensor) else lr)
-    if _has_modes(optimizer):
+    if has_modes(optimizer):
         with suppress(Exception):  # where it undoes eval(), which was not called
             optimizer.train()
     return optimizer
@@ -116,7 +132,7 @@ def _without_hooks(rule: Rule, params: Sequence[Tensor]) -> Iterator[None]:
         raise engines.RuleError(f"{_name(rule)} {what}")
 
 
-def _has_modes(optimizer: Any) -> bool:
+def has_modes(optimizer: Any) -> bool:
     """Whether a rule trains other weights than it evaluates, as schedule-free ones do."""
     return all(callable(getattr(optimizer, name, None)) for name in ("train", "eval"))
 
@@ -168,7 +184,7 @@ def clear(optimizers: Optimizers) -> None:
 @contextmanager
 def evaluation(optimizers: Optimizers) -> Iterator[None]:
     """A context in which the weights are the ones to validate; afterwards they are as before."""
-    switched: list[Any] = [each for each in optimizers if _has_modes(each)]
+    switched: list[Any] = [each for each in optimizers if has_modes(each)]
     weights = [p for each in switched for p in _params(each)]
     # optimizer.train() restores the weights only up to rounding; keep exact copies.
     trained = [p.detach().clone() for p in weights]

@@ -26,6 +26,8 @@ class Lion(Rule):
     State: one `exp_avg` (M) a parameter.
     """
 
+    elementwise = True
+
     def __init__(
         self,
         params: Iterable[Any],

@@ -32,6 +32,7 @@ class Rule(torch.optim.Optimizer):
 
     ranges: ClassVar[dict[str, tuple[float, float]]] = {}  # of numbers that `muon.RANGES` lacks
     matrices = False  # the rule takes 2-D parameters alone; `splits` are the rows stacked in each
+    elementwise = False  # it treats each entry by itself; see engines/_rules.py
     half = True  # it takes float16, in which the square of a small gradient is 0
 
     def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:

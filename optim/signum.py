@@ -10,6 +10,8 @@ from optim.rule import Rule
 
 
 class Signum(Rule):
+    elementwise = True  # it may be given any part of a parameter
+
     def __init__(self, params, lr=0.001, momentum=0.9, weight_decay=0.0):  # type: ignore
         super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
 

@@ -1,0 +1,259 @@
+"""What the processes of test_engines do: every recipe on every engine, on one to four processes.
+
+    python tests/engine_world.py OUT [ENGINE,ENGINE [RECIPE,RECIPE]]
+
+One gloo world of four processes, in which groups of one, two, three and four train a small model
+for a few steps, and one process alone trains it as the reference. Groups that do not overlap work
+at the same time. OUT gets a JSON list: a row for each engine, size of group, recipe and model. The
+numbers of heads, layers, tokens and rows divide by none of two, three and four.
+"""
+
+import json
+import os
+import signal
+import sys
+import tempfile
+import traceback
+import warnings
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+import engines  # noqa: E402
+import optim  # noqa: E402
+from layers.config import GPTConfig  # noqa: E402
+from model import GPT  # noqa: E402
+from optim import library_recipes  # noqa: E402
+
+CPU = torch.device("cpu")
+PROCESSES, STEPS, SEQUENCES = 4, 4, 12
+LAYOUTS = ("ddp", "sharded", "fsdp2")  # those of ours that are compared with one process
+MODELS = {
+    "untied": GPTConfig(37, block_size=8, n_layer=3, n_head=2, n_embd=24),
+    "tied": GPTConfig(
+        29, block_size=8, n_layer=5, n_head=2, n_kv_head=1, n_embd=8, tied=True, bias=False,
+        qk_norm=False,
+    ),
+}  # fmt: skip
+SETTINGS: dict[str, dict[str, Any]] = {  # what would else not happen within so few steps
+    "soap": {"precondition_frequency": 2, "max_precond_dim": 24},
+    "shampoo": {"precondition_frequency": 2},
+    "muonclip": {"tau": 0.05},
+}
+DTYPES = {"kron": torch.float32}  # heavyball's mixes types otherwise
+
+
+def same_draw(like: Tensor, **options: Any) -> Tensor:
+    """In place of torch.randn_like: the same numbers for every matrix (... m n) of a shape.
+
+    Kron draws random matrices, a stack of them for parameters of one shape, and would draw others
+    where it has only some of the parameters.
+    """
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randn(like.shape[-2:], dtype=like.dtype, generator=generator)
+    return drawn.expand_as(like).clone()
+
+
+def train(engine: engines.Engine, recipe: str, model: str) -> dict[str, Any]:
+    """A few steps on this process's share of each batch, in two microbatches."""
+    torch.manual_seed(0)
+    config = MODELS[model]
+    tokens = torch.randint(config.vocab_size, (STEPS, SEQUENCES, config.block_size + 1))
+    gpt = GPT(config).to(DTYPES.get(recipe, torch.float64))
+    wrapped = engine.wrap(gpt)
+    with engine.weights():
+        gpt.init_weights(0)
+    groups = optim.plan(engine.roles(), recipe, SETTINGS.get(recipe, {}), torch.float32)
+    tau = optim.qk_clip(groups) if not config.qk_norm else None
+    engine.build(groups)
+    seen: dict[str, Any] = {"losses": [], "norms": [], "sent": 0}
+    for step, batch in enumerate(tokens):
+        engine.set_lr(1 - step / STEPS)
+        sent = engine.sent_bytes
+        mine = batch.chunk(engine.world_size)[engine.rank]
+        parts, loss = mine.split(-(-len(mine) // 2)), torch.zeros(())
+        with gpt.measuring(tau is not None):
+            for number, part in enumerate(parts, start=1):
+                mean = wrapped(part[:, :-1], part[:, 1:]) / mine[:, 1:].numel()
+                engine.backward(mean, last=number == len(parts))
+                loss += mean.detach()
+        seen["sent"] += engine.sent_bytes - sent
+        seen["norms"].append(engine.grad_norm())
+        seen["losses"].append(engine.all_reduce_mean(loss))
+        if step == STEPS - 1:
+            seen["bytes"] = engine.state_bytes()
+        sent = engine.sent_bytes
+        engine.step()
+        seen["sent"] += engine.sent_bytes - sent
+        if tau is not None:
+            largest = engine.all_reduce_max(gpt.pop_max_logits())
+            with engine.weights():
+                gpt.clip_qk(largest, tau)
+    seen["weights"] = weights(engine, gpt)
+    with engine.evaluation():
+        seen["evaluated"] = weights(engine, gpt)
+    seen["after"] = weights(engine, gpt)
+    return seen
+
+
+def weights(engine: engines.Engine, gpt: GPT) -> Tensor:
+    """A copy of all parameters, one after the other."""
+    with engine.weights():
+        return torch.cat([p.detach().flatten() for p in gpt.parameters()])
+
+
+@cache
+def start(model: str) -> tuple[Tensor, list[int]]:
+    """The initial parameters, and the size of each."""
+    gpt = GPT(MODELS[model]).double()
+    gpt.init_weights(0)
+    return weights(engines.make("single", CPU), gpt), [p.numel() for p in gpt.parameters()]
+
+
+def error(ours: Tensor, theirs: Tensor, model: str) -> float:
+    """The largest difference of an entry, relative to the largest change of its parameter."""
+    begun, sizes = start(model)
+    begun = begun.to(ours)
+    parts = (x.split(sizes) for x in (ours, theirs, begun))
+    return max(
+        float((a - b).abs().max() / (b - c).abs().max()) for a, b, c in zip(*parts, strict=True)
+    )
+
+
+def off(ours: list[float], theirs: list[float]) -> float:
+    """The largest relative difference."""
+    return max(abs(a - b) / abs(b) for a, b in zip(ours, theirs, strict=True))
+
+
+def cases(recipes: str = "") -> list[tuple[str, str]]:
+    chosen = recipes.split(",") if recipes else sorted(optim.recipes())
+    return [(recipe, model) for recipe in chosen for model in MODELS]
+
+
+def meet(recipe: str, model: str, size: int) -> bool:
+    """Whether so many processes train this recipe on this model, one of both for most sizes.
+
+    SOAP leaves a small model out: where gradients have a low rank, its bases are arbitrary.
+    """
+    if recipe == "soap":
+        return model == "untied"
+    return recipe in ("adamw", "muon") or model == [*MODELS][size % 2]
+
+
+def compare(engine: Any, size: int, recipe: str, model: str, one: dict[str, Any]) -> dict[str, Any]:
+    """The row of a case; every process of the group calls it."""
+    ours = train(engine, recipe, model)
+    both = torch.cat([ours["weights"], ours["evaluated"]])
+    same = torch.equal(engine.broadcast(both), both)
+    mine = torch.tensor([float(not same), float(not torch.equal(ours["weights"], ours["after"]))])
+    differ, moved = engine.all_reduce_max(mine).tolist()
+    held: list[Any] = [None] * size
+    dist.all_gather_object(held, ours["bytes"], group=engine.group)
+    return {
+        "engine": engine.name, "processes": size, "recipe": recipe, "model": model,
+        "weights_error": error(ours["weights"], one["weights"], model),
+        "evaluated_error": error(ours["evaluated"], one["evaluated"], model),
+        "loss_error": off(ours["losses"], one["losses"]),
+        "norm_error": off(ours["norms"], one["norms"]),
+        "averages": not torch.equal(ours["weights"], ours["evaluated"]),
+        "replicas_equal": not differ, "restored": not moved,
+        "bytes": held, "bytes_of_one": one["bytes"], "sent": ours["sent"],
+    }  # fmt: skip
+
+
+@cache
+def one(folder: Path, number: int) -> dict[str, Any]:
+    """What one process alone has found in a case."""
+    found: dict[str, Any] = torch.load(folder / f"{number}.pt")
+    return found
+
+
+def work(
+    rank: int, folder: Path, layouts: list[str], todo: list[tuple[str, str]]
+) -> Iterator[dict[str, Any]]:
+    """All rows of which this process is the first of the group."""
+    for number, case in enumerate(todo):
+        if number % PROCESSES == rank:
+            torch.save(train(engines.make("single", CPU), *case), folder / f"{number}.pt")
+    # All processes make all groups, in the same order. Those of one line work at the same time.
+    lines = [[[0], [1], [2], [3]], [[0, 1], [2, 3]], [[0, 1, 2]], [[0, 1, 2, 3]]]
+    groups = [[(ranks, dist.new_group(ranks)) for ranks in line] for line in lines]
+    dist.barrier()
+    for line in groups:
+        for place, (ranks, group) in enumerate(line):
+            if rank not in ranks:
+                continue
+            for layout in layouts:
+                first = engines.make(layout, CPU, timeout=60, group=group)
+                here = [
+                    n for n, (recipe, model) in enumerate(todo) if meet(recipe, model, len(ranks))
+                ]
+                for index, number in enumerate(here):
+                    if index % len(line) == place:
+                        case = todo[number]
+                        row = compare(first.another(), len(ranks), *case, one(folder, number))
+                        if rank == ranks[0]:
+                            yield row
+                first._watch.close()  # type: ignore[attr-defined]
+    dist.barrier()
+
+
+def process(rank: int, port: int, *task: Any) -> int:
+    folder = task[0]
+    torch.set_num_threads(1)
+    torch.randn_like = same_draw  # type: ignore[assignment]
+    warnings.simplefilter("ignore")
+    os.environ |= {"RANK": str(rank), "GLOO_SOCKET_IFNAME": "lo"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    store = dist.PrefixStore("group", dist.TCPStore("127.0.0.1", port))
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=PROCESSES)
+    try:
+        rows = list(work(rank, *task))
+        (folder / f"rows{rank}.json").write_text(json.dumps(rows))
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def main(out: str, layouts: str = "", recipes: str = "") -> int:
+    """Fork the processes: what is imported is imported once, and no thread runs yet."""
+    chosen = layouts.split(",") if layouts else [n for n in LAYOUTS if n in engines.names()]
+    library_recipes.rule = cache(library_recipes.rule)  # looks through what is installed
+    roles = GPT(MODELS["tied"]).roles()
+    for recipe in optim.recipes():
+        optim.plan(roles, recipe, {}, torch.float32)  # imports its library
+    server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    with tempfile.TemporaryDirectory() as name:
+        folder, children = Path(name), []
+        for rank in range(PROCESSES):
+            child = os.fork()
+            if child == 0:
+                code = process(rank, server.port, folder, chosen, cases(recipes))
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(code)
+            children.append(child)
+        for _ in range(PROCESSES):
+            child, status = os.wait()
+            children.remove(child)
+            if status:  # the others would wait for it
+                for other in children:
+                    os.kill(other, signal.SIGKILL)
+                return 1
+        parts = [folder / f"rows{rank}.json" for rank in range(PROCESSES)]
+        rows = [row for part in parts for row in json.loads(part.read_text())]
+    Path(out).write_text(json.dumps(rows, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
