@@ -107,8 +107,8 @@ class Engine(ddp.Engine):
         self,
         device: torch.device,
         timeout: float,
-        group: Any = None,
         zero_stage: int = 1,
+        group: Any = None,
         comm_dtype: str = "float32",
     ) -> None:
         if comm_dtype not in DTYPES:
@@ -117,7 +117,7 @@ class Engine(ddp.Engine):
         self.comm_dtype = DTYPES[comm_dtype]
         self.cuts: dict[str, Cut] = {}  # by the names of the parameters
         self._noted: list[tuple[Any, Any]] = []  # communication of the passes under way
-        super().__init__(device, timeout, group, zero_stage)
+        super().__init__(device, timeout, zero_stage, group)
 
     def another(self) -> Self:
         other = copy(self)
@@ -222,10 +222,20 @@ class Engine(ddp.Engine):
                 module._parameters[key] = p
         with torch.no_grad():
             for name, cut in self.cuts.items():
-                start, stop = cut.range(self.rank)
-                cut.local.copy_(whole[name].flatten()[start:stop].view(cut.local.shape))
+                self._cut(cut, whole[name])
                 if cut.whole is not None:
                     cut.whole.copy_(whole[name])
+
+    @torch.no_grad()
+    def _cut(self, cut: Cut, whole: Tensor) -> None:
+        """Put a part of a whole parameter into the shard, as it would come from an owner."""
+        start, stop = cut.range(self.rank)
+        mine = whole.flatten()[start:stop].view(cut.local.shape)
+        cut.local.copy_(mine if cut.owner is None else mine.to(self._wire(mine.dtype)))
+
+    def _wire(self, dtype: torch.dtype) -> torch.dtype:
+        """The type in which numbers of this type travel between shards and owners."""
+        return self.comm_dtype if dtype == torch.float32 else dtype
 
     @torch.no_grad()
     def _whole(self) -> dict[str, nn.Parameter]:
@@ -288,6 +298,7 @@ class Engine(ddp.Engine):
         chosen = owners([[cost] for _, cost in owned], self.world_size)  # no two make a stack
         for (cut, _), (owner,) in zip(owned, chosen, strict=True):
             cut.owner = owner
+            self._cut(cut, whole[cut.name])
             if owner == self.rank:
                 cut.whole = whole[cut.name]
 
@@ -296,8 +307,7 @@ class Engine(ddp.Engine):
         owned = [cut for cut in cuts if cut.owner is not None]
         exchanges = []
         for dtype in dict.fromkeys(cut.local.dtype for cut in owned):
-            wire = self.comm_dtype if dtype == torch.float32 else dtype
-            alike = [cut for cut in owned if cut.local.dtype == dtype]
+            alike, wire = [cut for cut in owned if cut.local.dtype == dtype], self._wire(dtype)
             exchanges.append(Exchange(alike, self.rank, self.world_size, self.group, wire))
         shares = [Share(rule, self._parts(group), group.options) for group in groups]
         shares = [share for share in shares if share.params]  # of which there is anything here
