@@ -9,6 +9,7 @@ import pkgutil
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from importlib import import_module
+from inspect import signature
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -150,21 +151,33 @@ def names() -> list[str]:
 
 
 def make(
-    name: str, device: torch.device, timeout: float = 300, zero_stage: int = 1, group: Any = None
+    name: str,
+    device: torch.device,
+    timeout: float = 300,
+    zero_stage: int = 1,
+    group: Any = None,
+    comm_dtype: str = "float32",
 ) -> Engine:
     """The engine called `name`: the class `Engine` of the file of that name in this folder.
 
     "auto" is ddp where torchrun started several processes, single elsewhere. timeout: seconds
     without progress after which a run of several processes is given up. zero_stage: of DeepSpeed.
-    group: the process group; None: all processes. Raises UserError.
+    group: the process group; None: all processes. comm_dtype: of the numbers that travel, where an
+    engine lets it be chosen. Raises UserError.
     """
     if name == "auto":
         name = "ddp" if launcher.number("WORLD_SIZE", 1) > 1 else "single"
     if name not in names():
         known = ", ".join(names())
         raise UserError(f"--engine {name}: must be one of auto, {known}; leave it out")
-    module = import_module(f"{__name__}.{name}")
-    made: Engine = module.Engine(device, timeout, zero_stage, group)
+    engine = import_module(f"{__name__}.{name}").Engine
+    chosen = {"comm_dtype": comm_dtype} if "comm_dtype" in signature(engine).parameters else {}
+    if not chosen and comm_dtype != "float32":
+        raise UserError(
+            f"--comm-dtype {comm_dtype}: what --engine {name} sends is float32; leave it out, or "
+            "take --engine fsdp2"
+        )
+    made: Engine = engine(device, timeout, zero_stage, group, **chosen)
     return made
 
 

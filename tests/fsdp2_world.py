@@ -1,0 +1,270 @@
+"""What the processes of test_fsdp2 do: train small models in shards, and write down what they saw.
+
+    python tests/fsdp2_world.py FOLDER
+
+One gloo world of three processes, with a group of two and a group of three in it. Each process
+writes FOLDER/RANK.pt: a list of (name of the case, processes, what was seen).
+"""
+
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+import engines  # noqa: E402
+import optim  # noqa: E402
+from layers.config import GPTConfig  # noqa: E402
+from model import GPT  # noqa: E402
+
+PROCESSES, STEPS, SEQUENCES, MICROBATCHES = 3, 3, 12, 2
+CPU = torch.device("cpu")
+EVEN = GPTConfig(36, block_size=8, n_layer=2, n_head=3, n_embd=36, bias=False)
+# Shards that are empty: of three processes, the last has none of 4 rows, nor of the 2 positions.
+ODD = GPTConfig(
+    19, block_size=2, n_layer=3, n_head=1, n_embd=4, tied=True, qk_norm=False, norm="layer",
+    positions="learned", init="gpt2",
+)  # fmt: skip
+TABLE = replace(EVEN, embed_dtype="bfloat16")  # parameters of two types
+# Of an entrant: its recipe, settings that show all it does in a few steps, and its model.
+AGREE: dict[str, tuple[dict[str, Any], GPTConfig]] = {
+    "muon": ({}, replace(EVEN, vocab_size=37, bias=True)),
+    "muon-split": ({}, ODD),
+    "adamw": ({}, ODD),
+    "lion": ({}, ODD),
+    # Of square matrices: the basis of a tall one is chosen by rounding where its gradient has none.
+    "soap": ({"precondition_frequency": 2}, replace(EVEN, init="gpt2", mlp_ratio=1)),
+    "muonclip": ({"tau": 1e-4}, ODD),
+    "schedule-free": ({}, ODD),
+}
+
+
+def place(
+    engine: engines.Engine, config: GPTConfig, kind: torch.dtype | None = None
+) -> tuple[GPT, Any]:
+    """A model in an engine. kind: the type of all parameters; None: as the model has them."""
+    gpt = GPT(config).to(kind)
+    wrapped = engine.wrap(gpt)
+    with engine.weights():
+        gpt.init_weights(0)
+    return gpt, wrapped
+
+
+def build(engine: engines.Engine, recipe: str, settings: dict[str, Any]) -> None:
+    engine.build(optim.plan(engine.roles(), recipe, settings, torch.float32))
+
+
+def batches(config: GPTConfig) -> Tensor:
+    shape = STEPS, SEQUENCES, config.block_size + 1
+    return torch.randint(config.vocab_size, shape, generator=torch.Generator().manual_seed(1))
+
+
+def passes(engine: engines.Engine, wrapped: Any, batch: Tensor) -> Tensor:
+    """Forward and backward passes of this process's share of a batch; its mean loss."""
+    mine, loss = batch.chunk(engine.world_size)[engine.rank], torch.zeros(())
+    for number, part in enumerate(mine.chunk(MICROBATCHES), start=1):
+        mean = wrapped(part[:, :-1], part[:, 1:]) / mine[:, 1:].numel()
+        engine.backward(mean, last=number == MICROBATCHES)
+        loss = loss + mean.detach()
+    return loss
+
+
+@torch.no_grad()
+def validate(engine: engines.Engine, wrapped: Any, batch: Tensor) -> float:
+    with engine.evaluation():
+        return engine.all_reduce_mean(wrapped(batch[:, :-1], batch[:, 1:]))
+
+
+def weights(engine: engines.Engine, gpt: GPT) -> dict[str, Tensor]:
+    with engine.weights():
+        return {name: p.detach().clone() for name, p in gpt.named_parameters()}
+
+
+def train(
+    engine: engines.Engine,
+    recipe: str,
+    settings: dict[str, Any],
+    config: GPTConfig,
+    kind: torch.dtype | None = torch.float64,
+) -> dict[str, Any]:
+    """A few steps, each validated; one process alone is the reference.
+
+    kind: as in `place`. In float64 the order of sums makes no difference that Newton-Schulz, which
+    is in float32, could enlarge.
+    """
+    gpt, wrapped = place(engine, config, kind)
+    build(engine, recipe, settings)
+    start = weights(engine, gpt)
+    tau = settings.get("tau")
+    seen: dict[str, Any] = {"losses": [], "norms": [], "validated": [], "sent": []}
+    for step, batch in enumerate(batches(config)):
+        engine.set_lr(1 - step / STEPS)
+        sent = [engine.sent_bytes]
+        with gpt.measuring(tau is not None):
+            loss = passes(engine, wrapped, batch)
+        sent += [engine.sent_bytes]
+        seen["losses"].append(engine.all_reduce_mean(loss))
+        seen["norms"].append(engine.grad_norm())
+        seen["bytes"] = engine.state_bytes()
+        sent += [engine.sent_bytes]
+        engine.step()
+        sent += [engine.sent_bytes]
+        if tau is not None:
+            largest = engine.all_reduce_max(gpt.pop_max_logits())
+            with engine.weights():
+                gpt.clip_qk(largest, tau)
+        seen["validated"].append(validate(engine, wrapped, batch))
+        seen["sent"].append((sent[1] - sent[0], sent[3] - sent[2]))
+    seen["weights"], seen["start"] = weights(engine, gpt), start
+    seen["owners"] = {name: cut.owner for name, cut in getattr(engine, "cuts", {}).items()}
+    return seen
+
+
+def layout(engine: Any) -> dict[str, Any]:
+    """Who owns what, and what the owners' copies and the shards are."""
+    gpt, wrapped = place(engine, AGREE["muon"][1])
+    build(engine, "muon", {})
+    passes(engine, wrapped, batches(gpt.config)[0])
+    engine.step()
+    whole = weights(engine, gpt)
+    return {
+        "owned": [(each.name, each.start, each.stop) for each in engine.owned],
+        "plain": all(type(each.param) is torch.nn.Parameter for each in engine.owned),
+        "right": all(
+            torch.equal(each.param.flatten(), whole[each.name].flatten()[each.start : each.stop])
+            for each in engine.owned
+        ),
+        "owners": {name: cut.owner for name, cut in engine.cuts.items()},
+        "shards": {name: cut.local.clone() for name, cut in engine.cuts.items()},
+        "whole": whole,
+        "costs": {
+            row.name: [(rows, row.param.size(1)) for rows in row.splits or (row.param.size(0),)]
+            for row in engine.roles()
+            if row.role == "matrix"
+        },
+    }  # fmt: skip
+
+
+def changed(engine: Any) -> dict[str, Any]:
+    """What is seen of a change of the whole weights: by passes, and by the owners."""
+    gpt, wrapped = place(engine, ODD)
+    build(engine, "muon", {})
+    batch = batches(ODD)[0]
+    validate(engine, wrapped, batch)
+    with engine.weights(), torch.no_grad():
+        types = {type(p) for p in gpt.parameters()}
+        tied = gpt.head.weight is gpt.embed.weight
+        shapes = {name: tuple(p.shape) for name, p in gpt.named_parameters()}
+        for p in gpt.parameters():
+            p.mul_(1.5)
+    loss, kept = validate(engine, wrapped, batch), weights(engine, gpt)
+    build(engine, "adamw", {})  # from the owners' copies to shards
+    return {
+        "types": types, "tied": tied, "shapes": shapes, "loss": loss, "weights": kept,
+        "rebuilt": weights(engine, gpt),
+    }  # fmt: skip
+
+
+def restored(engine: Any) -> dict[str, Any]:
+    """A step that is undone; then the same steps as without it."""
+    gpt, wrapped = place(engine, ODD)
+    build(engine, "muon", {})
+    first, second, _ = batches(ODD)
+    passes(engine, wrapped, first)
+    engine.step()
+    saved = engine.save()
+    losses = []
+    for _ in range(2):
+        passes(engine, wrapped, second)
+        engine.step()
+        losses.append((validate(engine, wrapped, first), weights(engine, gpt)))
+        engine.load(saved)
+    return {"losses": losses}
+
+
+def clocked(engine: Any) -> dict[str, Any]:
+    """How many marks each part of a step leaves, and validation between."""
+    _, wrapped = place(engine, ODD)
+    build(engine, "muon", {})
+    batch, count, counts = batches(ODD)[0], iter(range(10**6)), []
+    engine.mark = lambda: next(count)
+    for work in (
+        lambda: passes(engine, wrapped, batch),
+        lambda: validate(engine, wrapped, batch),
+        engine.step,
+    ):
+        work()
+        counts.append([end - begin for begin, end in engine.exposed_communication])
+        engine.exposed_communication.clear()
+    return {"counts": counts}
+
+
+def work(rank: int) -> Iterator[tuple[str, int, dict[str, Any]]]:
+    for ranks in ([0, 1], [0, 1, 2]):
+        group = dist.new_group(ranks)
+        if rank not in ranks:
+            continue
+        made = {
+            kind: engines.make("fsdp2", CPU, 60, group=group, comm_dtype=kind)
+            for kind in ("float32", "bfloat16")
+        }
+        full, low = made["float32"], made["bfloat16"]
+        for recipe, (settings, config) in AGREE.items():
+            yield recipe, len(ranks), train(full.another(), recipe, settings, config)
+        for name, engine in (("float32", full), ("bfloat16", low)):
+            seen = train(engine.another(), "muon", {}, EVEN, kind=None)
+            yield name, len(ranks), seen
+            yield f"layout {name}", len(ranks), layout(engine.another())
+            yield f"restored {name}", len(ranks), restored(engine.another())
+        yield "table", len(ranks), train(full.another(), "adamw", {}, TABLE, kind=None)
+        yield "changed", len(ranks), changed(full.another())
+        yield "clocked", len(ranks), clocked(full.another())
+        for engine in made.values():
+            engine._watch.close()  # type: ignore[attr-defined]
+    dist.barrier()
+
+
+def process(rank: int, port: int, folder: Path) -> int:
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    os.environ |= {"RANK": str(rank), "GLOO_SOCKET_IFNAME": "lo"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    store = dist.PrefixStore("group", dist.TCPStore("127.0.0.1", port))
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=PROCESSES)
+    try:
+        torch.save(list(work(rank)), folder / f"{rank}.pt")
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def main(out: str) -> int:
+    """Fork the processes: what is imported is imported once, and no thread runs yet."""
+    optim.recipes()
+    children, folder = [], Path(out)
+    server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    for rank in range(PROCESSES):
+        child = os.fork()
+        if child == 0:
+            code = process(rank, server.port, folder)
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+        children.append(child)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    return int(any(codes))
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
