@@ -6,7 +6,7 @@ every other engine must agree with.
 """
 
 import pkgutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from importlib import import_module
 from typing import Any, NamedTuple, Protocol
@@ -128,6 +128,22 @@ class Engine(Protocol):
 
         The optimizers are built anew, so that nothing is left of steps since the last `build`, if
         none had been taken by the time of `save`.
+        """
+
+    def checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors by name, and JSON that says how they belong together, for `resume`.
+
+        Names do not depend on the layout. A name that several processes have is one tensor. Raises
+        `_state.UnsavableError`.
+        """
+
+    def resume(
+        self, read: Callable[[str], Tensor], structures: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """Take over what `checkpoint` returned, also from another number of processes.
+
+        The optimizers have just been built. read: a tensor by its name. structures: the JSON of
+        each process. Raises UserError for state that only the layout that saved it can take.
         """
 
     def close(self) -> None:
