@@ -800,8 +800,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RuntimeError as error:
         if not engines.lost_contact(error):
             raise
-        rank = f"speedrun.py: rank {os.environ['RANK']} lost the others"
-        print(f"{rank}; torchrun names the rank that failed; {left}\n    {error}", file=sys.stderr)
+        lost = f"speedrun.py: rank {os.environ['RANK']} lost {engines.missing()}, which has ended"
+        print(f"{lost}; {left}\n    {error}", file=sys.stderr)
         return 1
 
 

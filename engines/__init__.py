@@ -202,3 +202,11 @@ def out_of_memory(error: BaseException) -> bool:
 def lost_contact(error: RuntimeError) -> bool:
     """Whether a collective failed because another process is gone."""
     return isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
+
+
+def missing() -> str:
+    """Which rank is gone, in words, after `lost_contact`."""
+    from engines._watch import Watch  # here, because it is not needed by one process
+
+    ranks = Watch.newest.missing() if Watch.newest else []
+    return f"rank {', '.join(map(str, ranks))}" if ranks else "the others"
