@@ -298,7 +298,8 @@ def _state_of(
     for _, a, b, _, written in entries:
         if (a, b) == (piece.start, piece.stop):
             return reader.value(written)
-    _, start, stop, _, first = next(e for e in entries if e[1] < piece.stop and e[2] > piece.start)
+    over = (e for e in entries if e[1] < piece.stop and e[2] > piece.start)
+    _, start, stop, _, first = next(over, entries[0])  # an empty piece is over none
     device = piece.param.device
 
     def place(written: Any) -> Any:

@@ -20,7 +20,6 @@ import torch.distributed as dist
 from errors import UserError
 from host import launcher
 
-
 MISSED_SECONDS = 5.0  # in which all that are left notice that a rank is gone
 
 

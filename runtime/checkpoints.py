@@ -116,7 +116,7 @@ def _finish(making: Path, world_size: int) -> None:
     held = {path.name: [path.stat().st_size, _digest(path)] for path in files}
     text = json.dumps({"world_size": world_size, "files": held})
     with open(making / MANIFEST, "w", encoding="utf-8") as file:
-        file.write(f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}\n")
+        file.write(_sealed(text))
         file.flush()
         os.fsync(file.fileno())
     sync_folder(making)
@@ -125,6 +125,11 @@ def _finish(making: Path, world_size: int) -> None:
     sync_folder(folder)
     for name in names[: 1 - KEPT]:
         shutil.rmtree(folder / name)
+
+
+def _sealed(text: str) -> str:
+    """A manifest: its own hash in the first line."""
+    return f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}\n"
 
 
 def _names(folder: Path) -> list[str]:
@@ -180,9 +185,9 @@ def newest(folder: Path) -> str:
 
 def _check(folder: Path) -> int:
     """The number of processes that wrote a checkpoint. Raises DamagedError, OSError."""
-    digest, _, text = (folder / MANIFEST).read_text("utf-8", "replace").partition("\n")
-    text = text.removesuffix("\n")
-    if hashlib.sha256(text.encode()).hexdigest() != digest:
+    content = (folder / MANIFEST).read_text("utf-8", "replace")
+    text = content.partition("\n")[2].removesuffix("\n")
+    if content != _sealed(text):
         raise DamagedError(f"{MANIFEST} has another hash than it says")
     manifest = json.loads(text)
     for name, (size, digest) in manifest["files"].items():
