@@ -28,7 +28,7 @@ RACE = $(if $(filter 1,$(NPROC)),$(PY),$(TORCHRUN))
 # A race on a data set of the user's own needs no other.
 DATA := $(if $(findstring --dataset,$(ARGS)),setup,data)
 
-.PHONY: help speedrun compare scale libraries test test-fast setup data vocab race tune sweep \
+.PHONY: help speedrun compare scale libraries kill-test test test-fast setup data vocab race tune sweep \
 	plots report verify docs figures bench bench-disturbed bench-coverage agreement fuzz gpu-check \
 	clean
 .DEFAULT_GOAL := help
@@ -56,6 +56,9 @@ scale: data  ## race AdamW against Muon at 3 batch sizes and 3 widths of tiny
 
 libraries: .venv/optimizers data  ## race every optimizer class of the libraries for four steps
 	$(PY) -m studies.libraries $(ARGS)
+
+kill-test: data  ## kill fifty races at random moments, and compare what they end with
+	$(PY) -m studies.kills $(ARGS)
 
 race: $(DATA)  ## race ENTRANTS on TRACK, SEEDS runs each (ARGS=--resume goes on with a stopped race)
 	$(RACE) speedrun.py $(or $(ENTRANTS),$(error no entrants: name them with ENTRANTS="...")) --track $(TRACK) --seeds $(SEEDS) $(ARGS)

@@ -26,7 +26,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -52,14 +52,16 @@ from runtime import command_line, fastest, machine, provenance
 from runtime.clock import Clock
 from runtime.command_line import knob
 from runtime.feed import Feed
+from runtime.heats import Heat, Heats
 from runtime.memory import CrowdedError, Peak, load_libraries
+from runtime.outcome import Outcome
 from runtime.program import Program, UncompiledError, require_room, run_eagerly
 from runtime.proof import prove
 from runtime.rehearsal import rehearse
 from tracking import resume, spelling, store
 from tracking.crossing import crossing
 from tracking.live import Lane, Live, OnProgress, Progress, introduce
-from tracking.schema import DIVERGED, MISSED, REACHED, Run, Turn, Validation, logit_rows
+from tracking.schema import DIVERGED, MISSED, REACHED, Run, Validation, logit_rows
 
 # Reading a loss waits for the device, so on a GPU the losses of several steps are read together.
 READ_EVERY = {"cpu": 1, "cuda": 25}  # steps
@@ -201,12 +203,16 @@ class Options:
     loss_chunk: int = knob("tokens whose logits are in memory at once; 0: all", 8192)
     ns_backend: str = knob("Newton-Schulz: auto (fastest), plain, gram, triton-64, ...", "auto")
     turn_steps: int = knob("steps of a turn, while other entrants wait; 0: a run at a time", 2)
+    save_every: int = knob("steps between checkpoints, for --resume; 0: none", 250)
     log_logits: bool = knob("record attention logits of the batch at validated steps", False)
     timeout: int = knob("seconds without progress until several processes give up", 300)
     results: Path = knob("folder of the rows and curves", RESULTS)  # noqa: RUF009
 
     def __post_init__(self) -> None:
-        command_line.at_least(self, threads=0, microbatch=0, loss_chunk=0, turn_steps=0, timeout=1)
+        least = dict.fromkeys(
+            ("threads", "microbatch", "loss_chunk", "turn_steps", "save_every"), 0
+        )
+        command_line.at_least(self, **least, timeout=1)
 
 
 def choose_dtype(name: str, device: torch.device, width: int) -> torch.dtype:
@@ -234,35 +240,6 @@ def choose_attention(name: str, config: GPTConfig, program: Program) -> str:
 
 # ---------------------------------------------------------------------------------------------
 # One run.
-
-
-@dataclass
-class Outcome:
-    """What a run did and what it cost."""
-
-    entrant: Entrant
-    seed: int
-    clock: Clock
-    started: str = field(default_factory=provenance.now)
-    eager_reason: str = ""  # why passes were not compiled; empty if all were
-    compile_seconds: float = 0.0  # the warm-up, compilation included; off the clock
-    status: str = ""  # reached, missed or diverged; empty while it runs
-    steps: int = 0
-    turns: list[Turn] = field(default_factory=list)
-    points: list[Validation] = field(default_factory=list)  # its validations
-    val_seconds: float = 0.0
-    grad_norm: float = 0.0  # when last measured
-    logits: list[tuple[int, Tensor]] = field(default_factory=list)  # step, maxima (n_layer H)
-    memory: dict[str, int] = field(default_factory=dict)  # bytes of params, grads and state
-    sent_bytes: int = 0  # to other processes, in training steps
-
-    def end_turn(self) -> None:
-        """Stop the clock and note the turn."""
-        self.clock.stop()
-        steps = self.steps - sum(turn.steps for turn in self.turns)
-        seconds = self.clock.seconds - sum(turn.train_seconds for turn in self.turns)
-        if steps:
-            self.turns.append(Turn(len(self.turns), steps, seconds))
 
 
 class Trainer:
@@ -401,12 +378,14 @@ class Trainer:
         turn_steps: int,
         watch: OnProgress | None = None,
         only_last: bool = False,
+        heats: Heats | None = None,
     ) -> Iterator[Outcome]:
         """Train to the end of the schedule, or to divergence; reaching the target stops nothing.
 
         Yields when the run is warmed up, and after each turn of `turn_steps` steps (0: one turn):
         then other runs may use the device. `watch` is called off the clock, whenever losses are
-        read. `only_last`: validate at the end alone.
+        read. `only_last`: validate at the end alone. A run that is in a checkpoint of `heats` goes
+        on from there.
         """
         schedule, track = schedule_of(entrant), self.track
         exploded = 2 * math.log(self.data.vocab_size)  # nats: twice the loss of a uniform guess
@@ -421,39 +400,42 @@ class Trainer:
         matrix_lr = next(g.options["lr"] for g in plan if optim.pick(g.params, "matrix"))
         out = Outcome(entrant, seed, Clock(self.now, self.device))
         self.warm_up(tau, out)
-        torch.manual_seed(seed)  # for rules that draw numbers, also as they are made
+        machine.seed_random(seed)  # for rules that draw numbers, also as they are made
         self.build(entrant)
-
-        unread: list[Tensor] = []  # losses that are still on the device
-        losses: list[float] = []  # since the last validation
-        with Feed(self.train_batches(seed), schedule.steps, self.device) as feed:
-            for step in range(schedule.steps):
-                if step % (turn_steps or schedule.steps) == 0:
+        if heats:
+            heats.restore(self, out)  # weights, optimizers, clock, and where the run was
+        left = range(out.steps, schedule.steps)
+        with Feed(self.train_batches(seed), left, self.device) as feed:
+            for step in left:
+                if step == left[0] or step % (turn_steps or schedule.steps) == 0:
                     with self.others_turn(out):
                         yield out
                 factor = schedule.factor(step)
                 out.steps = step + 1
                 last = out.steps == schedule.steps
                 due = last or (track.validates(out.steps, schedule.steps) and not only_last)
-                unread.append(self.step(feed, factor, tau, out, measure=due))  # starts the clock
-                if not due and len(unread) < READ_EVERY[self.device.type]:
+                out.unread.append(
+                    self.step(feed, factor, tau, out, measure=due)
+                )  # starts the clock
+                if not due and len(out.unread) < READ_EVERY[self.device.type]:
                     continue
 
                 out.clock.stop()  # until the next step; every unread step is given their mean loss
-                losses += [self.engine.all_reduce_mean(torch.stack(unread).mean())] * len(unread)
-                unread = []
+                read = self.engine.all_reduce_mean(torch.stack(out.unread).mean())
+                out.losses += [read] * len(out.unread)
+                out.unread = []
                 val_loss = self.validate(out) if due else None
-                newest = losses[-1:] if val_loss is None else [losses[-1], val_loss]
+                newest = [read] if val_loss is None else [read, val_loss]
                 if not all(loss < exploded for loss in newest):  # so that NaN counts as exploded
                     out.status = DIVERGED
                     break
                 if watch:
                     seconds = out.clock.seconds
-                    watch(Progress(out.steps, schedule.steps, seconds, losses[-1], val_loss))
+                    watch(Progress(out.steps, schedule.steps, seconds, read, val_loss))
                 if val_loss is not None:
-                    train_loss, lr = statistics.fmean(losses), matrix_lr * factor
+                    train_loss, lr = statistics.fmean(out.losses), matrix_lr * factor
                     out.points.append(self.validation_row(out, train_loss, val_loss, lr))
-                    losses = []
+                    out.losses = []
         hit = crossing(out.points, track.target)
         out.status = out.status or (REACHED if hit else MISSED)
         out.eager_reason = self.program.observed()
@@ -481,9 +463,9 @@ class Trainer:
         """Within it, other runs use the device: clock and memory do not count what they do."""
         out.end_turn()
         self.memory.end_turn()
-        random = machine.random_state(self.device)
+        out.random = machine.random_state(self.device)
         yield
-        machine.set_random_state(self.device, random)
+        machine.set_random_state(self.device, out.random)
         self.memory.begin_turn()
 
     def step(
@@ -598,19 +580,19 @@ class Trainer:
             peak_memory_bytes=self.memory.read(),
         )
 
-    def run_row(self, out: Outcome, race_id: str, heat: str = "") -> Run:
-        """The row of runs.csv. heat: the name of the heat; empty for a run that took no turns."""
+    def run_row(self, out: Outcome, race_id: str, heat: Heat, layouts: str) -> Run:
+        """The row of runs.csv. layouts: the engine; several, where the run went on with others."""
         track, clock, engine = self.track, out.clock, self.engine
         hit = crossing(out.points, track.target) if out.status == REACHED else None
         loss = out.points[-1].val_loss if out.points else None
         flops = self.gpt.flops_per_token(track.seq_len) * track.batch_tokens
         held = engine.largest(peak=self.memory.read(), sent=out.sent_bytes, **out.memory)
         return Run(
-            **self.facts(out),
+            **self.facts(out) | {"engine": layouts},
             race=race_id,
             run=f"{race_id}-{spelling.file_name(out.entrant.canonical)}-s{out.seed}",
-            heat=heat,
-            turn_steps=self.options.turn_steps if heat else 0,
+            heat=heat.name,
+            turn_steps=heat.turn_steps if heat.name else 0,
             status=out.status,
             target=track.target,
             steps_planned=schedule_of(out.entrant).steps,
@@ -655,29 +637,32 @@ def race(
     root, turn_steps = trainer.options.results, trainer.options.turn_steps
     runs, finished = list(done), {(run.entrant, run.seed) for run in done}
     first = trainer.engine.rank == 0  # the other ranks print and write nothing
-    total = seeds * len(entrants)
     if turn_steps and not trainer.engine.together:
         turn_steps = 0
         if first:
             print(f"the engine {trainer.engine.name} holds one run: each runs alone", flush=True)
+    total, alone = seeds * len(entrants), READ_EVERY[trainer.device.type]
+    folder = store.checkpoints_path(root, race_id)
+    heats = Heats(folder, trainer.engine, trainer.options.save_every, trainer.conditions())
     with Live(trainer.track.target, total, done, silent=not first, entrants=entrants) as live:
         for seed in range(seeds):
             order = entrants if seed % 2 == 0 else entrants[::-1]
-            left = [each for each in order if (each.canonical, seed) not in finished]
+            left = {e.canonical: e for e in order if (e.canonical, seed) not in finished}
+            ended = {canonical for canonical, of in finished if of == seed}
             while left:
-                together = left if turn_steps else left[:1]
-                heat = f"s{seed}-{provenance.now()}" if len(together) > 1 else ""
+                heat = heats.next(seed, [*left], ended, turn_steps, alone)
+                together = [left[name] for name in heat.entrants]
                 try:
-                    for by, out, lane in run_heat(trainer, together, seed, turn_steps, live):
-                        run = by.run_row(out, race_id, heat)
-                        turns = out.turns if heat else []
+                    for by, out, lane in run_heat(trainer, together, heat, heats, live):
+                        run = by.run_row(out, race_id, heat, heats.engine_column)
+                        turns = out.turns if heat.name else []
                         if first:
                             logits = logit_rows(out.logits)
                             store.record(root, run, out.points, by.source, logits, turns)
                             resume.keep(root, race_id, vars(by.options), by.program.setup())
                         runs.append(run)
                         lane.finish(run)
-                    left = left[len(together) :]
+                        del left[run.entrant]
                 except CrowdedError:
                     turn_steps = 0
                     trainer.dismiss()
@@ -687,37 +672,41 @@ def race(
                 except UncompiledError:
                     live.give_up()
                     run_eagerly([each.program for each in (trainer, *trainer.others)])
+            heats.end()
     return runs
 
 
 def run_heat(
-    trainer: Trainer, entrants: Sequence[Entrant], seed: int, turn_steps: int, live: Live
+    trainer: Trainer, entrants: Sequence[Entrant], heat: Heat, heats: Heats, live: Live
 ) -> Iterator[tuple[Trainer, Outcome, Lane]]:
     """Run all entrants with one seed; yields each run when it has ended, with its trainer.
 
-    They take turns of `turn_steps` steps, in every other round in reverse order; a single run takes
-    none. Raises before any training: CrowdedError if the memory does not hold all of them,
-    UncompiledError if only some would be compiled, UserError if earlier runs of the race differ.
+    They take turns, in every other round in reverse order; between two rounds a checkpoint may be
+    written. A single run takes turns with nobody: its losses are read then. Raises before any
+    training: CrowdedError if the memory does not hold all of them, UncompiledError if only some
+    would be compiled, UserError if earlier runs of the race differ.
     """
-    turn_steps = turn_steps if len(entrants) > 1 else 0  # else its clock would stop for nobody
     for each in (trainer, *trainer.others):
         each.forget()
     alive = []
     for entrant, by in zip(entrants, trainer.crew(len(entrants)), strict=True):
-        lane = live.enter(entrant.label, seed, schedule_of(entrant).steps)
-        turns = by.run_in_turns(entrant, seed, turn_steps, lane.watch)
-        next(turns)  # warms up
-        alive.append((by, turns, lane))
+        lane = live.enter(entrant.label, heat.seed, schedule_of(entrant).steps)
+        turns = by.run_in_turns(entrant, heat.seed, heat.turn_steps, lane.watch, heats=heats)
+        out = next(turns)  # warms up
+        lane.go_on(out.points, out.clock.seconds)
+        alive.append((by, out, turns, lane))
     resume.require_same_kind(live.runs, trainer.program.eager_reason)
-    for number in itertools.count():
-        for run in alive[:: 1 if number % 2 == 0 else -1]:
-            by, turns, lane = run
-            out = next(turns)
-            if out.status:
-                yield by, out, lane
-                alive.remove(run)
-        if not alive:
-            return
+    with heats.saving():
+        for number in itertools.count(heat.round):
+            heats.between_rounds(replace(heat, round=number), [(by, out) for by, out, *_ in alive])
+            for run in alive[:: 1 if number % 2 == 0 else -1]:
+                by, out, turns, lane = run
+                next(turns)
+                if out.status:
+                    yield by, out, lane
+                    alive.remove(run)
+            if not alive:
+                return
 
 
 def make_parser(
@@ -811,8 +800,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RuntimeError as error:
         if not engines.lost_contact(error):
             raise
-        rank = f"speedrun.py: rank {os.environ['RANK']} lost the others"
-        print(f"{rank}; torchrun names the rank that failed; {left}\n    {error}", file=sys.stderr)
+        lost = f"speedrun.py: rank {os.environ['RANK']} lost {engines.missing()}, which has ended"
+        print(f"{lost}; {left}\n    {error}", file=sys.stderr)
         return 1
 
 

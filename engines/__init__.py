@@ -6,7 +6,7 @@ every other engine must agree with.
 """
 
 import pkgutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from importlib import import_module
 from inspect import signature
@@ -131,6 +131,22 @@ class Engine(Protocol):
         none had been taken by the time of `save`.
         """
 
+    def checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors by name, and JSON that says how they belong together, for `resume`.
+
+        Names do not depend on the layout. A name that several processes have is one tensor. Raises
+        `_state.UnsavableError`.
+        """
+
+    def resume(
+        self, read: Callable[[str], Tensor], structures: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """Take over what `checkpoint` returned, also from another number of processes.
+
+        The optimizers have just been built. read: a tensor by its name. structures: the JSON of
+        each process. Raises UserError for state that only the layout that saved it can take.
+        """
+
     def close(self) -> None:
         """Leave the process group."""
 
@@ -199,3 +215,11 @@ def out_of_memory(error: BaseException) -> bool:
 def lost_contact(error: RuntimeError) -> bool:
     """Whether a collective failed because another process is gone."""
     return isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
+
+
+def missing() -> str:
+    """Which rank is gone, in words, after `lost_contact`."""
+    from engines._watch import Watch  # here, because it is not needed by one process
+
+    ranks = Watch.newest.missing() if Watch.newest else []
+    return f"rank {', '.join(map(str, ranks))}" if ranks else "the others"

@@ -160,7 +160,7 @@ def step(optimizers: Optimizers) -> engines.RuleError | None:
             with _calling(type(optimizer), "in a step"):
                 optimizer.step()
         except engines.RuleError as error:
-            params = _params(optimizer)
+            params = parameters(optimizer)
             finite = all(p.grad is None or bool(p.grad.isfinite().all()) for p in params)
             if finite:
                 if not isinstance(error.__cause__, torch.linalg.LinAlgError):
@@ -185,7 +185,7 @@ def clear(optimizers: Optimizers) -> None:
 def evaluation(optimizers: Optimizers) -> Iterator[None]:
     """A context in which the weights are the ones to validate; afterwards they are as before."""
     switched: list[Any] = [each for each in optimizers if has_modes(each)]
-    weights = [p for each in switched for p in _params(each)]
+    weights = [p for each in switched for p in parameters(each)]
     # optimizer.train() restores the weights only up to rounding; keep exact copies.
     trained = [p.detach().clone() for p in weights]
     for optimizer in switched:
@@ -202,7 +202,8 @@ def evaluation(optimizers: Optimizers) -> Iterator[None]:
                 p.copy_(value)
 
 
-def _params(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+def parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """The parameters of an optimizer, in the order of their numbers in its state dict."""
     return [p for group in optimizer.param_groups for p in group["params"]]
 
 
@@ -213,6 +214,6 @@ def restore(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
     if not {"state", "param_groups"} <= saved.keys():
         return  # a rule with a form of its own
     numbers = [number for group in saved["param_groups"] for number in group["params"]]
-    params = dict(zip(numbers, _params(optimizer), strict=True))
+    params = dict(zip(numbers, parameters(optimizer), strict=True))
     for key, held in saved["state"].items():  # by parameters, or by keys of the rule's own
         optimizer.state[params.get(key, key)] = held

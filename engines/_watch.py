@@ -20,6 +20,8 @@ import torch.distributed as dist
 from errors import UserError
 from host import launcher
 
+MISSED_SECONDS = 5.0  # in which all that are left notice that a rank is gone
+
 
 @contextmanager
 def patience(seconds: float, rank: int) -> Iterator[None]:
@@ -83,9 +85,12 @@ def store(name: str, timeout: timedelta, hosts: bool = False) -> dist.Store:
 class Watch:
     """The counts of all ranks, in the store of the process group's rendezvous."""
 
+    newest: "Watch | None" = None  # of this process
+
     def __init__(self, rank: int, world_size: int, timeout: float) -> None:
         """timeout: seconds without progress after which the run is given up."""
         self.rank, self.world_size, self.timeout = rank, world_size, timeout
+        Watch.newest = self
         self.count = 0
         self._moved = time.monotonic()
         # A connection of its own: a wait on the process group's would hold up the watch too.
@@ -111,6 +116,23 @@ class Watch:
         counts[self.rank] = self.count
         least = min(counts.values())
         return [r for r, n in counts.items() if n == least] if least < self.count else []
+
+    def missing(self) -> list[int]:
+        """The ranks that are gone, after a collective has failed in this one.
+
+        Ranks that are left say that they have lost contact. The others are missing: they are known
+        when only one has not spoken, or after some seconds.
+        """
+        until = time.monotonic() + MISSED_SECONDS
+        try:
+            self._store.set(f"lost{self.rank}", "1")
+            silent = list(range(self.world_size))
+            while len(silent) > 1 and time.monotonic() < until:
+                silent = [each for each in silent if not self._store.check([f"lost{each}"])]
+                time.sleep(0.05)
+        except RuntimeError:  # the store is gone, which the first rank may host
+            return []
+        return silent
 
     def _run(self) -> None:
         while not self._done.wait(min(2.0, self.timeout / 4)):

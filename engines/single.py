@@ -1,6 +1,6 @@
 """The single-process engine: one device, nothing to communicate. The reference for all others."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy, deepcopy
 from typing import Any, Self
@@ -8,7 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from engines import Owned, PlannedGroup, RuleError, _rules
+from engines import Owned, PlannedGroup, RuleError, _rules, _state
 from engines._bytes import held_bytes
 from errors import UserError
 from host import launcher
@@ -134,3 +134,18 @@ class Engine:
             for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
                 _rules.restore(optimizer, deepcopy(state))  # which keeps the tensors
         self.model.zero_grad(set_to_none=not self.keep_grads)
+
+    def checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors, structure = _state.save(self.optimizers, self.owned, self.rank)
+        with self.weights():
+            if self.rank == 0:  # they are whole, and the same on every process
+                named = self.model.named_parameters()
+                tensors |= {f"weights/{n}": p.detach().to("cpu", copy=True) for n, p in named}
+        return tensors, structure
+
+    def resume(self, read: _state.Read, structures: Sequence[Mapping[str, Any]]) -> None:
+        self.stepped = True
+        with self.weights(), torch.no_grad():
+            for name, p in self.model.named_parameters():
+                p.copy_(read(f"weights/{name}"))
+        _state.load(read, structures, self.rank, self.optimizers, self.owned)

@@ -5,6 +5,9 @@
     except KeyboardInterrupt as stop:     # Stopped is one, so one `except` is for all of them
         return ending.told(stop, "stopped; what is finished is kept")   # 130, 143 or 129
 
+    with ending.noticed() as asked:       # within a loop that can stop between two rounds
+        if asked(): ...
+
     ending.end_with_parent()              # first call of a process that a command starts
 
 A signal is turned into an exception because an exception cleans up on its way: files are removed,
@@ -63,6 +66,28 @@ def stoppable(once: bool = False) -> Iterator[None]:
         signal.signal(each, stop)
     try:
         yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+@contextlib.contextmanager
+def noticed() -> Iterator[Callable[[], int]]:
+    """Within it, SIGTERM and SIGHUP are noted, and the call tells the number of the last; or 0.
+
+    For work that must come to a point where it can stop, also under torchrun, which sends SIGTERM
+    to all of its processes and waits 30 seconds. A signal that is ignored stays ignored.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: 0
+        return
+    numbers = [0]
+    before = {each: signal.getsignal(each) for each in ASKING}
+    before = {each: handler for each, handler in before.items() if handler != signal.SIG_IGN}
+    for each in before:
+        signal.signal(each, lambda number, _: numbers.append(number))
+    try:
+        yield lambda: numbers[-1]
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)

@@ -5,7 +5,7 @@ read when the clock stops, so that timing makes no host wait inside a step.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -88,3 +88,12 @@ class Clock:
         interval = {name: seconds - self._read.get(name, 0.0) for name, seconds in total.items()}
         self._read = total
         return interval
+
+    def state(self) -> dict[str, Any]:
+        """What has been measured, for `restore`; the clock must be stopped."""
+        assert self._started is None
+        return {"seconds": self.seconds, "parts": dict(self.parts), "read": dict(self._read)}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` returned."""
+        self._before, self.parts, self._read = state["seconds"], state["parts"], state["read"]

@@ -17,11 +17,11 @@ Tokens = tuple[Tensor, Tensor]  # inputs and targets (sequences, tokens), int64,
 
 
 class Feed:
-    """Batches 0 to `steps` - 1 in order, one a call of `next`; close it, or use it in a `with`."""
+    """The batches of `steps` in order, one a call of `next`; close it, or use it in a `with`."""
 
-    def __init__(self, batches: Batches, steps: int, device: torch.device) -> None:
+    def __init__(self, batches: Batches, steps: range, device: torch.device) -> None:
         self._device, self._cuda = device, device.type == "cuda"
-        self._reader = ReadAhead(batches, range(steps), allocate=pinned if self._cuda else None)
+        self._reader = ReadAhead(batches, steps, allocate=pinned if self._cuda else None)
         if self._cuda:
             self._stream = torch.cuda.Stream(device)
             self._copied = torch.cuda.Event()

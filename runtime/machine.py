@@ -12,6 +12,7 @@ import ctypes
 import gc
 import os
 import platform
+import random
 import resource
 import shutil
 import statistics
@@ -20,7 +21,9 @@ import time
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
 from errors import UserError
@@ -130,17 +133,30 @@ def bfloat16_units(device: torch.device) -> list[str]:
     return names
 
 
-def random_state(device: torch.device) -> list[torch.Tensor]:
-    """The state of torch's random numbers, for `set_random_state`."""
-    state = [torch.get_rng_state()]
+def seed_random(seed: int) -> None:
+    """Begin the random numbers of torch, of Python and of NumPy anew."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed)
+
+
+def random_state(device: torch.device) -> list[Any]:
+    """The state of these random numbers, for `set_random_state`."""
+    numpy: Any = np.random.get_state(legacy=False)
+    key = torch.from_numpy(numpy["state"]["key"].astype(np.int64))
+    of_numpy = [key, numpy["state"]["pos"], numpy["has_gauss"], numpy["gauss"]]
+    state = [torch.get_rng_state(), random.getstate(), of_numpy]
     return [*state, torch.cuda.get_rng_state(device)] if device.type == "cuda" else state
 
 
-def set_random_state(device: torch.device, state: list[torch.Tensor]) -> None:
-    """Let torch draw random numbers as it would have when `random_state` was called."""
+def set_random_state(device: torch.device, state: list[Any]) -> None:
+    """Let random numbers be drawn as they would have been when `random_state` was called."""
     torch.set_rng_state(state[0])
+    random.setstate(state[1])
+    key, *rest = state[2]
+    np.random.set_state(("MT19937", key.numpy().astype(np.uint32), *rest))
     if device.type == "cuda":
-        torch.cuda.set_rng_state(state[1], device)
+        torch.cuda.set_rng_state(state[3], device)
 
 
 def total_memory(device: torch.device) -> int:

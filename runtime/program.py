@@ -192,7 +192,7 @@ class Program:
                 )
         muon.adopt_backends(chosen)
         if self.auto_microbatch and "microbatch" in setup:
-            self.set_microbatch(setup["microbatch"])
+            self.set_microbatch(self.divisor(setup["microbatch"]))  # of another world size, perhaps
 
     # ---- Warm-up ---------------------------------------------------------------------------------
 

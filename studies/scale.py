@@ -151,10 +151,11 @@ def _begun(
     """The race's id, which follows from the program, and its finished runs."""
     expected = trainer.conditions()
     race_id = f"scale-w{place.width}-b{place.batch_tokens}-{expected['source_hash'][:6]}"
-    done, names = resume.to_go_on_with(root, race_id), [each.canonical for each in entrants]
-    if done:
-        resume.require_same(root, done, names, expected, vars(trainer.options))
-    return race_id, done
+    earlier, names = resume.to_go_on_with(root, race_id), [each.canonical for each in entrants]
+    if earlier is None:
+        return race_id, []
+    resume.require_same(root, earlier, names, expected, vars(trainer.options))
+    return race_id, list(earlier.done)
 
 
 def run(given: argparse.Namespace) -> None:

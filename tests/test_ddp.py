@@ -168,6 +168,7 @@ def test_a_rank_that_dies_is_named_and_a_restart_goes_on_with_the_race(
     done = torchrun("die", *race_flags(micro_flags, tmp_path / "r", seeds=2), restarts=1)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "exitcode: 7" in done.stderr and "local_rank: 1" in done.stderr
+    assert "rank 0 lost rank 1, which has ended" in done.stderr
     runs: list[Run] = store.read_runs(tmp_path / "r")
     assert {(run.label, run.seed) for run in runs[:2]} == {("adamw", 0), ("muon", 0)}
     assert {(run.label, run.seed) for run in runs[2:]} == {("adamw", 1), ("muon", 1)}

@@ -37,7 +37,7 @@ def readers() -> list[threading.Thread]:
 @pytest.mark.parametrize("device", DEVICES)
 def test_each_step_gets_its_batch(batches: Batches, device: torch.device) -> None:
     """There are more steps than arrays, so each array is used again."""
-    with Feed(batches, 20, device) as feed:
+    with Feed(batches, range(20), device) as feed:
         for step in range(20):
             inputs, targets = feed.next()
             assert inputs.device.type == device.type and inputs.dtype == torch.int64
@@ -51,7 +51,7 @@ def test_each_step_gets_its_batch(batches: Batches, device: torch.device) -> Non
 
 def test_a_batch_that_cannot_be_read_ends_the_run_at_its_step(batches: Batches) -> None:
     once = Batches(batches.stream.paths, batch_tokens=80, seq_len=10, vocab_size=999)
-    with Feed(once, 100, CPU) as feed:
+    with Feed(once, range(100), CPU) as feed:
         for _ in range(62):  # 4999 targets hold 62 batches
             feed.next()
         with pytest.raises(UserError, match="5000 tokens"):

@@ -7,22 +7,17 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from data import corpus
 from leaderboard import verify
+from studies import kills
 from tracking import store
-from tracking.schema import Run
 
 pytestmark = pytest.mark.slow  # each test starts processes
 ROOT = Path(__file__).parents[1]
-# What another run of the same race may change: when, beside which others, how fast, and in how much
-# memory.
-VARIES = ("started", "race", "run", "heat", "turn_steps", "seconds", "memory", "peak", "mfu")
 
 
 def command(*arguments: str) -> list[str]:
@@ -44,57 +39,17 @@ def start(*arguments: str) -> "subprocess.Popen[str]":
     )
 
 
-def fixed(run: Run) -> dict[str, Any]:
-    return {
-        key: value for key, value in asdict(run).items() if not any(word in key for word in VARIES)
-    }
-
-
-def curves(root: Path, runs: list[Run]) -> list[list[tuple[int, float, float | None]]]:
-    return [
-        [
-            (point.step, point.val_loss, point.train_loss)
-            for point in store.read_curve(root, run.run)
-        ]
-        for run in runs
-    ]
-
-
 def wait_for_rows(root: Path, process: "subprocess.Popen[str]", rows: int) -> None:
     while len(store.read_runs(root)) < rows:
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)
 
 
-def test_a_race_killed_at_a_random_moment_and_resumed_gives_the_same_rows(
-    micro_flags: list[str], tmp_path: Path
-) -> None:
-    race = ["adamw", "muon", "--seeds=3", "--steps=40", *micro_flags[:-1]]
-    killed, whole = tmp_path / "killed", tmp_path / "whole"
-    process = start(*race, f"--results={killed}")
-    wait_for_rows(killed, process, rows=1)
-    delay = random.uniform(0, 1.0)
-    time.sleep(delay)
-    process.kill()
-    process.communicate()
-    before = store.read_runs(killed)
-    assert len(before) < 6, "the race was over before it was killed: give it more steps"
-    resumed = start(*race, f"--results={killed}", "--resume")
-    assert resumed.wait() == 0, resumed.communicate()
-    uninterrupted = start(*race, f"--results={whole}")
-    assert uninterrupted.wait() == 0, uninterrupted.communicate()
-    assert store.read_runs(killed)[: len(before)] == before
-    ours, theirs = (
-        sorted(store.read_runs(root), key=lambda run: (run.seed, run.label))
-        for root in (killed, whole)
-    )
-    assert len({run.race for run in ours}) == 1
-    assert [fixed(run) for run in ours] == [fixed(run) for run in theirs], f"delay {delay}"
-    assert curves(killed, ours) == curves(whole, theirs)
-    assert [(run.label, run.seed) for run in ours] == [
-        ("adamw", 0), ("muon", 0), ("adamw", 1), ("muon", 1), ("adamw", 2), ("muon", 2)
-    ]  # fmt: skip
-    assert verify.problems(whole) == []
+def test_five_kills_at_random_moments_lose_double_and_change_no_row(tmp_path: Path) -> None:
+    seed = random.randrange(1000)
+    rows = list(kills.kill_all(5, seed, tmp_path))
+    assert [(row.processes, row.kill) for row in rows] == [(1, 1), (1, 2), (1, 3), (2, 4), (2, 5)]
+    assert all(row[-4:] == (0, 0, 0, 0) for row in rows), (seed, rows)
 
 
 def test_ctrl_c_shows_what_is_finished_and_says_how_to_go_on(

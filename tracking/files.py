@@ -84,6 +84,15 @@ def _remove_old(folder: Path) -> None:
                     os.unlink(each.path)
 
 
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder last, as fsync does for the bytes of a file. Raises OSError."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def cannot_write(path: Path, error: OSError, then: str = "run the command again") -> UserError:
     """The message for a write to `path` that failed; `then` is the next command in it."""
     is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tracking.crossing import first_met
-from tracking.schema import DIVERGED, Run
+from tracking.schema import DIVERGED, Run, Validation
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,13 @@ class Lane:
         if progress.val_loss is not None:
             self.validations.append((progress.step, progress.val_loss))
         self._board.show(self, progress)
+
+    def go_on(self, points: Sequence[Validation], seconds: float) -> None:
+        """Take the validations of a run that goes on from a checkpoint, and its training clock."""
+        if points:
+            self.step, self.seconds = points[-1].step, seconds
+            self.train_loss = points[-1].train_loss
+            self.validations = [(point.step, point.val_loss) for point in points]
 
     def finish(self, run: Run) -> None:
         """Take the row of the run: the run is finished and recorded."""

@@ -6,6 +6,7 @@
     results/turns/<run>.csv     one row for each turn             (schema.Turn), if it took turns
     results/logits/<run>.csv    one row for each head and step    (schema.Logit), if measured
     results/setups/<race>.json  how a race is run, as far as no row says it, for --resume
+    results/checkpoints/<race>/ what --resume goes on with within a run (runtime/checkpoints.py)
     results/sources/<hash>.txt  the program text behind the rows
 
 A record, results/records/<name>/, has the same files, but for the sources, which all records share
@@ -216,6 +217,11 @@ def write_setup(root: Path, race: str, setup: Mapping[str, Any]) -> None:
 
 def _setup_path(root: Path, race: str) -> Path:
     return root / "setups" / f"{curve_path(root, race).stem}.json"
+
+
+def checkpoints_path(root: Path, race: str) -> Path:
+    """The folder of a race's checkpoints, while it is under way."""
+    return root / "checkpoints" / curve_path(root, race).stem
 
 
 def source_path(root: Path, digest: str) -> Path:

@@ -1,0 +1,274 @@
+"""Kill races at random moments: each goes on, and its rows are those of a race that was not killed.
+
+    python -m studies.kills                                     # fifty kills: make kill-test
+    python -m studies.kills --folder results/records/kills      # the record
+
+Half of the races have one process, which is killed by SIGKILL and started again with --resume. Half
+have two, of which a random one is killed, and torchrun starts both anew. The moments are drawn
+uniformly from the time between the opening of the race and its end. Each race has two entrants with
+horizons of their own and two seeds, is a matter of milliseconds a step, and writes a checkpoint
+every few steps.
+
+kills.csv has a row for each kill: what was there when it came, and how many rows were lost, doubled
+or wrong afterwards. Wrong is a row that differs from the undisturbed race's, or whose curve does,
+in any column but times, bytes and names: to the bit. summary.csv counts them. The exit code is 1 if
+there was one.
+"""
+
+import argparse
+import csv
+import io
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from host import entry, paths
+from leaderboard import verify
+from tracking import store
+from tracking.files import write_atomic
+
+RACE = [
+    "adamw:steps=12", "muon:steps=8", "--seeds=2", "--track=tiny", "--width=32", "--seq-len=32",
+    "--batch-tokens=256", "--val-tokens=512", "--val-every=4", "--val-every-late=2",
+    "--target=6.9", "--dtype=float32", "--attention=plain", "--threads=1", "--no-compile",
+    "--save-every=2", "--timeout=60",
+]  # fmt: skip
+ROWS = 4  # of a race: two entrants, two seeds
+LIMIT = 300.0  # seconds of a race, on a busy machine
+# Columns that another run of the same race may change: when, beside which others, how fast, and in
+# how much memory.
+VARIES = ("started", "race", "run", "heat", "turn_steps", "seconds", "memory", "peak", "mfu", "_ms")
+
+
+class Kill(NamedTuple):
+    """A row of kills.csv."""
+
+    kill: int
+    processes: int
+    rank: int  # that was killed
+    after_seconds: float  # since the race was opened
+    rows_before: int  # finished runs at that moment
+    checkpoints_before: int
+    lost: int  # rows
+    doubled: int
+    wrong: int
+    problems: int  # that `make verify` finds
+
+
+def run_race(results: str, *more: str) -> None:
+    """Race in this process, quietly, and end it with the exit code."""
+    import speedrun  # here, because the processes that only watch need no torch
+
+    log = open(Path(results).with_suffix(".log"), "a", encoding="utf-8")  # noqa: SIM115
+    with log, redirect_stdout(log), redirect_stderr(log):
+        code = speedrun.main([*RACE, f"--results={results}", *more])
+    sys.exit(code)
+
+
+class OneProcess:
+    """A race of one process, forked from one that has imported the trainer."""
+
+    processes = 1
+
+    def __init__(self, results: Path, *more: str) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["speedrun"])
+        self._process = context.Process(target=run_race, args=(str(results), *more))
+        self._process.start()
+
+    def kill(self, rank: int) -> None:
+        self._process.kill()
+        self._process.join()
+
+    def ended(self) -> bool:
+        return not self._process.is_alive()
+
+    def wait(self) -> int:
+        """The exit code."""
+        self._process.join(LIMIT)
+        code = self._process.exitcode
+        return -1 if code is None else code
+
+
+class TwoProcesses:
+    """A race of two processes, which torchrun starts, and once more after a kill."""
+
+    processes = 2
+
+    def __init__(self, results: Path, *more: str) -> None:
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        command += ["--local-addr=127.0.0.1", "--nproc_per_node=2", "--max-restarts=1"]
+        command += [str(paths.PROJECT / "speedrun.py"), *RACE, f"--results={results}", *more]
+        settings = os.environ | {"OMP_NUM_THREADS": "1"}
+        with open(results.with_suffix(".log"), "a", encoding="utf-8") as log:
+            self._process = subprocess.Popen(
+                command, stdout=log, stderr=log, env=settings, cwd=paths.PROJECT
+            )
+
+    def kill(self, rank: int) -> None:
+        for pid in self._ranks(rank):
+            os.kill(pid, signal.SIGKILL)
+
+    def _ranks(self, rank: int) -> Iterator[int]:
+        """The process with a rank: torchrun's child whose environment says so."""
+        wanted = f"RANK={rank}".encode()
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+                if parent == self._process.pid:
+                    environment = (folder / "environ").read_bytes().split(b"\0")
+                    if wanted in environment:
+                        yield int(folder.name)
+            except OSError:  # it has ended meanwhile
+                continue
+
+    def ended(self) -> bool:
+        return self._process.poll() is not None
+
+    def wait(self) -> int:
+        """The exit code."""
+        return self._process.wait(LIMIT)
+
+
+Race = OneProcess | TwoProcesses
+
+
+def whole_race(kind: type[Race], results: Path) -> float:
+    """Race without a kill; seconds from the opening of the race to its end. Raises RuntimeError."""
+    race = kind(results)
+    _wait_until_open(race, results)
+    begun = time.monotonic()
+    _require(race.wait(), results)
+    return time.monotonic() - begun
+
+
+def killed_race(
+    kind: type[Race], results: Path, seconds: float, draw: random.Random
+) -> tuple[int, float, int, int]:
+    """Race, be killed at a moment of `seconds`, go on to the end; what was there at the moment:
+    the rank that was killed, after how long, finished runs and checkpoints.
+
+    Raises RuntimeError if the race does not come to its end.
+    """
+    rank, after = draw.randrange(kind.processes), draw.uniform(0, seconds)
+    race = kind(results)
+    _wait_until_open(race, results)
+    time.sleep(after)
+    there = len(store.read_runs(results)), len([*results.glob("checkpoints/*/[0-9]*")])
+    race.kill(rank)
+    if isinstance(race, OneProcess):
+        race = kind(results, "--resume")
+    _require(race.wait(), results)
+    return rank, round(after, 3), *there
+
+
+def _wait_until_open(race: Race, results: Path) -> None:
+    while not any(results.glob("setups/*.json")):
+        if race.ended():
+            _require(race.wait() or -1, results)
+        time.sleep(0.01)
+
+
+def _require(code: int, results: Path) -> None:
+    if code:
+        log = results.with_suffix(".log").read_text(encoding="utf-8")
+        raise RuntimeError(f"the race ended with exit code {code}:\n{log[-3000:]}")
+
+
+def compared(results: Path, whole: Path) -> tuple[int, int, int, int]:
+    """Rows that are lost, doubled and wrong beside those of a whole race, and problems."""
+    ours, theirs = contents(results), contents(whole)
+    counts = Counter((run.entrant, run.seed) for run in store.read_runs(results))
+    wrong = sum(key in theirs and value != theirs[key] for key, value in ours.items())
+    doubled = sum(count - 1 for count in counts.values())
+    return len(theirs.keys() - ours), doubled, wrong, len(verify.problems(results))
+
+
+def contents(results: Path) -> dict[tuple[str, int], Any]:
+    """All that the runs of a race and their curves say, but for what varies."""
+    return {
+        (run.entrant, run.seed): [_fixed(run), *map(_fixed, store.read_curve(results, run.run))]
+        for run in store.read_runs(results)
+    }
+
+
+def _fixed(row: Any) -> dict[str, Any]:
+    return {
+        name: value
+        for name, value in asdict(row).items()
+        if not any(word in name for word in VARIES)
+    }
+
+
+def kill_all(kills: int, seed: int, folder: Path) -> Iterator[Kill]:
+    """The kills, the first half on one process; races are in `folder`."""
+    draw = random.Random(seed)
+    for kind, count in ((OneProcess, kills - kills // 2), (TwoProcesses, kills // 2)):
+        if not count:
+            continue
+        whole = folder / f"whole{kind.processes}"
+        seconds = whole_race(kind, whole)
+        first = 1 if kind is OneProcess else kills - kills // 2 + 1
+        for number in range(first, first + count):
+            results = folder / f"kill{number}"
+            there = killed_race(kind, results, seconds, draw)
+            yield Kill(number, kind.processes, *there, *compared(results, whole))
+
+
+def summary(rows: Sequence[Kill]) -> list[list[str]]:
+    """The table of counts: a line for each number of processes."""
+    table = [["processes", "kills", "from a checkpoint", "rows", "lost", "doubled", "wrong"]]
+    for processes in sorted({row.processes for row in rows}):
+        group = [row for row in rows if row.processes == processes]
+        within = sum(row.checkpoints_before > 0 for row in group)
+        faults = [sum(getattr(r, name) for r in group) for name in ("lost", "doubled", "wrong")]
+        numbers = [processes, len(group), within, ROWS * len(group), *faults]
+        table.append(list(map(str, numbers)))
+    return table
+
+
+def write(path: Path, table: Sequence[Sequence[Any]]) -> None:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(table)
+    write_atomic(path, [text.getvalue().encode()])
+
+
+def run(given: argparse.Namespace) -> int:
+    """Kill, write both files and print the summary; the exit code."""
+    rows: list[Kill] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for row in kill_all(given.kills, given.seed, Path(folder)):
+            rows.append(row)
+            print("  ".join(f"{k} {v}" for k, v in row._asdict().items()), flush=True)
+            write(given.folder / "kills.csv", [Kill._fields, *rows])
+    table = summary(rows)
+    write(given.folder / "summary.csv", table)
+    for line in table:
+        print("  ".join(f"{cell:>17}" for cell in line))
+    return int(any(row.lost or row.doubled or row.wrong or row.problems for row in rows))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; its exit code: 0, 1 if a row was lost, doubled or wrong, 2 for a mistake."""
+    parser = entry.parser("studies.kills", __doc__)
+    parser.add_argument("--kills", type=int, default=50, help="how many (default: 50)")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
+    note = "of the files (default: results/kills)"
+    folder = paths.RESULTS / "kills"
+    parser.add_argument("--folder", type=paths.typed, default=folder, help=note)
+    return entry.run(parser, argv, run, "the same command starts anew")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
