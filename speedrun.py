@@ -494,10 +494,12 @@ class Trainer:
         clock.move("communication", "forward_backward", self.engine.exposed_communication)
         if measure:
             clock.stop()
+            sent -= self.engine.sent_bytes
             out.grad_norm, out.memory = self.engine.grad_norm(), self.engine.state_bytes()
             if self.options.log_logits and tau is None:
                 self.measure_logits(inputs, targets)
                 self.reduce_max_logits(out)
+            sent += self.engine.sent_bytes  # what measuring sent does not count
             clock.start()
         with clock.part("optimizer"):
             self.engine.step()  # updates the weights and clears the gradients
@@ -580,15 +582,15 @@ class Trainer:
             peak_memory_bytes=self.memory.read(),
         )
 
-    def run_row(self, out: Outcome, race_id: str, heat: Heat, layouts: str) -> Run:
-        """The row of runs.csv. layouts: the engine; several, where the run went on with others."""
+    def run_row(self, out: Outcome, race_id: str, heat: Heat, layouts: str = "") -> Run:
+        """The row of runs.csv. layouts: all engines of a run that went on with another one."""
         track, clock, engine = self.track, out.clock, self.engine
         hit = crossing(out.points, track.target) if out.status == REACHED else None
         loss = out.points[-1].val_loss if out.points else None
         flops = self.gpt.flops_per_token(track.seq_len) * track.batch_tokens
         held = engine.largest(peak=self.memory.read(), sent=out.sent_bytes, **out.memory)
         return Run(
-            **self.facts(out) | {"engine": layouts},
+            **self.facts(out) | {"engine": layouts or engine.name},
             race=race_id,
             run=f"{race_id}-{spelling.file_name(out.entrant.canonical)}-s{out.seed}",
             heat=heat.name,
