@@ -63,6 +63,9 @@ def make_parser() -> argparse.ArgumentParser:
         default=paths.RESULTS / "gpu",
         help="folder of the results (default: results/gpu)",
     )
+    names = ", ".join(part.name for part in PARTS)
+    note = f"a part of the check; may be given again: {names}"
+    parser.add_argument("--only", action="append", metavar="PART", help=note)
     parser.add_argument("--data", help="data set of the race, such as text:FOLDER (default: sotu)")
     parser.add_argument(
         "--compile",
@@ -79,6 +82,12 @@ def accept(arguments: argparse.Namespace) -> None:
         raise UserError(
             f"--minutes {arguments.minutes}: must be from 0.5 to 1000; leave it out for 9"
         )
+    names = [part.name for part in PARTS]
+    for name in arguments.only or ():
+        if name not in names:
+            raise UserError(
+                f"--only {name}: must be one of {', '.join(names)}; leave it out for all"
+            )
     if arguments.data is None and (corpus.ROOT / MANIFEST).exists():
         arguments.data = corpus.PACKAGE
     if arguments.data is not None:
@@ -122,10 +131,13 @@ def facts_of(name: str, config: Config, arguments: argparse.Namespace) -> dict[s
     }
 
 
-def run_parts(config: Config, facts: dict[str, str], seconds: float) -> list[Result]:
-    """Run all parts, one after another, in these seconds; write the CSVs after each."""
-    begun, results, last = time.monotonic(), [], PARTS[-1]
-    for part in PARTS:
+def run_parts(
+    config: Config, facts: dict[str, str], seconds: float, only: Sequence[str] | None = None
+) -> list[Result]:
+    """Run the parts, one after another, in these seconds; write the CSVs after each."""
+    parts = [part for part in PARTS if only is None or part.name in only]
+    begun, results, last = time.monotonic(), [], parts[-1]
+    for part in parts:
         left = begun + seconds - RESERVE - time.monotonic()
         limit = (
             left
@@ -173,7 +185,7 @@ def check(arguments: argparse.Namespace) -> int:
         config = Config(out, Path(scratch), torch.device(kind), arguments.data, compiles)
         facts = facts_of(name, config, arguments)
         left = 60 * arguments.minutes - (time.monotonic() - begun)
-        results = run_parts(config, facts, left)
+        results = run_parts(config, facts, left, arguments.only)
     report.write(out, results, facts, done=True)
     print(report.verdict(results), paths.from_here(str(out / "report.md")))
     return 1 if any(result.status == FAILED for result in results) else 0
