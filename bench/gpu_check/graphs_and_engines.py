@@ -66,7 +66,7 @@ def trained(
     trainer = Trainer(track, replace(options, **changes))
     try:
         short = trainer.run(config.entrant("muon", sizes.check_steps), seed=0)
-        if config.compile and trainer.program.eager_reason:
+        if config.compile and trainer.engine.compiles and trainer.program.eager_reason:
             recorder.fail(name, f"it ran eagerly: {trainer.program.eager_reason}")
         long = trainer.run(config.entrant("muon", sizes.small_steps), seed=0, only_last=True)
     finally:
