@@ -34,7 +34,7 @@ from model import GPT  # noqa: E402
 from optim import library_recipes  # noqa: E402
 
 CPU = torch.device("cpu")
-PROCESSES, STEPS, SEQUENCES = 4, 4, 12
+PROCESSES, STEPS, SEQUENCES = 4, 3, 12
 LAYOUTS = ("ddp", "sharded", "fsdp2")  # those of ours that are compared with one process
 MODELS = {
     "untied": GPTConfig(37, block_size=8, n_layer=3, n_head=2, n_embd=24),
@@ -44,8 +44,8 @@ MODELS = {
     ),
 }  # fmt: skip
 SETTINGS: dict[str, dict[str, Any]] = {  # what would else not happen within so few steps
-    "soap": {"precondition_frequency": 2, "max_precond_dim": 24},
-    "shampoo": {"precondition_frequency": 2},
+    "soap": {"precondition_frequency": 1, "max_precond_dim": 24},
+    "shampoo": {"precondition_frequency": 1},
     "muonclip": {"tau": 0.05},
 }
 DTYPES = {"kron": torch.float32}  # heavyball's mixes types otherwise

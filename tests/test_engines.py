@@ -129,7 +129,7 @@ def test_divided_optimizers_send_no_more_than_averaged_gradients(
         size = sum(buffer.values.nbytes for buffer in buffers)
         assert row["sent"] == pytest.approx(STEPS * 2 * size * (n - 1) / n, abs=4), say(row)
         flat = sum(not buffer.singles for buffer in buffers)
-        assert 0 <= row["sent"] - other["sent"] <= STEPS * 2 * 8 * (n - 1) * flat, say(row)
+        assert -2 <= row["sent"] - other["sent"] <= STEPS * 2 * 8 * (n - 1) * flat, say(row)
 
 
 @pytest.mark.slow
