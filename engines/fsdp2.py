@@ -115,6 +115,8 @@ class Engine(ddp.Engine):
             known = " or ".join(DTYPES)
             raise UserError(f"--comm-dtype {comm_dtype}: must be {known}; leave it out")
         self.comm_dtype = DTYPES[comm_dtype]
+        if comm_dtype != "float32":
+            self.name = f"{self.name}-{comm_dtype}"  # so that the rows say it
         self.cuts: dict[str, Cut] = {}  # by the names of the parameters
         self._noted: list[tuple[Any, Any]] = []  # communication of the passes under way
         super().__init__(device, timeout, zero_stage, group)
