@@ -102,6 +102,7 @@ class Engine(ddp.Engine):
 
     name = "fsdp2"
     compiles = False
+    _failed = False  # the last backward pass
 
     def __init__(
         self,
@@ -124,7 +125,7 @@ class Engine(ddp.Engine):
     def another(self) -> Self:
         other = copy(self)
         other.exposed_communication, other.mark = [], None
-        other.cuts, other._noted = {}, []
+        other.cuts, other._noted, other._failed = {}, [], False
         other.build(())
         return other
 
@@ -202,6 +203,24 @@ class Engine(ddp.Engine):
         as elsewhere.
         """
         return nullcontext()
+
+    def _forget_pass(self) -> None:
+        """Let FSDP2 begin anew after a backward pass that failed; else gradients would be missing.
+
+        Raises UserError with a torch that cannot.
+        """
+        reset = getattr(self.model, "reset_iter_state", None)
+        if reset is None:
+            raise UserError(
+                f"--engine {self.name}: a backward pass failed, most likely for lack of memory, "
+                f"and torch {torch.__version__} cannot go on; run with a smaller --microbatch"
+            )
+        reset()
+        for module in self._sharded():  # which have kept gradients of whole parameters
+            module.unshard()
+            self.model.zero_grad(set_to_none=True)
+            module.reshard()
+        self._failed = False
 
     @contextmanager
     def weights(self) -> Iterator[None]:
@@ -339,7 +358,9 @@ class Engine(ddp.Engine):
 
     def backward(self, loss: Tensor, last: bool) -> None:
         self._watch.beat()
+        self._failed = True  # until it has not
         loss.backward()
+        self._failed = False
         self._count_noted()
 
     def step(self) -> None:
@@ -427,6 +448,8 @@ class Engine(ddp.Engine):
         return deepcopy({"weights": weights, "optimizers": states})
 
     def load(self, saved: dict[str, Any]) -> None:
+        if self._failed:
+            self._forget_pass()
         self._reshard()
         with torch.no_grad():
             for name, (local, _) in saved["weights"].items():

@@ -192,6 +192,42 @@ def restored(engine: Any) -> dict[str, Any]:
     return {"losses": losses}
 
 
+class Failing(torch.autograd.Function):
+    """x, whose gradient cannot be had."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        raise RuntimeError("out of memory")
+
+
+def after_a_failure(engine: Any, where: str) -> dict[str, Any]:
+    """Passes as if none had failed before in all processes; where: forward, backward or nowhere."""
+    gpt, wrapped = place(engine, ODD)
+    build(engine, "muon", {})
+    saved, batch = engine.save(), batches(ODD)[0]
+
+    def fail(module: Any, inputs: Any, output: Tensor) -> Tensor:
+        if where == "forward":
+            raise RuntimeError("out of memory")
+        failing: Tensor = Failing.apply(output)
+        return failing
+
+    if where != "nowhere":
+        hook = gpt.blocks[1].mlp.register_forward_hook(fail)
+        try:
+            passes(engine, wrapped, batch)
+        except RuntimeError as error:
+            assert str(error) == "out of memory"
+        hook.remove()
+        engine.load(saved)
+    loss = engine.all_reduce_mean(passes(engine, wrapped, batch))
+    return {"loss": loss, "norm": engine.grad_norm()}
+
+
 def clocked(engine: Any) -> dict[str, Any]:
     """How many marks each part of a step leaves, and validation between."""
     _, wrapped = place(engine, ODD)
@@ -228,6 +264,8 @@ def work(rank: int) -> Iterator[tuple[str, int, dict[str, Any]]]:
             yield f"restored {name}", len(ranks), restored(engine.another())
         yield "table", len(ranks), train(full.another(), "adamw", {}, TABLE, kind=None)
         yield "changed", len(ranks), changed(full.another())
+        for where in ("nowhere", "forward", "backward"):
+            yield where, len(ranks), after_a_failure(full.another(), where)
         yield "clocked", len(ranks), clocked(full.another())
         for engine in made.values():
             engine._watch.close()  # type: ignore[attr-defined]

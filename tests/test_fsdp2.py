@@ -208,6 +208,15 @@ def test_a_step_that_is_undone_leaves_nothing(world: Any, name: str, size: int) 
 
 
 @pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("where", ["forward", "backward"])
+def test_after_a_pass_that_failed_in_all_processes_gradients_are_right(
+    world: Any, where: str, size: int
+) -> None:
+    """A microbatch that is too large fails so. FSDP2 by itself would lose or keep gradients."""
+    assert world[where, size] == world["nowhere", size]
+
+
+@pytest.mark.parametrize("size", SIZES)
 def test_communication_of_a_step_is_on_the_clock_and_that_of_a_validation_is_not(
     world: Any, size: int
 ) -> None:
