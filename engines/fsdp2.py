@@ -62,10 +62,14 @@ class Share:
 
 @dataclass
 class Ruled:
-    """All that a rule updates, on this process and on others."""
+    """All that a rule updates, on this process and on others.
+
+    Every process has the optimizer with all its groups, also where it updates nothing of them: so
+    processes number optimizers and groups alike, as checkpoints do.
+    """
 
     rule: type[torch.optim.Optimizer]
-    optimizers: list[torch.optim.Optimizer]  # one, or none where this process updates nothing
+    optimizer: torch.optim.Optimizer
     shares: list[Share]
     exchanges: list[Exchange]  # none: the rule works on shards
 
@@ -301,7 +305,7 @@ class Engine(ddp.Engine):
             _rules.build([self._share(group, whole) for group in plan])
         rules = dict.fromkeys(group.rule for group in plan)
         self.ruled = [self._ruled(rule, [g for g in plan if g.rule is rule]) for rule in rules]
-        self.optimizers = [each for ruled in self.ruled for each in ruled.optimizers]
+        self.optimizers = [ruled.optimizer for ruled in self.ruled]
 
     def _share(self, group: PlannedGroup, whole: dict[str, nn.Parameter]) -> Share:
         """A group with all of its parameters, whole."""
@@ -331,8 +335,7 @@ class Engine(ddp.Engine):
             alike, wire = [cut for cut in owned if cut.local.dtype == dtype], self._wire(dtype)
             exchanges.append(Exchange(alike, self.rank, self.world_size, self.group, wire))
         shares = [Share(rule, self._parts(group), group.options) for group in groups]
-        shares = [share for share in shares if share.params]  # of which there is anything here
-        return Ruled(rule, _rules.build(shares), shares, exchanges)
+        return Ruled(rule, _rules.construct(rule, shares), shares, exchanges)
 
     def _parts(self, group: PlannedGroup) -> tuple[Part, ...]:
         """What this process updates of a group: shards that are not empty, or all that it owns."""
@@ -394,8 +397,9 @@ class Engine(ddp.Engine):
 
     def _update(self, ruled: Ruled) -> None:
         """Take a step of a rule, and free the gradients that it has seen."""
-        self.broke = _rules.step(ruled.optimizers) or self.broke
-        _rules.clear(ruled.optimizers)
+        if any(share.params for share in ruled.shares):
+            self.broke = _rules.step([ruled.optimizer]) or self.broke
+            _rules.clear([ruled.optimizer])
         for share in ruled.shares:
             for part in share.params:
                 part.param.grad = None
