@@ -194,6 +194,7 @@ class Options:
 
     engine: str = knob(f"layout over processes: auto, {', '.join(engines.names())}", "auto")
     zero_stage: int = knob("what --engine deepspeed shards: 0 nothing to 3 all", 1)
+    comm_dtype: str = knob("precision of what fsdp2 sends: float32 or bfloat16", "float32")
     dtype: str = knob("precision of matrix products: auto, float32 or bfloat16", "auto")
     attention: str = knob(f"how it is computed: auto (fastest), {', '.join(WAYS)}", "auto")
     threads: int = knob("CPU threads of a process; 0: its share of the cores", 0)
@@ -216,10 +217,7 @@ class Options:
 
 
 def choose_dtype(name: str, device: torch.device, width: int) -> torch.dtype:
-    """The precision of matrix products, for a model of `width` channels.
-
-    "auto" takes bfloat16 where the device has units for it that are clearly faster.
-    """
+    """The precision of matrix products; "auto": bfloat16 where units for it are clearly faster."""
     names = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     if name == "auto":
         name = "bfloat16" if fastest.bfloat16_pays(device, width) else "float32"
@@ -259,7 +257,9 @@ class Trainer:
         machine.keep_memory()
         self.source, self.commit = provenance.program_text(), provenance.commit()
         self.data = open_dataset(track.dataset, val_tokens=track.val_tokens)
-        self.engine = engines.make(options.engine, self.device, options.timeout, options.zero_stage)
+        self.engine = engines.make(
+            options.engine, self.device, options.timeout, options.zero_stage, options.comm_dtype
+        )
         self._part = dict(  # this process's part of the data
             seq_len=track.seq_len,
             vocab_size=self.data.vocab_size,

@@ -171,15 +171,15 @@ def make(
     device: torch.device,
     timeout: float = 300,
     zero_stage: int = 1,
-    group: Any = None,
     comm_dtype: str = "float32",
+    group: Any = None,
 ) -> Engine:
     """The engine called `name`: the class `Engine` of the file of that name in this folder.
 
     "auto" is ddp where torchrun started several processes, single elsewhere. timeout: seconds
     without progress after which a run of several processes is given up. zero_stage: of DeepSpeed.
-    group: the process group; None: all processes. comm_dtype: of the numbers that travel, where an
-    engine lets it be chosen. Raises UserError.
+    comm_dtype: of the numbers that fsdp2 sends. group: the process group; None: all processes.
+    Raises UserError.
     """
     if name == "auto":
         name = "ddp" if launcher.number("WORLD_SIZE", 1) > 1 else "single"

@@ -98,8 +98,11 @@ def construct(rule: Rule, groups: Sequence[engines.PlannedGroup]) -> Any:
     wrong = (ValueError, ArithmeticError)
     calling = _calling(rule, "to be constructed", but=wrong, too_large=True)
     with _without_hooks(rule, params), calling:
-        # Each group's options go through the constructor, which refuses wrong ones.
-        built = [rule([row.param for row in g.params], **g.options) for g in groups]
+        # Each group's options go through the constructor, which refuses wrong ones, and an empty
+        # list, but not an empty group.
+        built = [
+            rule([row.param for row in g.params] or [{"params": []}], **g.options) for g in groups
+        ]
         if len(built) > 1:
             parts = [part for each in built for part in each.param_groups]
             built = [rule(parts, **groups[0].options)]

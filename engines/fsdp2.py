@@ -62,10 +62,14 @@ class Share:
 
 @dataclass
 class Ruled:
-    """All that a rule updates, on this process and on others."""
+    """All that a rule updates, on this process and on others.
+
+    Every process has the optimizer with all its groups, also where it updates nothing of them: so
+    processes number optimizers and groups alike, as checkpoints do.
+    """
 
     rule: type[torch.optim.Optimizer]
-    optimizers: list[torch.optim.Optimizer]  # one, or none where this process updates nothing
+    optimizer: torch.optim.Optimizer
     shares: list[Share]
     exchanges: list[Exchange]  # none: the rule works on shards
 
@@ -102,6 +106,7 @@ class Engine(ddp.Engine):
 
     name = "fsdp2"
     compiles = False
+    _failed = False  # the last backward pass
 
     def __init__(
         self,
@@ -115,6 +120,8 @@ class Engine(ddp.Engine):
             known = " or ".join(DTYPES)
             raise UserError(f"--comm-dtype {comm_dtype}: must be {known}; leave it out")
         self.comm_dtype = DTYPES[comm_dtype]
+        if comm_dtype != "float32":
+            self.name = f"{self.name}-{comm_dtype}"  # so that the rows say it
         self.cuts: dict[str, Cut] = {}  # by the names of the parameters
         self._noted: list[tuple[Any, Any]] = []  # communication of the passes under way
         super().__init__(device, timeout, zero_stage, group)
@@ -122,7 +129,7 @@ class Engine(ddp.Engine):
     def another(self) -> Self:
         other = copy(self)
         other.exposed_communication, other.mark = [], None
-        other.cuts, other._noted = {}, []
+        other.cuts, other._noted, other._failed = {}, [], False
         other.build(())
         return other
 
@@ -200,6 +207,24 @@ class Engine(ddp.Engine):
         as elsewhere.
         """
         return nullcontext()
+
+    def _forget_pass(self) -> None:
+        """Let FSDP2 begin anew after a backward pass that failed; else gradients would be missing.
+
+        Raises UserError with a torch that cannot.
+        """
+        reset = getattr(self.model, "reset_iter_state", None)
+        if reset is None:
+            raise UserError(
+                f"--engine {self.name}: a backward pass failed, most likely for lack of memory, "
+                f"and torch {torch.__version__} cannot go on; run with a smaller --microbatch"
+            )
+        reset()
+        for module in self._sharded():  # which have kept gradients of whole parameters
+            module.unshard()
+            self.model.zero_grad(set_to_none=True)
+            module.reshard()
+        self._failed = False
 
     @contextmanager
     def weights(self) -> Iterator[None]:
@@ -280,7 +305,7 @@ class Engine(ddp.Engine):
             _rules.build([self._share(group, whole) for group in plan])
         rules = dict.fromkeys(group.rule for group in plan)
         self.ruled = [self._ruled(rule, [g for g in plan if g.rule is rule]) for rule in rules]
-        self.optimizers = [each for ruled in self.ruled for each in ruled.optimizers]
+        self.optimizers = [ruled.optimizer for ruled in self.ruled]
 
     def _share(self, group: PlannedGroup, whole: dict[str, nn.Parameter]) -> Share:
         """A group with all of its parameters, whole."""
@@ -310,8 +335,7 @@ class Engine(ddp.Engine):
             alike, wire = [cut for cut in owned if cut.local.dtype == dtype], self._wire(dtype)
             exchanges.append(Exchange(alike, self.rank, self.world_size, self.group, wire))
         shares = [Share(rule, self._parts(group), group.options) for group in groups]
-        shares = [share for share in shares if share.params]  # of which there is anything here
-        return Ruled(rule, _rules.build(shares), shares, exchanges)
+        return Ruled(rule, _rules.construct(rule, shares), shares, exchanges)
 
     def _parts(self, group: PlannedGroup) -> tuple[Part, ...]:
         """What this process updates of a group: shards that are not empty, or all that it owns."""
@@ -337,7 +361,9 @@ class Engine(ddp.Engine):
 
     def backward(self, loss: Tensor, last: bool) -> None:
         self._watch.beat()
+        self._failed = True  # until it has not
         loss.backward()
+        self._failed = False
         self._count_noted()
 
     def step(self) -> None:
@@ -371,8 +397,9 @@ class Engine(ddp.Engine):
 
     def _update(self, ruled: Ruled) -> None:
         """Take a step of a rule, and free the gradients that it has seen."""
-        self.broke = _rules.step(ruled.optimizers) or self.broke
-        _rules.clear(ruled.optimizers)
+        if any(share.params for share in ruled.shares):
+            self.broke = _rules.step([ruled.optimizer]) or self.broke
+            _rules.clear([ruled.optimizer])
         for share in ruled.shares:
             for part in share.params:
                 part.param.grad = None
@@ -425,6 +452,8 @@ class Engine(ddp.Engine):
         return deepcopy({"weights": weights, "optimizers": states})
 
     def load(self, saved: dict[str, Any]) -> None:
+        if self._failed:
+            self._forget_pass()
         self._reshard()
         with torch.no_grad():
             for name, (local, _) in saved["weights"].items():

@@ -47,6 +47,7 @@ AGREE: dict[str, tuple[dict[str, Any], GPTConfig]] = {
     "muonclip": ({"tau": 1e-4}, ODD),
     "schedule-free": ({}, ODD),
 }
+RESUMED = ("muon", "adamw", "schedule-free", "lion")
 
 
 def place(
@@ -192,6 +193,74 @@ def restored(engine: Any) -> dict[str, Any]:
     return {"losses": losses}
 
 
+class Failing(torch.autograd.Function):
+    """x, whose gradient cannot be had."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        raise RuntimeError("out of memory")
+
+
+def after_a_failure(engine: Any, where: str) -> dict[str, Any]:
+    """Passes as if none had failed before in all processes; where: forward, backward or nowhere."""
+    gpt, wrapped = place(engine, ODD)
+    build(engine, "muon", {})
+    saved, batch = engine.save(), batches(ODD)[0]
+
+    def fail(module: Any, inputs: Any, output: Tensor) -> Tensor:
+        if where == "forward":
+            raise RuntimeError("out of memory")
+        failing: Tensor = Failing.apply(output)
+        return failing
+
+    if where != "nowhere":
+        hook = gpt.blocks[1].mlp.register_forward_hook(fail)
+        try:
+            passes(engine, wrapped, batch)
+        except RuntimeError as error:
+            assert str(error) == "out of memory"
+        hook.remove()
+        engine.load(saved)
+    loss = engine.all_reduce_mean(passes(engine, wrapped, batch))
+    return {"loss": loss, "norm": engine.grad_norm()}
+
+
+def gone_on(engine: Any, recipe: str, folder: Path) -> dict[str, Any]:
+    """The weights after steps without a pause, and after a checkpoint of two processes.
+
+    The first group, of two processes, saves; every group goes on from there.
+    """
+    first, *rest = batches(ODD)
+    found = {}
+    for kind in ("unbroken", "resumed"):
+        own = engine.another()
+        gpt, wrapped = place(own, ODD, torch.float64)
+        build(own, recipe, {})
+        path = folder / f"{recipe}.pt"
+        if kind == "unbroken":
+            passes(own, wrapped, first)
+            own.step()
+            if own.world_size == 2:
+                parts: list[Any] = [None] * 2
+                dist.all_gather_object(parts, own.checkpoint(), group=own.group)
+                if own.rank == 0:
+                    tensors = {name: each for held, _ in parts for name, each in held.items()}
+                    torch.save((tensors, [structure for _, structure in parts]), path)
+                own.broadcast(None)  # it is there
+        else:
+            tensors, structures = torch.load(path)
+            own.resume(tensors.__getitem__, structures)
+        for batch in rest:
+            passes(own, wrapped, batch)
+            own.step()
+        found[kind] = weights(own, gpt)
+    return found
+
+
 def clocked(engine: Any) -> dict[str, Any]:
     """How many marks each part of a step leaves, and validation between."""
     _, wrapped = place(engine, ODD)
@@ -209,8 +278,8 @@ def clocked(engine: Any) -> dict[str, Any]:
     return {"counts": counts}
 
 
-def work(rank: int) -> Iterator[tuple[str, int, dict[str, Any]]]:
-    for ranks in ([0, 1], [0, 1, 2]):
+def work(rank: int, folder: Path) -> Iterator[tuple[str, int, dict[str, Any]]]:
+    for ranks in ([0, 1], [0, 1, 2]):  # one after the other
         group = dist.new_group(ranks)
         if rank not in ranks:
             continue
@@ -228,6 +297,10 @@ def work(rank: int) -> Iterator[tuple[str, int, dict[str, Any]]]:
             yield f"restored {name}", len(ranks), restored(engine.another())
         yield "table", len(ranks), train(full.another(), "adamw", {}, TABLE, kind=None)
         yield "changed", len(ranks), changed(full.another())
+        for where in ("nowhere", "forward", "backward"):
+            yield where, len(ranks), after_a_failure(full.another(), where)
+        for recipe in RESUMED:
+            yield f"{recipe} gone on", len(ranks), gone_on(full.another(), recipe, folder)
         yield "clocked", len(ranks), clocked(full.another())
         for engine in made.values():
             engine._watch.close()  # type: ignore[attr-defined]
@@ -242,7 +315,7 @@ def process(rank: int, port: int, folder: Path) -> int:
     store = dist.PrefixStore("group", dist.TCPStore("127.0.0.1", port))
     dist.init_process_group("gloo", store=store, rank=rank, world_size=PROCESSES)
     try:
-        torch.save(list(work(rank)), folder / f"{rank}.pt")
+        torch.save(list(work(rank, folder)), folder / f"{rank}.pt")
     except BaseException:
         traceback.print_exc()
         return 1

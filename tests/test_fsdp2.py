@@ -18,7 +18,18 @@ import engines
 from engines._shards import exchange_bytes, pass_bytes, rows_of
 from errors import UserError
 from model import GPT
-from tests.fsdp2_world import AGREE, EVEN, MICROBATCHES, ODD, ROOT, STEPS, TABLE, changed, train
+from tests.fsdp2_world import (
+    AGREE,
+    EVEN,
+    MICROBATCHES,
+    ODD,
+    RESUMED,
+    ROOT,
+    STEPS,
+    TABLE,
+    changed,
+    train,
+)
 
 pytestmark = pytest.mark.slow  # starts processes
 SIZES = (2, 3)  # processes
@@ -32,7 +43,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], lis
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
     found: dict[tuple[str, int], list[dict[str, Any]]] = {}
-    for path in sorted(folder.glob("*.pt")):
+    for path in sorted(folder.glob("[0-9].pt")):
         for name, size, seen in torch.load(path, weights_only=False):
             found.setdefault((name, size), []).append(seen)
     return found
@@ -205,6 +216,27 @@ def test_a_step_that_is_undone_leaves_nothing(world: Any, name: str, size: int) 
         (first, before), (second, after) = seen["losses"]
         assert first == second
         assert all(torch.equal(after[key], p) for key, p in before.items())
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("where", ["forward", "backward"])
+def test_after_a_pass_that_failed_in_all_processes_gradients_are_right(
+    world: Any, where: str, size: int
+) -> None:
+    """A microbatch that is too large fails so. FSDP2 by itself would lose or keep gradients."""
+    assert world[where, size] == world["nowhere", size]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("recipe", RESUMED)
+def test_a_checkpoint_of_two_processes_goes_on_with_two_or_three(
+    world: Any, recipe: str, size: int
+) -> None:
+    for seen in world[f"{recipe} gone on", size]:
+        for name, p in seen["unbroken"].items():
+            if size == 2:
+                assert torch.equal(seen["resumed"][name], p), name
+            torch.testing.assert_close(seen["resumed"][name], p, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("size", SIZES)
