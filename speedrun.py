@@ -580,19 +580,25 @@ class Trainer:
             peak_memory_bytes=self.memory.read(),
         )
 
-    def run_row(self, out: Outcome, race_id: str, heat: Heat, layouts: str) -> Run:
-        """The row of runs.csv. layouts: the engine; several, where the run went on with others."""
+    def run_row(
+        self, out: Outcome, race_id: str, heat: str = "", turn_steps: int = 0, layouts: str = ""
+    ) -> Run:
+        """The row of runs.csv. heat: the name of the heat; empty for a run that took no turns.
+
+        turn_steps: if others than the options say. layouts: the engines of a run that went on with
+        another one.
+        """
         track, clock, engine = self.track, out.clock, self.engine
         hit = crossing(out.points, track.target) if out.status == REACHED else None
         loss = out.points[-1].val_loss if out.points else None
         flops = self.gpt.flops_per_token(track.seq_len) * track.batch_tokens
         held = engine.largest(peak=self.memory.read(), sent=out.sent_bytes, **out.memory)
         return Run(
-            **self.facts(out) | {"engine": layouts},
+            **self.facts(out) | {"engine": layouts or engine.name},
             race=race_id,
             run=f"{race_id}-{spelling.file_name(out.entrant.canonical)}-s{out.seed}",
-            heat=heat.name,
-            turn_steps=heat.turn_steps if heat.name else 0,
+            heat=heat,
+            turn_steps=(turn_steps or self.options.turn_steps) if heat else 0,
             status=out.status,
             target=track.target,
             steps_planned=schedule_of(out.entrant).steps,
@@ -654,7 +660,8 @@ def race(
                 together = [left[name] for name in heat.entrants]
                 try:
                     for by, out, lane in run_heat(trainer, together, heat, heats, live):
-                        run = by.run_row(out, race_id, heat, heats.engine_column)
+                        turn, layouts = heat.turn_steps, heats.layouts_column
+                        run = by.run_row(out, race_id, heat.name, turn, layouts)
                         turns = out.turns if heat.name else []
                         if first:
                             logits = logit_rows(out.logits)

@@ -83,10 +83,10 @@ class Heats:
         return self._saved.abouts[min(self._engine.rank, self._saved.world_size - 1)]
 
     @property
-    def engine_column(self) -> str:
-        """The column `engine`: with its processes, where the heat had several layouts."""
+    def layouts_column(self) -> str:
+        """The column `engine` where a heat had several layouts, with their processes; or empty."""
         names = [f"{name}@{count}" for name, count in self.layouts]
-        return self._engine.name if len(names) == 1 else "+".join(names)
+        return "+".join(names) if len(names) > 1 else ""
 
     # ---- Going on ------------------------------------------------------------------------------
 
