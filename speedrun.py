@@ -19,7 +19,6 @@ import hashlib
 import itertools
 import json
 import math
-import os
 import statistics
 import sys
 import time
@@ -41,7 +40,7 @@ from analysis.price import read_prices
 from data import DATASETS, frozen, open_dataset, settled
 from data.loader import Batches, ValBatches, val_batches
 from errors import UserError
-from host import entry
+from host import entry, launcher
 from host.paths import RESULTS, from_here
 from layers.attention import WAYS
 from layers.config import GPTConfig, preset
@@ -52,7 +51,7 @@ from runtime import command_line, fastest, machine, provenance
 from runtime.clock import Clock
 from runtime.command_line import knob
 from runtime.feed import Feed
-from runtime.heats import Heat, Heats
+from runtime.heats import LEFT, Heat, Heats
 from runtime.memory import CrowdedError, Peak, load_libraries
 from runtime.outcome import Outcome
 from runtime.program import Program, UncompiledError, require_room, run_eagerly
@@ -801,14 +800,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser(__doc__, "speedrun.py")
     note = "go on with RACE; without a name, with the newest race"
     parser.add_argument("--resume", nargs="?", const="", metavar="RACE", help=note)
-    left = "what is finished is recorded: go on with --resume"
     try:
-        return entry.run(parser, argv, race_command, left)
+        return entry.run(parser, argv, race_command, LEFT)
+    except engines.LostError:
+        return 1
     except RuntimeError as error:
         if not engines.lost_contact(error):
             raise
-        lost = f"speedrun.py: rank {os.environ['RANK']} lost {engines.missing()}, which has ended"
-        print(f"{lost}; {left}\n    {error}", file=sys.stderr)
+        engines.tell_lost(error, launcher.number("RANK", 0), LEFT)
         return 1
 
 

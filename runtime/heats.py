@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+import engines
 from engines import Engine
 from engines._state import Reader, UnsavableError, Writer
 from host import ending
@@ -30,6 +31,7 @@ from runtime.outcome import Outcome
 from tracking.resume import LAYOUT
 from tracking.schema import COMMON
 
+LEFT = "what is finished is recorded: go on with --resume"
 # Columns that must be as they were when a checkpoint was written.
 SAME = tuple(name for name in COMMON if name not in LAYOUT)
 
@@ -148,9 +150,18 @@ class Heats:
 
     @contextmanager
     def saving(self) -> Iterator[None]:
-        """Within it, SIGTERM and SIGHUP end the race after the next round, with a checkpoint."""
+        """Within it, SIGTERM and SIGHUP end the race after the next round, with a checkpoint.
+
+        Where another process is gone, it is named before torchrun's SIGTERM counts again.
+        """
         with ending.noticed() as self._asked:
-            yield
+            try:
+                yield
+            except RuntimeError as error:
+                if not engines.lost_contact(error):
+                    raise
+                engines.tell_lost(error, self._engine.rank, LEFT)
+                raise engines.LostError from error
 
     def between_rounds(self, heat: Heat, runs: Sequence[tuple[Maker, Outcome]]) -> None:
         """Save the runs that are alive, if it is time to. Raises ending.Stopped if asked to end."""

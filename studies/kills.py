@@ -17,6 +17,7 @@ there was one.
 
 import argparse
 import csv
+import gc
 import io
 import multiprocessing
 import os
@@ -69,6 +70,7 @@ def run_race(results: str, *more: str) -> None:
     """Race in this process, quietly. Raises RuntimeError if the command fails."""
     import speedrun  # here, because the process that only watches needs no torch
 
+    gc.freeze()  # what is imported need not be searched again and again
     log = open(Path(results).with_suffix(".log"), "a", encoding="utf-8")  # noqa: SIM115
     with log, redirect_stdout(log), redirect_stderr(log):
         code = speedrun.main([*RACE, f"--results={results}", *more])

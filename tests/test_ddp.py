@@ -91,7 +91,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def two(world: Path, micro_flags: list[str]) -> Path:
     """The world, started once: training, a race of MuonClip, then one in microbatches of 2."""
     if not (world / "engine0.pt").exists():
-        moving(world / "from-one", stop_at=20)
+        moving(world / "from-one", stop_at=10)
         flags = fineweb_flags(micro_flags, world / "shards", world / "two")
         done = torchrun("engine", str(world), *flags, "--microbatch=2")
         assert done.returncode == 0, done.stdout + done.stderr

@@ -121,7 +121,7 @@ def moving(results: Path, stop_at: int = 0) -> list[Run]:
     options = speedrun.Options(
         dtype="float32", threads=1, compile=False, attention="plain", save_every=2, results=results
     )
-    entrants = [speedrun.enter(name, "tiny", 8) for name in ("adamw", "muon", "soap")]
+    entrants = [speedrun.enter(name, "tiny", 8) for name in ("adamw", "muon")]
     trainer = speedrun.Trainer(track, options)
     trainer.matmul_peak = 1e11
     speedrun.Trainer.step = step  # type: ignore[method-assign]
@@ -144,7 +144,7 @@ def main(scenario: str, *arguments: str) -> int:
         engine._watch.close()  # type: ignore[attr-defined]  # the races that follow have their own
         clip(out / "clip")._watch.close()  # type: ignore[attr-defined]
         moving(out / "from-one")
-        moving(out / "from-two", stop_at=14)
+        moving(out / "from-two", stop_at=10)
         return speedrun.main(arguments[1:])
     if scenario == "uncompiled":
         compile_on_first_rank()
