@@ -654,6 +654,8 @@ def race(
             order = entrants if seed % 2 == 0 else entrants[::-1]
             left = {e.canonical: e for e in order if (e.canonical, seed) not in finished}
             ended = {canonical for canonical, of in finished if of == seed}
+            if not left:
+                continue
             while left:
                 heat = heats.next(seed, [*left], ended, turn_steps, alone)
                 together = [left[name] for name in heat.entrants]

@@ -71,7 +71,7 @@ class Heats:
         self.layouts = [[engine.name, engine.world_size]]  # of the heat, one after the other
         name = engine.broadcast(checkpoints.newest(folder) if engine.rank == 0 else "")
         if name:
-            self._saved = checkpoints.Saved(folder / name)
+            self._saved, self._name = checkpoints.Saved(folder / name), name
             different = [n for n, v in self._same.items() if self._about["same"].get(n) != v]
             if different and engine.rank == 0:
                 what = f"{folder / name} was written with another {different[0]}"
@@ -118,6 +118,8 @@ class Heats:
         here = tuple(each for each in heat.entrants if each in left)
         if not here:
             return None
+        if self._engine.rank == 0:
+            print(f"seed {seed} goes on from checkpoint {self._name}", flush=True)
         layouts = [*self._about["layouts"]]
         self.layouts = layouts + self.layouts * (layouts[-1] != self.layouts[0])
         # What has ended since took its last turns at another time than they will be taken again.
