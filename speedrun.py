@@ -19,7 +19,6 @@ import hashlib
 import itertools
 import json
 import math
-import os
 import statistics
 import sys
 import time
@@ -41,7 +40,7 @@ from analysis.price import read_prices
 from data import DATASETS, frozen, open_dataset, settled
 from data.loader import Batches, ValBatches, val_batches
 from errors import UserError
-from host import entry
+from host import entry, launcher
 from host.paths import RESULTS, from_here
 from layers.attention import WAYS
 from layers.config import GPTConfig, preset
@@ -52,7 +51,7 @@ from runtime import command_line, fastest, machine, provenance
 from runtime.clock import Clock
 from runtime.command_line import knob
 from runtime.feed import Feed
-from runtime.heats import Heat, Heats
+from runtime.heats import LEFT, Heat, Heats
 from runtime.memory import CrowdedError, Peak, load_libraries
 from runtime.outcome import Outcome
 from runtime.program import Program, UncompiledError, require_room, run_eagerly
@@ -582,8 +581,14 @@ class Trainer:
             peak_memory_bytes=self.memory.read(),
         )
 
-    def run_row(self, out: Outcome, race_id: str, heat: Heat, layouts: str = "") -> Run:
-        """The row of runs.csv. layouts: all engines of a run that went on with another one."""
+    def run_row(
+        self, out: Outcome, race_id: str, heat: str = "", turn_steps: int = 0, layouts: str = ""
+    ) -> Run:
+        """The row of runs.csv. heat: the name of the heat; empty for a run that took no turns.
+
+        turn_steps: if others than the options say. layouts: the engines of a run that went on with
+        another one.
+        """
         track, clock, engine = self.track, out.clock, self.engine
         hit = crossing(out.points, track.target) if out.status == REACHED else None
         loss = out.points[-1].val_loss if out.points else None
@@ -593,8 +598,8 @@ class Trainer:
             **self.facts(out) | {"engine": layouts or engine.name},
             race=race_id,
             run=f"{race_id}-{spelling.file_name(out.entrant.canonical)}-s{out.seed}",
-            heat=heat.name,
-            turn_steps=heat.turn_steps if heat.name else 0,
+            heat=heat,
+            turn_steps=(turn_steps or self.options.turn_steps) if heat else 0,
             status=out.status,
             target=track.target,
             steps_planned=schedule_of(out.entrant).steps,
@@ -651,12 +656,15 @@ def race(
             order = entrants if seed % 2 == 0 else entrants[::-1]
             left = {e.canonical: e for e in order if (e.canonical, seed) not in finished}
             ended = {canonical for canonical, of in finished if of == seed}
+            if not left:
+                continue
             while left:
                 heat = heats.next(seed, [*left], ended, turn_steps, alone)
                 together = [left[name] for name in heat.entrants]
                 try:
                     for by, out, lane in run_heat(trainer, together, heat, heats, live):
-                        run = by.run_row(out, race_id, heat, heats.engine_column)
+                        turn, layouts = heat.turn_steps, heats.layouts_column
+                        run = by.run_row(out, race_id, heat.name, turn, layouts)
                         turns = out.turns if heat.name else []
                         if first:
                             logits = logit_rows(out.logits)
@@ -796,14 +804,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser(__doc__, "speedrun.py")
     note = "go on with RACE; without a name, with the newest race"
     parser.add_argument("--resume", nargs="?", const="", metavar="RACE", help=note)
-    left = "what is finished is recorded: go on with --resume"
     try:
-        return entry.run(parser, argv, race_command, left)
+        return entry.run(parser, argv, race_command, LEFT)
+    except engines.LostError:
+        return 1
     except RuntimeError as error:
         if not engines.lost_contact(error):
             raise
-        lost = f"speedrun.py: rank {os.environ['RANK']} lost {engines.missing()}, which has ended"
-        print(f"{lost}; {left}\n    {error}", file=sys.stderr)
+        engines.tell_lost(error, launcher.number("RANK", 0), LEFT)
         return 1
 
 

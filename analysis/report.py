@@ -82,7 +82,16 @@ def sentences(runs: Sequence[Run], prices: Prices, baseline: str = BASELINE) -> 
     """
     groups = by_label(runs)
     base = find(groups, baseline)
-    return [*(_comparisons(groups, prices, base) if base else []), *rulings(runs)]
+    comparisons = _comparisons(groups, prices, base) if base else []
+    return [*_layouts(runs), *comparisons, *rulings(runs)]
+
+
+def _layouts(runs: Sequence[Run]) -> list[str]:
+    """That the seconds of a race mean nothing, where its runs did not all have one layout."""
+    layouts = sorted({f"{run.engine} ({run.world_size})" for run in runs})
+    moved = len(layouts) > 1 or any("+" in run.engine for run in runs)
+    what = f"The runs of this race had several engines or processes: {', '.join(layouts)}."
+    return [f"{what} Their steps can be compared; their seconds cannot."] if moved else []
 
 
 def sentence(

@@ -6,6 +6,7 @@ every other engine must agree with.
 """
 
 import pkgutil
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from importlib import import_module
@@ -217,9 +218,16 @@ def lost_contact(error: RuntimeError) -> bool:
     return isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
 
 
-def missing() -> str:
-    """Which rank is gone, in words, after `lost_contact`."""
+class LostError(RuntimeError):
+    """Another process is gone, and `tell_lost` has said so."""
+
+
+def tell_lost(error: RuntimeError, rank: int, left: str) -> None:
+    """Say which rank is gone, after `lost_contact`. left: what there is, and the next command."""
     from engines._watch import Watch  # here, because it is not needed by one process
 
     ranks = Watch.newest.missing() if Watch.newest else []
-    return f"rank {', '.join(map(str, ranks))}" if ranks else "the others"
+    names = f"rank {', '.join(map(str, ranks))}, which has ended" if ranks else "the others"
+    print(
+        f"speedrun.py: rank {rank} lost {names}; {left}\n    {error}", file=sys.stderr, flush=True
+    )

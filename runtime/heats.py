@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+import engines
 from engines import Engine
 from engines._state import Reader, UnsavableError, Writer
 from host import ending
@@ -30,6 +31,7 @@ from runtime.outcome import Outcome
 from tracking.resume import LAYOUT
 from tracking.schema import COMMON
 
+LEFT = "what is finished is recorded: go on with --resume"
 # Columns that must be as they were when a checkpoint was written.
 SAME = tuple(name for name in COMMON if name not in LAYOUT)
 
@@ -69,7 +71,7 @@ class Heats:
         self.layouts = [[engine.name, engine.world_size]]  # of the heat, one after the other
         name = engine.broadcast(checkpoints.newest(folder) if engine.rank == 0 else "")
         if name:
-            self._saved = checkpoints.Saved(folder / name)
+            self._saved, self._name = checkpoints.Saved(folder / name), name
             different = [n for n, v in self._same.items() if self._about["same"].get(n) != v]
             if different and engine.rank == 0:
                 what = f"{folder / name} was written with another {different[0]}"
@@ -83,10 +85,10 @@ class Heats:
         return self._saved.abouts[min(self._engine.rank, self._saved.world_size - 1)]
 
     @property
-    def engine_column(self) -> str:
-        """The column `engine`: with its processes, where the heat had several layouts."""
+    def layouts_column(self) -> str:
+        """The column `engine` where a heat had several layouts, with their processes; or empty."""
         names = [f"{name}@{count}" for name, count in self.layouts]
-        return self._engine.name if len(names) == 1 else "+".join(names)
+        return "+".join(names) if len(names) > 1 else ""
 
     # ---- Going on ------------------------------------------------------------------------------
 
@@ -116,6 +118,8 @@ class Heats:
         here = tuple(each for each in heat.entrants if each in left)
         if not here:
             return None
+        if self._engine.rank == 0:
+            print(f"seed {seed} goes on from checkpoint {self._name}", flush=True)
         layouts = [*self._about["layouts"]]
         self.layouts = layouts + self.layouts * (layouts[-1] != self.layouts[0])
         # What has ended since took its last turns at another time than they will be taken again.
@@ -148,9 +152,18 @@ class Heats:
 
     @contextmanager
     def saving(self) -> Iterator[None]:
-        """Within it, SIGTERM and SIGHUP end the race after the next round, with a checkpoint."""
+        """Within it, SIGTERM and SIGHUP end the race after the next round, with a checkpoint.
+
+        Where another process is gone, it is named before torchrun's SIGTERM counts again.
+        """
         with ending.noticed() as self._asked:
-            yield
+            try:
+                yield
+            except RuntimeError as error:
+                if not engines.lost_contact(error):
+                    raise
+                engines.tell_lost(error, self._engine.rank, LEFT)
+                raise engines.LostError from error
 
     def between_rounds(self, heat: Heat, runs: Sequence[tuple[Maker, Outcome]]) -> None:
         """Save the runs that are alive, if it is time to. Raises ending.Stopped if asked to end."""

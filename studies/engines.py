@@ -24,7 +24,6 @@ from errors import UserError
 from host import entry, paths
 from optim.entrants import Entrant
 from planner.layouts import Model, layout
-from runtime.heats import Heat
 from speedrun import TRACKS, Options, Trainer, enter
 from tracking import store
 from tracking.schema import Planned, Run
@@ -79,7 +78,7 @@ def run_alone(entrants: Sequence[Entrant], arguments: argparse.Namespace) -> dic
         whole_bytes = sum(row.param.nbytes for row in whole)
         blocks = sum(p.nbytes for p in trainer.gpt.blocks.parameters())
         out = trainer.run(entrant, seed=0)
-        run = trainer.run_row(out, race_of(trainer), Heat(0, "", (), 0))
+        run = trainer.run_row(out, race_of(trainer))
         store.record(arguments.results, run, out.points, trainer.source)
         found[run.entrant] = Model(run.param_bytes, whole_bytes, blocks, run.state_bytes)
         trainer.forget()
@@ -105,7 +104,7 @@ def run_together(entrants: Sequence[Entrant], arguments: argparse.Namespace) -> 
             out = next(turns)
             if out.status:
                 # A heat belongs to one race; all heats here have their rounds at the same time.
-                run = by.run_row(out, race_of(by), Heat(0, race_of(by), (), TURN_STEPS))
+                run = by.run_row(out, race_of(by), heat=race_of(by))
                 if by.engine.rank == 0:
                     store.record(arguments.results, run, out.points, by.source, (), out.turns)
                     print(f"{run.engine}: {run.label} ended at {run.final_loss:.4f}", flush=True)

@@ -4,12 +4,13 @@
     python -m studies.kills --folder results/records/kills      # the record
 
 Half of the races have one process, which is killed by SIGKILL and started again with --resume. Half
-have two, of which a random one is killed, and torchrun starts both anew. The moments are drawn
-uniformly from the time between the opening of the race and its end. Each race has two entrants with
-horizons of their own and two seeds, is a matter of milliseconds a step, and writes a checkpoint
-every few steps.
+have two, of which a random one is killed, and torchrun's agent starts both anew. The moments are
+drawn uniformly from the time between the opening of the race and its end. Each race has two
+entrants with horizons of their own and two seeds, is a matter of milliseconds a step, and writes a
+checkpoint every few steps.
 
-kills.csv has a row for each kill: what was there when it came, and how many rows were lost, doubled
+kills.csv has a row for each kill: when it came, whether a heat went on from a checkpoint, and how
+many rows were lost, doubled
 or wrong afterwards. Wrong is a row that differs from the undisturbed race's, or whose curve does,
 in any column but times, bytes and names: to the bit. summary.csv counts them. The exit code is 1 if
 there was one.
@@ -17,12 +18,12 @@ there was one.
 
 import argparse
 import csv
+import gc
 import io
 import multiprocessing
 import os
 import random
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -59,7 +60,7 @@ class Kill(NamedTuple):
     rank: int  # that was killed
     after_seconds: float  # since the race was opened
     rows_before: int  # finished runs at that moment
-    checkpoints_before: int
+    went_on: bool  # from a checkpoint, within a heat
     lost: int  # rows
     doubled: int
     wrong: int
@@ -67,123 +68,111 @@ class Kill(NamedTuple):
 
 
 def run_race(results: str, *more: str) -> None:
-    """Race in this process, quietly, and end it with the exit code."""
-    import speedrun  # here, because the processes that only watch need no torch
+    """Race in this process, quietly. Raises RuntimeError if the command fails."""
+    import speedrun  # here, because the process that only watches needs no torch
 
+    gc.freeze()  # what is imported need not be searched again and again
     log = open(Path(results).with_suffix(".log"), "a", encoding="utf-8")  # noqa: SIM115
     with log, redirect_stdout(log), redirect_stderr(log):
         code = speedrun.main([*RACE, f"--results={results}", *more])
-    sys.exit(code)
+    if code:
+        raise RuntimeError(f"exit code {code}")
 
 
-class OneProcess:
-    """A race of one process, forked from one that has imported the trainer."""
+def run_agent(results: str, *more: str) -> None:
+    """Race in two processes that torchrun's agent starts, and once more after one has failed."""
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    processes = 1
+    config = LaunchConfig(
+        min_nodes=1, max_nodes=1, nproc_per_node=2, max_restarts=1, monitor_interval=0.1,
+        run_id=Path(results).name, rdzv_backend="c10d", rdzv_endpoint="127.0.0.1:0",
+        local_addr="127.0.0.1", start_method="fork",
+    )  # fmt: skip
+    log = open(Path(results).with_suffix(".log"), "a", encoding="utf-8")  # noqa: SIM115
+    with log, redirect_stdout(log), redirect_stderr(log):
+        elastic_launch(config, run_race)(results, *more)
 
-    def __init__(self, results: Path, *more: str) -> None:
+
+class Race:
+    """A race in processes that are forked from one that has imported the trainer."""
+
+    def __init__(self, processes: int, results: Path, *more: str) -> None:
+        self.processes, self._results = processes, results
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["speedrun"])
-        self._process = context.Process(target=run_race, args=(str(results), *more))
+        context.set_forkserver_preload(["speedrun", "torch._dynamo", "torch.distributed.run"])
+        target = run_race if processes == 1 else run_agent
+        self._process = context.Process(target=target, args=(str(results), *more))
         self._process.start()
 
-    def kill(self, rank: int) -> None:
-        self._process.kill()
-        self._process.join()
-
-    def ended(self) -> bool:
-        return not self._process.is_alive()
-
-    def wait(self) -> int:
-        """The exit code."""
-        self._process.join(LIMIT)
-        code = self._process.exitcode
-        return -1 if code is None else code
-
-
-class TwoProcesses:
-    """A race of two processes, which torchrun starts, and once more after a kill."""
-
-    processes = 2
-
-    def __init__(self, results: Path, *more: str) -> None:
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        command += ["--local-addr=127.0.0.1", "--nproc_per_node=2", "--max-restarts=1"]
-        command += [str(paths.PROJECT / "speedrun.py"), *RACE, f"--results={results}", *more]
-        settings = os.environ | {"OMP_NUM_THREADS": "1"}
-        with open(results.with_suffix(".log"), "a", encoding="utf-8") as log:
-            self._process = subprocess.Popen(
-                command, stdout=log, stderr=log, env=settings, cwd=paths.PROJECT
-            )
+    def wait_until_open(self) -> None:
+        """Wait until the race has a name."""
+        while not any(self._results.glob("setups/*.json")):
+            if not self._process.is_alive():
+                raise RuntimeError(self._told())
+            time.sleep(0.01)
 
     def kill(self, rank: int) -> None:
-        for pid in self._ranks(rank):
+        """End a process as SIGKILL does, if it is there."""
+        assert self._process.pid is not None
+        ranks = [self._process.pid] if self.processes == 1 else self._ranks()
+        for pid in ranks[rank : rank + 1]:
             os.kill(pid, signal.SIGKILL)
 
-    def _ranks(self, rank: int) -> Iterator[int]:
-        """The process with a rank: torchrun's child whose environment says so."""
-        wanted = f"RANK={rank}".encode()
+    def _ranks(self) -> list[int]:
+        """The agent's children, in the order in which they were started."""
+        found: list[int] = []
         for folder in Path("/proc").glob("[0-9]*"):
             try:
                 parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-                if parent == self._process.pid:
-                    environment = (folder / "environ").read_bytes().split(b"\0")
-                    if wanted in environment:
-                        yield int(folder.name)
             except OSError:  # it has ended meanwhile
                 continue
+            found += [int(folder.name)] * (parent == self._process.pid)
+        return sorted(found)
 
-    def ended(self) -> bool:
-        return self._process.poll() is not None
+    def wait(self, killed: bool = False) -> None:
+        """Wait for the end. Raises RuntimeError unless it is a good one, or that of a kill."""
+        self._process.join(LIMIT)
+        if self._process.exitcode != (-signal.SIGKILL if killed else 0):
+            self._process.kill()
+            raise RuntimeError(self._told())
 
-    def wait(self) -> int:
-        """The exit code."""
-        return self._process.wait(LIMIT)
+    def _told(self) -> str:
+        log = self._results.with_suffix(".log")
+        words = log.read_text(encoding="utf-8")[-3000:] if log.exists() else ""
+        return f"the race in {self._results} came to a bad end:\n{words}"
 
 
-Race = OneProcess | TwoProcesses
-
-
-def whole_race(kind: type[Race], results: Path) -> float:
-    """Race without a kill; seconds from the opening of the race to its end. Raises RuntimeError."""
-    race = kind(results)
-    _wait_until_open(race, results)
+def whole_race(processes: int, results: Path) -> float:
+    """Race without a kill; seconds from the opening of the race to its end."""
+    race = Race(processes, results)
+    race.wait_until_open()
     begun = time.monotonic()
-    _require(race.wait(), results)
+    race.wait()
     return time.monotonic() - begun
 
 
 def killed_race(
-    kind: type[Race], results: Path, seconds: float, draw: random.Random
-) -> tuple[int, float, int, int]:
-    """Race, be killed at a moment of `seconds`, go on to the end; what was there at the moment:
-    the rank that was killed, after how long, finished runs and checkpoints.
-
-    Raises RuntimeError if the race does not come to its end.
+    processes: int, results: Path, seconds: float, draw: random.Random
+) -> tuple[int, float, int, bool] | None:
+    """Race, be killed at a moment of `seconds`, go on to the end: the rank that was killed, after
+    how long, the finished runs then, and whether a heat went on from a checkpoint. None: it was
+    over.
     """
-    rank, after = draw.randrange(kind.processes), draw.uniform(0, seconds)
-    race = kind(results)
-    _wait_until_open(race, results)
+    rank, after = draw.randrange(processes), draw.uniform(0, seconds)
+    race = Race(processes, results)
+    race.wait_until_open()
     time.sleep(after)
-    there = len(store.read_runs(results)), len([*results.glob("checkpoints/*/[0-9]*")])
+    rows = len(store.read_runs(results))
+    if rows == ROWS:
+        race.wait()
+        return None
     race.kill(rank)
-    if isinstance(race, OneProcess):
-        race = kind(results, "--resume")
-    _require(race.wait(), results)
-    return rank, round(after, 3), *there
-
-
-def _wait_until_open(race: Race, results: Path) -> None:
-    while not any(results.glob("setups/*.json")):
-        if race.ended():
-            _require(race.wait() or -1, results)
-        time.sleep(0.01)
-
-
-def _require(code: int, results: Path) -> None:
-    if code:
-        log = results.with_suffix(".log").read_text(encoding="utf-8")
-        raise RuntimeError(f"the race ended with exit code {code}:\n{log[-3000:]}")
+    if processes == 1:
+        race.wait(killed=True)
+        race = Race(processes, results, "--resume")
+    race.wait()
+    log = results.with_suffix(".log").read_text(encoding="utf-8")
+    return rank, round(after, 3), rows, "goes on from checkpoint" in log
 
 
 def compared(results: Path, whole: Path) -> tuple[int, int, int, int]:
@@ -213,25 +202,27 @@ def _fixed(row: Any) -> dict[str, Any]:
 
 def kill_all(kills: int, seed: int, folder: Path) -> Iterator[Kill]:
     """The kills, the first half on one process; races are in `folder`."""
-    draw = random.Random(seed)
-    for kind, count in ((OneProcess, kills - kills // 2), (TwoProcesses, kills // 2)):
-        if not count:
-            continue
-        whole = folder / f"whole{kind.processes}"
-        seconds = whole_race(kind, whole)
-        first = 1 if kind is OneProcess else kills - kills // 2 + 1
-        for number in range(first, first + count):
-            results = folder / f"kill{number}"
-            there = killed_race(kind, results, seconds, draw)
-            yield Kill(number, kind.processes, *there, *compared(results, whole))
+    draw, number, tries = random.Random(seed), 0, 0
+    for processes, last in ((1, kills - kills // 2), (2, kills)):
+        whole = folder / f"whole{processes}"
+        seconds = whole_race(processes, whole) if number < last else 0.0
+        while number < last:
+            tries += 1
+            results = folder / f"race{tries}"
+            there = killed_race(processes, results, seconds, draw)
+            if there:
+                number += 1
+                yield Kill(number, processes, *there, *compared(results, whole))
+            else:
+                seconds *= 0.8  # the machine has become faster
 
 
 def summary(rows: Sequence[Kill]) -> list[list[str]]:
     """The table of counts: a line for each number of processes."""
-    table = [["processes", "kills", "from a checkpoint", "rows", "lost", "doubled", "wrong"]]
+    table = [["processes", "kills", "went on within a heat", "rows", "lost", "doubled", "wrong"]]
     for processes in sorted({row.processes for row in rows}):
         group = [row for row in rows if row.processes == processes]
-        within = sum(row.checkpoints_before > 0 for row in group)
+        within = sum(row.went_on for row in group)
         faults = [sum(getattr(r, name) for r in group) for name in ("lost", "doubled", "wrong")]
         numbers = [processes, len(group), within, ROWS * len(group), *faults]
         table.append(list(map(str, numbers)))
@@ -255,7 +246,7 @@ def run(given: argparse.Namespace) -> int:
     table = summary(rows)
     write(given.folder / "summary.csv", table)
     for line in table:
-        print("  ".join(f"{cell:>17}" for cell in line))
+        print("  ".join(f"{cell:>21}" for cell in line))
     return int(any(row.lost or row.doubled or row.wrong or row.problems for row in rows))
 
 

@@ -7,12 +7,17 @@ import errno
 import logging
 import os
 import pickle
+import random
+import shutil
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -80,7 +85,7 @@ def killed(track: Track, options: Options, names: list[str], at: int) -> None:
         race(track, options, names, at)
 
 
-def curves(options: Options, turns: bool = True) -> dict[str, Curve]:
+def curves(options: Options) -> dict[str, Curve]:
     """What the rows and files of a race say of each run, without seconds and bytes."""
     root, found = Path(options.results), {}
     for run in store.read_runs(root):
@@ -89,7 +94,7 @@ def curves(options: Options, turns: bool = True) -> dict[str, Curve]:
             for p in store.read_curve(root, run.run)
         ]
         logits = [(r.step, r.layer, r.head, r.max_logit) for r in store.read_logits(root, run.run)]
-        taken = [turn.steps for turn in store.read_turns(root, run.run) if turns]
+        taken = [turn.steps for turn in store.read_turns(root, run.run)]
         found[run.label] = [(run.status, run.steps, run.final_loss), *points, *logits, *taken]
     return found
 
@@ -98,6 +103,22 @@ def folders(options: Options) -> list[str]:
     return sorted(path.name for path in Path(options.results).glob("checkpoints/race/*"))
 
 
+@cache
+def whole(track: Track, *names: str) -> dict[str, Curve]:
+    """What a race says that is not killed."""
+    with tempfile.TemporaryDirectory() as folder:
+        options = Options(
+            dtype="float32", threads=1, compile=False, save_every=0, results=Path(folder)
+        )
+        race(track, options, [*names])
+        return curves(options)
+
+
+def without_turns(found: dict[str, Curve]) -> dict[str, Curve]:
+    return {name: [row for row in rows if isinstance(row, tuple)] for name, rows in found.items()}
+
+
+PAIR = ["adamw:steps=8", "muon:steps=8"]
 RULES = ["adamw:steps=6", "muon:steps=4", "soap:steps=6", "schedule-free:steps=6"]
 RULES += ["lib:tests.conftest.Noisy:steps=6"]
 
@@ -107,73 +128,74 @@ def saving(micro_options: Options) -> Options:
     return replace(micro_options, save_every=2)
 
 
-@pytest.fixture
-def other(saving: Options, tmp_path: Path) -> Options:
-    """The same, with results elsewhere."""
-    return replace(saving, results=tmp_path / "other")
-
-
-# 5 runs in turns of 2 steps: after 10 steps comes the first checkpoint, after 20 the second.
-@pytest.mark.parametrize("at", [14, 21])
-def test_a_race_that_is_killed_goes_on_to_the_bit(
-    at: int, micro_track: Track, saving: Options, other: Options
-) -> None:
-    race(micro_track, other, RULES)
-    killed(micro_track, saving, RULES, at)
-    assert folders(saving) == ["000000", "000001"][: at // 10]
+def test_a_race_that_is_killed_goes_on_to_the_bit(micro_track: Track, saving: Options) -> None:
+    killed(micro_track, saving, RULES, 14)  # after 10 steps comes a checkpoint, and turns of 2
+    assert folders(saving) == ["000000"]
     torch.manual_seed(99)  # of the process that is killed nothing is left
     runs = race(micro_track, saving, RULES)
-    assert curves(saving) == curves(other) and len(runs) == 5
+    assert curves(saving) == whole(micro_track, *RULES) and len(runs) == 5
     assert {run.turn_steps for run in runs} == {2} and len({run.heat for run in runs}) == 1
     assert not Path(saving.results, "checkpoints").exists()
 
 
-def test_a_run_that_is_alone_goes_on_to_the_bit(
-    micro_track: Track, saving: Options, other: Options
-) -> None:
-    race(micro_track, other, ["muon:steps=8"])
+def test_a_run_that_is_alone_goes_on_to_the_bit(micro_track: Track, saving: Options) -> None:
     killed(micro_track, saving, ["muon:steps=8"], 6)
     steps = []
     taken = race(micro_track, saving, ["muon:steps=8"], 1, lambda: steps.append(1))
-    assert curves(saving) == curves(other) and [run.heat for run in taken] == [""]
+    assert curves(saving) == whole(micro_track, "muon:steps=8") and [r.heat for r in taken] == [""]
 
 
-def test_the_logits_of_qk_clip_are_kept(
-    micro_track: Track, saving: Options, other: Options
+def test_a_later_seed_goes_on_too(
+    micro_flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    flags = ["adamw:steps=4", "muon:steps=4", "--seeds=2", "--save-every=2", *micro_flags]
+    taken, step_of = [0], Trainer.step
+
+    def step(self: Trainer, *arguments: Any, **more: Any) -> Tensor:
+        taken[0] += 1
+        if taken[0] == 14:  # of 16, eight of which are of the first seed
+            raise Killed
+        return step_of(self, *arguments, **more)
+
+    monkeypatch.setattr(Trainer, "step", step)
+    with pytest.raises(Killed):
+        speedrun.main(flags)
+    assert speedrun.main([*flags, "--resume"]) == 0
+    assert taken[0] == 14 + 4  # of both entrants, the last two
+
+
+def test_the_logits_of_qk_clip_are_kept(micro_track: Track, saving: Options) -> None:
     track = replace(speedrun.TRACKS["tiny-mla"], name="custom")
     names = ["width", "seq_len", "batch_tokens", "val_tokens", "val_every", "val_every_late"]
     track = replace(track, **{name: getattr(micro_track, name) for name in names}, target=6.9)
     names = ["muonclip:lr=0.1,tau=0.2,steps=6", "adamw:steps=6"]
-    race(track, other, names)
     killed(track, saving, names, 6)
     race(track, saving, names)
-    assert curves(saving) == curves(other)
+    assert curves(saving) == whole(track, *names)
     (clip,) = (run for run in store.read_runs(Path(saving.results)) if "clip" in run.entrant)
     steps = {row.step for row in store.read_logits(Path(saving.results), clip.run)}
     assert steps == {1, 2, 3, 4, 5, 6}
 
 
 def test_a_run_that_has_ended_since_the_checkpoint_is_not_run_again(
-    micro_track: Track, saving: Options, other: Options
+    micro_track: Track, saving: Options
 ) -> None:
     names, rarely = ["adamw:steps=12", "muon:steps=10"], replace(saving, save_every=8)
-    race(micro_track, other, names)
     killed(micro_track, rarely, names, 21)  # the checkpoint is of step 8, muon ended after it
     (done,) = store.read_runs(Path(rarely.results))
     runs = race(micro_track, rarely, names)
     assert [run.run for run in runs] == [done.run, runs[1].run]
-    assert curves(rarely, turns=False) == curves(other, turns=False)
+    assert without_turns(curves(rarely)) == without_turns(whole(micro_track, *names))
     # Its turns were taken again at another time than those of the run that had ended.
     assert (done.turn_steps, runs[1].heat, runs[1].turn_steps) == (2, "", 0)
 
 
 def test_the_clock_and_what_it_measured_go_on(micro_track: Track, saving: Options) -> None:
-    killed(micro_track, saving, ["adamw:steps=8", "muon:steps=8"], 11)
+    killed(micro_track, saving, PAIR, 11)
     name = checkpoints.newest(Path(saving.results) / "checkpoints" / "race")
     about = checkpoints.Saved(Path(saving.results) / "checkpoints" / "race" / name).abouts[0]
     kept = dict(map(tuple, about["runs"][0]["out"]["dict"]))
-    race(micro_track, saving, ["adamw:steps=8", "muon:steps=8"])
+    race(micro_track, saving, PAIR)
     (run,) = (r for r in store.read_runs(Path(saving.results)) if r.label.startswith("adamw"))
     turns = store.read_turns(Path(saving.results), run.run)
     before = dict(kept["clock"]["dict"])["seconds"]
@@ -185,13 +207,20 @@ def test_the_clock_and_what_it_measured_go_on(micro_track: Track, saving: Option
 # ---- Files -------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """For the results of a race that is killed once for all tests."""
+    return [tmp_path_factory.mktemp("stopped") / "results"]
+
+
 @pytest.fixture
-def two(micro_track: Track, saving: Options) -> Path:
+def two(micro_track: Track, saving: Options, stopped: list[Path]) -> Path:
     """The folder of a race that was killed when it had two checkpoints."""
-    killed(micro_track, saving, ["adamw:steps=8", "muon:steps=8"], 13)
-    folder = Path(saving.results) / "checkpoints" / "race"
+    if not stopped[0].exists():
+        killed(micro_track, replace(saving, results=stopped[0]), PAIR, 13)
+    shutil.copytree(stopped[0], saving.results)
     assert folders(saving) == ["000001", "000002"]  # the last two of three
-    return folder
+    return Path(saving.results) / "checkpoints" / "race"
 
 
 def cut(path: Path) -> None:
@@ -222,14 +251,12 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(
 
 
 def test_with_no_sound_checkpoint_the_heat_begins_anew(
-    two: Path, micro_track: Track, saving: Options, other: Options
+    two: Path, micro_track: Track, saving: Options
 ) -> None:
     for name in ("000001", "000002"):
         cut(two / name / "__0_0.distcp")
-    names = ["adamw:steps=8", "muon:steps=8"]
-    race(micro_track, saving, names)
-    race(micro_track, other, names)
-    assert curves(saving) == curves(other)
+    race(micro_track, saving, PAIR)
+    assert curves(saving) == whole(micro_track, *PAIR)
 
 
 class Evil:
@@ -252,12 +279,9 @@ def test_metadata_of_other_classes_is_not_read(
 def test_a_full_disk_ends_the_save_and_not_the_race(
     micro_track: Track,
     saving: Options,
-    other: Options,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    names = ["adamw:steps=8", "muon:steps=8"]
-    race(micro_track, other, names)
     saves, fsync = [0], os.fsync
 
     def full(file: int) -> None:
@@ -268,12 +292,12 @@ def test_a_full_disk_ends_the_save_and_not_the_race(
         fsync(file)
 
     monkeypatch.setattr(os, "fsync", full)
-    killed(micro_track, saving, names, 14)
+    killed(micro_track, saving, PAIR, 14)
     error = capfd.readouterr().err
     assert error.count("no checkpoint in") == 2 and "No space left on device" in error
     assert folders(saving) == ["000000"]
-    race(micro_track, saving, names)
-    assert curves(saving) == curves(other)
+    race(micro_track, saving, PAIR)
+    assert curves(saving) == whole(micro_track, *PAIR)
 
 
 def test_state_that_no_checkpoint_can_hold_is_named_once(
@@ -295,7 +319,7 @@ def test_a_checkpoint_of_another_program_is_not_used(
     two: Path, micro_track: Track, saving: Options, capfd: pytest.CaptureFixture[str]
 ) -> None:
     track = replace(micro_track, val_every=2)
-    runs = race(track, saving, ["adamw:steps=8", "muon:steps=8"])
+    runs = race(track, saving, PAIR)
     assert "written with another track_hash; it is not used" in capfd.readouterr().err
     assert len(runs) == 2 and {run.track_hash for run in runs} == {track.hash()}
 
@@ -443,10 +467,6 @@ def test_state_of_a_form_of_its_own_is_refused_in_another_layout() -> None:
 
 
 def test_numbers_of_python_and_of_numpy_are_drawn_as_before() -> None:
-    import random
-
-    import numpy as np
-
     machine.seed_random(3)
     state = machine.random_state(torch.device("cpu"))
 

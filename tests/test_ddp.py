@@ -25,7 +25,7 @@ from bench.gpu_check.graphs_and_engines import one_process
 from data import manifest
 from leaderboard import verify
 from tests.hub import Hub, shard
-from tests.world import ROOT, TAU, clip, train
+from tests.world import ROOT, TAU, clip, moving, train
 from tracking import store
 from tracking.schema import Run
 
@@ -91,6 +91,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def two(world: Path, micro_flags: list[str]) -> Path:
     """The world, started once: training, a race of MuonClip, then one in microbatches of 2."""
     if not (world / "engine0.pt").exists():
+        moving(world / "from-one", stop_at=10)
         flags = fineweb_flags(micro_flags, world / "shards", world / "two")
         done = torchrun("engine", str(world), *flags, "--microbatch=2")
         assert done.returncode == 0, done.stdout + done.stderr
@@ -154,6 +155,24 @@ def test_qk_clip_sees_the_logits_of_every_process(two: Path, tmp_path: Path) -> 
         assert a.max_logit == pytest.approx(b.max_logit, rel=1e-4), (a, b)
     # The mean of both processes, which would have parted if each clipped by its own logits.
     assert ours.final_loss == pytest.approx(theirs.final_loss, rel=1e-5)
+
+
+def test_a_race_goes_on_with_another_number_of_processes(two: Path, tmp_path: Path) -> None:
+    moving(tmp_path)
+    moving(two / "from-two")
+    whole = {run.label: run for run in store.read_runs(tmp_path)}
+    for name, layouts in (("from-one", "single@1+ddp@2"), ("from-two", "ddp@2+single@1")):
+        runs = store.read_runs(two / name)
+        assert sorted(run.label for run in runs) == sorted(whole)
+        for run in runs:
+            left = store.read_curve(two / name, run.run)
+            right = store.read_curve(tmp_path, whole[run.label].run)
+            assert [x.step for x in left] == [y.step for y in right]
+            for x, y in zip(left, right, strict=True):
+                assert x.val_loss == pytest.approx(y.val_loss, rel=1e-5), (name, run.label)
+                assert x.train_loss == pytest.approx(y.train_loss, rel=1e-5), (name, run.label)
+            # Its turns were not all of one layout, so no price of a step is made from them.
+            assert (run.engine, run.heat, run.turn_steps) == (layouts, "", 0)
 
 
 def test_only_the_first_process_speaks(two: Path) -> None:

@@ -397,3 +397,12 @@ def test_the_tools_need_neither_torch_nor_rich():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True)
     assert done.stdout == b"set()\n"
+
+
+def test_a_race_of_several_layouts_says_that_its_seconds_cannot_be_compared() -> None:
+    runs = entrant("adamw", [50.0, 51.0]) + entrant("muon", [40.0, 41.0])
+    one = len(report.sentences(runs, ALONE))
+    moved = [*runs[:-1], replace(runs[-1], engine="ddp@2+single@1")]
+    first, *others = report.sentences(moved, ALONE)
+    assert "ddp@2+single@1 (1), " in first and "their seconds cannot" in first
+    assert len(others) == one

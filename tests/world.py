@@ -4,7 +4,8 @@
 
 `race` only races. `die`: rank 1 ends without a word in seed 1, in the first attempt alone. `hang`:
 rank 1 sleeps in seed 1. `uncompiled`: rank 1 cannot compile. `engine` trains for a comparison with
-one process, races MuonClip for another, and then as told.
+one process, races MuonClip for another, goes on with a race of one process, is stopped in another
+race, and then races as told.
 """
 
 import os
@@ -25,6 +26,8 @@ import speedrun  # noqa: E402
 from layers.config import GPTConfig  # noqa: E402
 from model import GPT  # noqa: E402
 from tests.conftest import MICRO  # noqa: E402
+from tracking import store  # noqa: E402
+from tracking.schema import Run  # noqa: E402
 
 CONFIG = GPTConfig(vocab_size=37, block_size=16, n_layer=2, n_head=2, n_embd=32)
 TAU = 0.2  # of MuonClip
@@ -100,6 +103,38 @@ def clip(results: Path) -> engines.Engine:
     return trainer.engine
 
 
+class StoppedError(Exception):
+    """In place of a kill."""
+
+
+def moving(results: Path, stop_at: int = 0) -> list[Run]:
+    """Race, or go on with a race; stopped before the step of this number, counted from now."""
+    step_of, taken = speedrun.Trainer.step, [0]
+
+    def step(self: Any, *given: Any, **options: Any) -> Any:
+        taken[0] += 1
+        if taken[0] == stop_at:
+            raise StoppedError
+        return step_of(self, *given, **options)
+
+    track = replace(speedrun.TRACKS["tiny"], name="custom", **MICRO)
+    options = speedrun.Options(
+        dtype="float32", threads=1, compile=False, attention="plain", save_every=2, results=results
+    )
+    entrants = [speedrun.enter(name, "tiny", 8) for name in ("adamw", "muon")]
+    trainer = speedrun.Trainer(track, options)
+    trainer.matmul_peak = 1e11
+    speedrun.Trainer.step = step  # type: ignore[method-assign]
+    try:
+        return speedrun.race(trainer, entrants, 1, "moving", store.read_runs(results))
+    except StoppedError:
+        return []
+    finally:
+        speedrun.Trainer.step = step_of  # type: ignore[method-assign]
+        if trainer.engine.world_size > 1:
+            trainer.engine._watch.close()  # type: ignore[attr-defined]
+
+
 def main(scenario: str, *arguments: str) -> int:
     torch.set_num_threads(1)
     if scenario == "engine":
@@ -108,6 +143,8 @@ def main(scenario: str, *arguments: str) -> int:
         torch.save(train(engine, micro=2), out / f"engine{rank}.pt")
         engine._watch.close()  # type: ignore[attr-defined]  # the races that follow have their own
         clip(out / "clip")._watch.close()  # type: ignore[attr-defined]
+        moving(out / "from-one")
+        moving(out / "from-two", stop_at=10)
         return speedrun.main(arguments[1:])
     if scenario == "uncompiled":
         compile_on_first_rank()
