@@ -11,7 +11,7 @@ own, which take the place of the model's until the next `build`. Nothing is comp
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import copy, deepcopy
 from typing import Any
 
@@ -79,8 +79,6 @@ def _options(group: PlannedGroup) -> dict[str, Any]:
                 f"--engine deepspeed: {option}={value} cannot be had, it must be {must}; {CAN}; "
                 "change it, or take another engine"
             )
-    if getattr(group, "qk_clip", None) is not None:
-        raise UserError(f"--engine deepspeed: has no QK-Clip; {CAN}; take another engine")
     options = {key: group.options[key] for key in PASSED[name] if key in group.options}
     return options | {"use_muon": name == MUON}
 
@@ -105,13 +103,12 @@ class Engine(ddp.Engine):
     compiles = False
 
     def __init__(
-        self,
-        device: torch.device,
-        timeout: float,
-        group: dist.ProcessGroup | None = None,
-        zero_stage: int = 1,
+        self, device: torch.device, timeout: float, zero_stage: int = 1, group: Any = None
     ) -> None:
-        """zero_stage: 0: all that DDP has, too; what is sharded: 1: state, 2: gradients, 3: all."""
+        if zero_stage not in range(4):
+            raise UserError(f"--zero-stage {zero_stage}: must be 0, 1, 2 or 3; leave it out")
+        if group is not None:
+            raise UserError("--engine deepspeed: takes all processes, and no group of them")
         self.zero_stage = zero_stage
         self.ds: Any = None  # DeepSpeed's engine, from a build to the next
         super().__init__(device, timeout)
@@ -133,6 +130,10 @@ class Engine(ddp.Engine):
             for row in self.model.roles()  # type: ignore[operator]
         ]
         return _Wrapped(self)
+
+    def alone(self, wrapped: Any) -> AbstractContextManager[None]:
+        """Says nothing new: a step, and from stage 2 on a pass, needs the other processes."""
+        return nullcontext()
 
     def roles(self) -> list[Any]:
         return self._rows
@@ -157,6 +158,7 @@ class Engine(ddp.Engine):
         if self.ds is not None:
             self._take_back()
         self.plan, self.stepped = plan, False
+        self.optimizers = []  # none that sees whole tensors
         if not plan:
             return
         self._lend()
@@ -233,13 +235,23 @@ class Engine(ddp.Engine):
 
     def backward(self, loss: Tensor, last: bool) -> None:
         self._watch.beat()
-        self.ds.backward(loss, scale_wrt_gas=False)
+        with self.timed():
+            self.ds.backward(loss, scale_wrt_gas=False)
 
     def step(self) -> None:
         self._watch.beat()
         self.stepped = True
-        with _deepspeed.iterating_in(self._ns_dtype):
+        with self.timed(), _deepspeed.iterating_in(self._ns_dtype):
             self.ds.step()
+        if getattr(self.ds.optimizer, "overflow", False):
+            # Gradients that are not finite. DeepSpeed skips the step; here the run has diverged.
+            with self.weights(), torch.no_grad():
+                for p in self.model.parameters():
+                    p.fill_(torch.nan)
+
+    def timed(self) -> AbstractContextManager[None]:
+        """A context whose communication is counted apart, if a clock runs."""
+        return _deepspeed.timed(self.mark, self.exposed_communication)
 
     def grad_norm(self) -> float:
         """L2 norm of the whole gradient, from what this process has of it.
@@ -378,5 +390,6 @@ class _Wrapped(nn.Module):
         kind = engine.device.type
         low = torch.is_autocast_enabled(kind)
         engine.ds.module.dtype = torch.get_autocast_dtype(kind) if low else None
-        with torch.autocast(kind, enabled=False):
+        training = torch.is_grad_enabled()  # else the clock is stopped
+        with engine.timed() if training else nullcontext(), torch.autocast(kind, enabled=False):
             return engine.ds(*batch)
