@@ -144,6 +144,7 @@ class Engine(ddp.Engine):
             yield
             return
         if self.zero_stage == 3:
+            self.ds.empty_partition_cache()  # frees what a pass still holds
             with self.module.zero.GatheredParameters([*self.model.parameters()], modifier_rank=0):
                 yield
         else:
@@ -223,6 +224,7 @@ class Engine(ddp.Engine):
         """Copies of all parameters, whole."""
         if self.zero_stage < 3:
             return [p.detach().clone() for p in self.model.parameters()]
+        self.ds.empty_partition_cache()  # frees what a pass still holds
         values = []
         for p in self.model.parameters():
             with self.module.zero.GatheredParameters([p]):
