@@ -15,8 +15,8 @@ flattened shard, if a parameter marked for Muon is stepped without it, or if Muo
 How parameters are told apart, as the model is somebody's own:
 
 embedding: the weight of an nn.Embedding, or a name with `embed`, `wte` or `wpe` in it.
-head: the last other layer whose weight has as many rows as the largest embedding; or a name with
-    `lm_head` in it. A table that is both, by tied weights, is an embedding.
+head: what has `lm_head` in its name; if nothing has, the weight of the last layer that has as many
+    rows as the largest embedding. A table that is both, by tied weights, is an embedding.
 vector: what has fewer than two dimensions before it is sharded.
 matrix: all else. Rows and columns are those of the whole parameter.
 
@@ -136,15 +136,16 @@ def _kinds(model: nn.Module, shapes: dict[int, tuple[int, ...]]) -> dict[int, st
         else:
             kinds[id(p)] = "matrix"
     tables = [m.weight for m in model.modules() if isinstance(m, nn.Embedding)]
-    weights = [getattr(m, "weight", None) for m in model.modules()]
+    for table in tables:
+        if id(table) in kinds:
+            kinds[id(table)] = "embedding"
     vocabulary = max((shapes[id(w)][0] for w in tables if id(w) in shapes), default=0)
-    for weight in weights:
-        if id(weight) in kinds and any(weight is table for table in tables):
-            kinds[id(weight)] = "embedding"
-    heads = [id(w) for w in weights if shapes.get(id(w), (0,))[0] == vocabulary]
-    heads = [key for key in heads if kinds.get(key) == "matrix"]
-    if vocabulary and heads:
-        kinds[heads[-1]] = "head"
+    layers = [m for m in model.modules() if not isinstance(m, nn.Embedding)]
+    weights = [id(getattr(layer, "weight", None)) for layer in layers]
+    last = [key for key in weights if kinds.get(key, "vector") != "vector"]
+    last = [key for key in last if shapes[key][0] == vocabulary][-1:]
+    if last and kinds[last[0]] == "matrix" and "head" not in kinds.values():
+        kinds[last[0]] = "head"
     return kinds
 
 
