@@ -29,7 +29,7 @@ RACE = $(if $(filter 1,$(NPROC)),$(PY),$(TORCHRUN))
 DATA := $(if $(findstring --dataset,$(ARGS)),setup,data)
 
 .PHONY: help speedrun compare scale libraries kill-test test test-fast setup data vocab race tune sweep \
-	plots report verify docs figures bench bench-disturbed bench-coverage agreement fuzz gpu-check \
+	plots report verify docs figures bench bench-disturbed bench-coverage agreement zero fuzz gpu-check \
 	clean
 .DEFAULT_GOAL := help
 .NOTPARALLEL:  # a race has the machine to itself, and its charts come after it
@@ -106,6 +106,10 @@ bench-coverage: setup  ## simulate how often the interval of the price of a step
 
 agreement: .venv/optimizers  ## compare our update rules with those of other libraries, and say why they differ
 	$(PY) -m bench.agreement
+
+zero: NPROC = 2
+zero: .venv/deepspeed  ## compare DeepSpeed's Muon with ours at every ZeRO stage, and show what its traps do
+	OMP_NUM_THREADS=1 $(TORCHRUN) -m bench.zero
 
 gpu-check:  ## check and measure a GPU in nine minutes, with what PYTHON has installed
 	$(if $(wildcard $(PY)),$(PY),$(PYTHON)) -m bench.gpu_check $(ARGS)
