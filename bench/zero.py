@@ -201,7 +201,7 @@ CASES = [
     *(
         Case(
             "bf16 section", stage, "bfloat16", HALF,
-            "Weights, gradients and momentum are in bfloat16; at stage 0 the momentum is float32.",
+            "The weights of the passes, their gradients and, from stage 1 on, the momentum are in bfloat16.",
             train=by_hand_with(),
         )
         for stage in range(4)

@@ -10,6 +10,7 @@ asks for bfloat16, matrix products are in it, by torch's autocast. DeepSpeed has
 own, which take the place of the model's until the next `build`. Nothing is compiled.
 """
 
+import gc
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import copy, deepcopy
@@ -144,7 +145,7 @@ class Engine(ddp.Engine):
             yield
             return
         if self.zero_stage == 3:
-            self.ds.empty_partition_cache()  # frees what a pass still holds
+            self.ds.optimizer.empty_partition_cache()  # frees what a pass still holds
             with self.module.zero.GatheredParameters([*self.model.parameters()], modifier_rank=0):
                 yield
         else:
@@ -173,12 +174,16 @@ class Engine(ddp.Engine):
         self._lrs = [options["lr"] for options in groups]
         self._ns_dtype = next((g.options["ns_dtype"] for g in plan if "ns_dtype" in g.options), None)
         optimizer = _deepspeed.optimizer_class()(groups)
-        self.ds, *_ = self.module.initialize(
-            model=_Precise(self.model, self.device.type),
-            optimizer=optimizer,
-            config=self.config(),
-            dist_init_required=False,
-        )
+        gc.freeze()  # stage 3 collects garbage here, for a second where torch is in memory
+        try:
+            self.ds, *_ = self.module.initialize(
+                model=_Precise(self.model, self.device.type),
+                optimizer=optimizer,
+                config=self.config(),
+                dist_init_required=False,
+            )
+        finally:
+            gc.unfreeze()
 
     def config(self) -> dict[str, Any]:
         """DeepSpeed's configuration."""
@@ -224,7 +229,7 @@ class Engine(ddp.Engine):
         """Copies of all parameters, whole."""
         if self.zero_stage < 3:
             return [p.detach().clone() for p in self.model.parameters()]
-        self.ds.empty_partition_cache()  # frees what a pass still holds
+        self.ds.optimizer.empty_partition_cache()  # frees what a pass still holds
         values = []
         for p in self.model.parameters():
             with self.module.zero.GatheredParameters([p]):
