@@ -201,7 +201,8 @@ CASES = [
     *(
         Case(
             "bf16 section", stage, "bfloat16", HALF,
-            "The weights of the passes, their gradients and, from stage 1 on, the momentum are in bfloat16.",
+            "The weights of the passes, their gradients and, from stage 1 on, the momentum are in "
+            "bfloat16.",
             train=by_hand_with(),
         )
         for stage in range(4)
@@ -245,8 +246,9 @@ CASES = [
 
 def row_of(case: Case, engine: deepspeed.Engine, references: dict[float, Weights]) -> Row:
     """A row of the table, the same in every process."""
-    start = {"setting": case.setting, "stage": case.stage, "precision": case.precision}
-    differences, why = {"muon": "", "adam": ""}, case.why
+    start: Row = {"setting": case.setting, "stage": case.stage, "precision": case.precision}
+    differences: Row = {"muon": "", "adam": ""}
+    why = case.why
     assert case.train
     try:
         weights = case.train(case, engine)

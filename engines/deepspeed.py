@@ -11,9 +11,9 @@ own, which take the place of the model's until the next `build`. Nothing is comp
 """
 
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from copy import copy, deepcopy
+from copy import copy
 from typing import Any
 
 import torch
@@ -172,7 +172,9 @@ class Engine(ddp.Engine):
                 p.use_muon = options["use_muon"]
                 p.muon_num_heads = blocks if blocks > 1 else None
         self._lrs = [options["lr"] for options in groups]
-        self._ns_dtype = next((g.options["ns_dtype"] for g in plan if "ns_dtype" in g.options), None)
+        self._ns_dtype = next(
+            (g.options["ns_dtype"] for g in plan if "ns_dtype" in g.options), None
+        )
         optimizer = _deepspeed.optimizer_class()(groups)
         gc.freeze()  # stage 3 collects garbage here, for a second where torch is in memory
         try:
@@ -321,39 +323,56 @@ class Engine(ddp.Engine):
         return {kind: held_bytes(each, counted) for kind, each in held.items()}
 
     def save(self) -> dict[str, Any]:
-        """This process's part, which goes back into as many processes, at the same stage."""
-        with torch.no_grad():
-            if self.ds is None:
-                return {"model": deepcopy(self.model.state_dict())}
-            return deepcopy(
-                {
-                    "layout": {"world_size": self.world_size, "zero_stage": self.zero_stage},
-                    "weights": [p.detach() for p in self._flat()],
-                    "states": [dict(self._states.get(p, {})) for p in self._flat()],
-                    "stepped": self.stepped,
-                }
-            )
+        tensors, structure = self.checkpoint()
+        return {"tensors": tensors, "structure": structure}
+
+    def load(self, saved: dict[str, Any]) -> None:
+        self.build(self.plan)
+        self.resume(saved["tensors"].__getitem__, [saved["structure"]] * self.world_size)
+
+    @property
+    def _layout(self) -> dict[str, int]:
+        """What must be the same where a state goes back. At stage 0 all processes have all."""
+        return {
+            "zero_stage": self.zero_stage,
+            "processes": self.world_size if self.zero_stage else 1,
+        }
+
+    def checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The tensors that DeepSpeed's optimizer updates, and their states: this process's part."""
+        tensors, numbers = {}, []
+        place = f"zero{self.rank if self.zero_stage else 0}"
+        for number, flat in enumerate(self._flat()):
+            state = self._states.get(flat, {})
+            held = {"weights": flat, **{k: v for k, v in state.items() if isinstance(v, Tensor)}}
+            numbers.append({k: v for k, v in state.items() if not isinstance(v, Tensor)})
+            for key, value in held.items():
+                tensors[f"{place}/{number}/{key}"] = value.detach().to("cpu", copy=True)
+        return tensors, {"layout": self._layout, "names": [*tensors], "numbers": numbers}
 
     @torch.no_grad()
-    def load(self, saved: dict[str, Any]) -> None:
-        if "layout" not in saved:
-            self.build(())
-            self.model.load_state_dict(saved["model"])
-            return
-        for key, value in saved["layout"].items():
-            if value != getattr(self, key):
-                raise UserError(
-                    f"--engine deepspeed: saved with {key} {value}, which here is "
-                    f"{getattr(self, key)}; ZeRO's parts go back where they came from alone"
-                )
-        self.build(self.plan)
-        for flat, value in zip(self._flat(), saved["weights"], strict=True):
-            flat.copy_(value)
+    def resume(
+        self, read: Callable[[str], Tensor], structures: Sequence[Mapping[str, Any]]
+    ) -> None:
+        mine = structures[min(self.rank, len(structures) - 1)]
+        if mine.get("layout") != self._layout:
+            raise UserError(
+                f"--engine deepspeed: saved at {mine.get('layout')}, and this is {self._layout}; "
+                "ZeRO's parts go back where they came from: take as many processes and the same "
+                "--zero-stage, or start a new race without --resume"
+            )
+        flat = self._flat()
         self._states.clear()
-        for flat, state in zip(self._flat(), saved["states"], strict=True):
-            if state:
-                self._states[flat] = deepcopy(state)
-        self.stepped = saved["stepped"]
+        for tensor, numbers in zip(flat, mine["numbers"], strict=True):
+            if numbers:
+                self._states[tensor] = dict(numbers)
+        for name in mine["names"]:
+            _, number, key = name.split("/")
+            tensor, value = flat[int(number)], read(name)
+            if key == "weights":
+                tensor.copy_(value)
+            else:
+                self._states[tensor][key] = value.to(tensor.device, copy=True)
         self._publish()
 
     def _publish(self) -> None:

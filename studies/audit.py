@@ -275,7 +275,9 @@ def run(given: argparse.Namespace) -> int:
         raise
     except BaseException as error:
         what = f"{given.function}: calling it fails: {type(error).__name__}: {error}"
-        raise UserError(f"{what}; mend it: it takes nothing and returns (model, optimizer)") from error
+        raise UserError(
+            f"{what}; mend it: it takes nothing and returns (model, optimizer)"
+        ) from error
     if not (isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module)):
         raise UserError(
             f"{given.function}: returned {type(made).__name__}; it must return (model, optimizer)"

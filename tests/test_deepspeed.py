@@ -41,7 +41,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
              "--val-every=4", "--dtype=float32", "--threads=1"]  # fmt: skip
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--local-addr=127.0.0.1", "--nproc_per_node=2", "tests/zero_world.py", str(folder)]
-    command += [*RACE, *flags, "--engine=deepspeed", "--zero-stage=2", f"--results={folder / 'two'}"]
+    command += [
+        *RACE,
+        *flags,
+        "--engine=deepspeed",
+        "--zero-stage=2",
+        f"--results={folder / 'two'}",
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=400
@@ -71,7 +77,9 @@ def test_two_processes_learn_what_one_does(facts: Any, stage: int, name: str) ->
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_run_can_be_saved_and_put_back_to_the_bit(facts: Any, stage: int) -> None:
     assert facts["stages"][stage]["again"]
-    assert "saved with world_size 4, which here is 2" in facts["stages"][stage]["refusal"]
+    saved, here = f"{{'zero_stage': {stage}, 'processes': 4}}", 2 if stage else 1
+    assert f"saved at {saved}, and this is" in facts["stages"][stage]["refusal"]
+    assert f"'processes': {here}}}; ZeRO's parts go back" in facts["stages"][stage]["refusal"]
 
 
 @pytest.mark.slow
@@ -129,6 +137,12 @@ def test_the_audit_tells_of_each_trap(facts: Any) -> None:
 
 
 @pytest.mark.slow
+def test_the_audit_tells_matrices_in_parts_from_flattened_ones(facts: Any) -> None:
+    assert facts["fsdp"]["2"] == ""
+    assert "attn.qkv.weight, which is a flattened shard" in facts["fsdp"]["1"]
+
+
+@pytest.mark.slow
 def test_the_examples_learn(facts: Any) -> None:
     assert len(facts["examples"]) == 2
     for first, last in facts["examples"]:
@@ -156,9 +170,11 @@ def test_the_table_of_agreement_is_true(facts: Any) -> None:
 def test_the_committed_table_has_every_case_and_its_reason() -> None:
     with RECORD.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [(r["setting"], r["stage"], r["precision"], r["must be"], r["issues"]) for r in rows] == [
-        (c.setting, str(c.stage), c.precision, c.must_be, c.issues) for c in zero.CASES
-    ], "run make zero, and copy its CSV into the record"
+    assert [
+        (r["setting"], r["stage"], r["precision"], r["must be"], r["issues"]) for r in rows
+    ] == [(c.setting, str(c.stage), c.precision, c.must_be, c.issues) for c in zero.CASES], (
+        "run make zero, and copy its CSV into the record"
+    )
     for row, case in zip(rows, zero.CASES, strict=True):
         assert case.why in row["why"] and zero.fault(dict(row)) == ""
 
@@ -223,7 +239,7 @@ def test_matrices_that_it_cannot_take_apart_are_refused_with_what_to_race() -> N
             deepspeed.translated(optim.plan(roles, "muon", apart, torch.float32), stage)
         deepspeed.translated(optim.plan(roles, "muon", fused, torch.float32), stage)
     groups = deepspeed.translated(optim.plan(alike, "muon", apart, torch.float32), stage=1)
-    assert sorted(group["blocks"] for group in groups if group["use_muon"]) == [1, 3]
+    assert {group["blocks"] for group in groups if group["use_muon"]} == {1, 3}
 
 
 def test_what_is_not_installed_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,9 +2,9 @@
 
     torchrun --standalone --local-addr=127.0.0.1 --nproc_per_node=2 tests/zero_world.py FOLDER ...
 
-Rank 0 writes the facts to FOLDER/facts.json: the table of bench.zero, what the engine does at every
-stage, what the audit finds, and the losses of the examples. The other arguments are those of a race,
-which ends it.
+Rank 0 writes the facts to FOLDER/facts.json: the table of bench.zero, what the engine does at each
+stage, what the audit finds, and the losses of the examples. The other arguments are those of the
+race that comes last.
 """
 
 import importlib.util
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -95,7 +96,9 @@ def hooks(gpt: GPT) -> int:
              "_post_accumulate_grad_hooks")  # fmt: skip
     held = [*gpt.modules(), *gpt.parameters()]
     written = [name for p in gpt.parameters() for name in vars(p)]
-    return sum(len(getattr(each, kind, None) or ()) for each in held for kind in kinds) + len(written)
+    return sum(len(getattr(each, kind, None) or ()) for each in held for kind in kinds) + len(
+        written
+    )
 
 
 def at(stage: int, engine: deepspeed.Engine) -> dict[str, Any]:
@@ -126,13 +129,15 @@ def at(stage: int, engine: deepspeed.Engine) -> dict[str, Any]:
     engine.load(saved)
     facts["again"] = steps(engine, model) == after
     try:
-        engine.load(saved | {"layout": {"world_size": 4, "zero_stage": stage}})
+        json.dumps(saved["structure"])
+        elsewhere = saved["structure"] | {"layout": {"zero_stage": stage, "processes": 4}}
+        engine.load(saved | {"structure": elsewhere})
     except UserError as error:
         facts["refusal"] = str(error)
 
     other = engine.another()
     gpt, model = begin(engine, stage, "adamw")
-    beside, model_beside = begin(other, stage)
+    _, model_beside = begin(other, stage)
     turns: tuple[list[float], list[float]] = ([], [])
     for number in range(3):
         turns[0].extend(steps(engine, model, [number]))
@@ -179,6 +184,21 @@ def audits(engine: deepspeed.Engine) -> dict[str, Any]:
     return found
 
 
+def audits_of_fsdp() -> dict[str, str]:
+    """What the audit says of Muon on the matrices of a model that FSDP has wrapped."""
+    found = {}
+    for name in ("2", "1"):
+        gpt: Any = zero.fresh()
+        if name == "2":
+            fully_shard(gpt, mesh=torch.distributed.init_device_mesh("cpu", (2,)))
+        else:
+            gpt = FullyShardedDataParallel(gpt, use_orig_params=True, device_id=torch.device("cpu"))
+        hidden = [p for n, p in gpt.named_parameters() if n.endswith(("qkv.weight", "proj.weight"))]
+        muon = type("Muon", (torch.optim.SGD,), {})(hidden, lr=0.1)
+        found[name] = audit.verdict(audit.audit(gpt, muon))
+    return found
+
+
 def examples() -> list[tuple[float, float]]:
     """The first and the last loss of the example, from its config and with a client optimizer."""
     spec = importlib.util.spec_from_file_location("train", EXAMPLE)
@@ -202,6 +222,7 @@ def main(folder: str, *race: str) -> int:
         "table": zero.table(engine),
         "stages": [at(stage, engine) for stage in range(4)],
         "audits": audits(engine),
+        "fsdp": audits_of_fsdp(),
         "examples": examples(),
     }
     engine._watch.close()  # the race has its own

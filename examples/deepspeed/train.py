@@ -1,7 +1,7 @@
 """A small GPT trained by DeepSpeed's Muon: from config.json, or with an optimizer of your own.
 
-    torchrun --standalone --nproc_per_node=2 examples/deepspeed/train.py             # config.json
-    torchrun --standalone --nproc_per_node=2 examples/deepspeed/train.py --client    # the better way
+    torchrun --standalone --nproc_per_node=2 examples/deepspeed/train.py            # config.json
+    torchrun --standalone --nproc_per_node=2 examples/deepspeed/train.py --client   # the better way
 
 From the config, the name of a parameter decides: Muon takes all with two dimensions but those with
 `embed` or `lm_head` in their name. With --client you say which, and it works at every ZeRO stage.
@@ -21,7 +21,7 @@ from deepspeed.accelerator import get_accelerator
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from studies.audit import audit, notes, show, verdict  # noqa: E402
+from studies.audit import audit, notes, show, verdict
 
 VOCAB, WIDTH, LENGTH, STEPS = 64, 64, 32, 30
 
