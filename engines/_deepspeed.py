@@ -35,6 +35,7 @@ def load(device: torch.device) -> ModuleType:
         )
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    os.environ.setdefault("LOCAL_RANK", str(device.index or 0))
     import deepspeed
     from deepspeed.utils import logger
 

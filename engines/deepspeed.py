@@ -14,6 +14,7 @@ import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import copy
+from inspect import Parameter, signature
 from typing import Any
 
 import torch
@@ -72,7 +73,10 @@ def _options(group: PlannedGroup) -> dict[str, Any]:
     name = f"{group.rule.__module__}.{group.rule.__qualname__}"
     if name not in FIXED:
         raise UserError(f"--engine deepspeed: has no {name}; {CAN}; take another engine")
-    for option, value in group.options.items():
+    defaults = {p.name: p.default for p in signature(group.rule).parameters.values()}
+    given = {name: value for name, value in defaults.items() if value is not Parameter.empty}
+    given |= group.options
+    for option, value in given.items():
         known = option in PASSED[name] or option in IDLE[name]
         if not known and value != FIXED[name].get(option):
             must = FIXED[name].get(option, "left out")
@@ -80,7 +84,7 @@ def _options(group: PlannedGroup) -> dict[str, Any]:
                 f"--engine deepspeed: {option}={value} cannot be had, it must be {must}; {CAN}; "
                 "change it, or take another engine"
             )
-    options = {key: group.options[key] for key in PASSED[name] if key in group.options}
+    options = {key: given[key] for key in PASSED[name]}
     return options | {"use_muon": name == MUON}
 
 
@@ -88,11 +92,10 @@ def _blocks(group: PlannedGroup, stage: int) -> int:
     """The matrices stacked in each parameter of a group."""
     splits = group.options.get("splits") or (0,)
     if len(splits) > 1 and (stage == 0 or len(set(splits)) > 1):
-        where = "stage 0 takes" if stage == 0 else "where they are not of equal size it takes"
         raise UserError(
             f"--engine deepspeed: {group.params[0].name} is {len(splits)} matrices, of "
-            f"{', '.join(map(str, splits))} rows, and {where} a parameter as one matrix; race "
-            "muon:blocks=fused, or take another engine"
+            f"{', '.join(map(str, splits))} rows; DeepSpeed takes matrices of equal size apart, "
+            "and at stage 0 none; race muon:blocks=fused, or take another engine"
         )
     return len(splits)
 
@@ -133,7 +136,7 @@ class Engine(ddp.Engine):
         return _Wrapped(self)
 
     def alone(self, wrapped: Any) -> AbstractContextManager[None]:
-        """Says nothing new: a step, and from stage 2 on a pass, needs the other processes."""
+        """An empty context: a step, and from stage 2 on a pass, needs the other processes."""
         return nullcontext()
 
     def roles(self) -> list[Any]:
@@ -197,7 +200,7 @@ class Engine(ddp.Engine):
             "gradient_clipping": 0.0,  # else it clips what Muon has orthogonalised, issue 8439
             "zero_optimization": {
                 "stage": self.zero_stage,
-                "overlap_comm": False,  # True needs a stage above 1 without managed accumulation
+                "overlap_comm": False,  # what is waited for can be timed
                 "reduce_scatter": self.zero_stage < 3,  # Muon cannot have it at stage 3
                 "stage3_param_persistence_threshold": 0,  # shard small parameters, too
             },

@@ -31,8 +31,8 @@ from importlib import import_module, util
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import nn
+from torch.distributed.fsdp import FlatParameter, FullyShardedDataParallel
 
 from errors import UserError
 from host import entry, launcher
@@ -62,9 +62,9 @@ def audit(model: nn.Module, optimizer: Any) -> list[Row]:
     rows = []
     for name, p in model.named_parameters():
         rule, lr, fault = owners.get(id(p), ("none", None, ""))
-        kind = "shard" if isinstance(p, torch.distributed.fsdp.FlatParameter) else kinds[id(p)]
+        kind = "shard" if isinstance(p, FlatParameter) else kinds[id(p)]
         if rule == "Muon" and id(p) in flat:
-            fault = "is a flattened shard, which has no rows and columns to orthogonalise"
+            fault = "is a flattened shard, without rows and columns"
         elif rule == "Muon" and kind != "matrix":
             fault = f"is {'an' if kind == 'embedding' else 'a'} {kind}"
         rows.append(Row(_clean(name), shapes[id(p)], kind, rule, lr, fault))
@@ -119,7 +119,7 @@ def _flat_parameters(model: nn.Module) -> Iterator[Any]:
     """The flat parameters of FSDP's first version."""
     for module in model.modules():
         handle = getattr(module, "_handle", None)
-        if isinstance(module, torch.distributed.fsdp.FullyShardedDataParallel) and handle:
+        if isinstance(module, FullyShardedDataParallel) and handle:
             yield handle.flat_param
 
 

@@ -96,6 +96,14 @@ def test_what_changes_the_weights_between_steps_is_not_lost(facts: Any, stage: i
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
+def test_gradients_that_are_not_finite_end_a_run_and_are_not_skipped(
+    facts: Any, stage: int
+) -> None:
+    assert facts["stages"][stage]["diverges"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
 def test_nothing_of_deepspeed_is_left_on_a_model_that_it_has_given_back(
     facts: Any, stage: int
 ) -> None:
@@ -222,6 +230,11 @@ def test_an_option_that_nobody_knows_is_refused(roles: Any) -> None:
     group = optim.Group(torch.optim.AdamW, roles, lr=0.1, amsgrad=True)
     with pytest.raises(UserError, match="amsgrad=True cannot be had, it must be False"):
         deepspeed.translated([group], stage=1)
+
+
+def test_what_a_plan_leaves_out_is_the_rules_default_and_not_deepspeeds(roles: Any) -> None:
+    (group,) = deepspeed.translated([optim.Group(torch.optim.AdamW, roles, lr=0.1)], stage=1)
+    assert (group["betas"], group["eps"], group["weight_decay"]) == ((0.9, 0.999), 1e-8, 0.01)
 
 
 def test_a_choice_of_newton_schulz_is_refused(roles: Any) -> None:

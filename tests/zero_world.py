@@ -10,6 +10,7 @@ race that comes last.
 import importlib.util
 import json
 import sys
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,9 @@ def at(stage: int, engine: deepspeed.Engine) -> dict[str, Any]:
     )
     facts["audit"] = [row._asdict() for row in audit.audit(gpt, engine.ds)]
     facts["verdict"] = audit.verdict(audit.audit(gpt, engine.ds))
+    engine.backward(zero.mean_loss(model, zero.batches()[0].chunk(2)[engine.rank]) * nan, last=True)
+    engine.step()
+    facts["diverges"] = not any(p.isfinite().all() for p in whole(engine, gpt))
     engine.build(())
     facts["left"] = hooks(gpt)
     zero.mean_loss(gpt, zero.batches()[0]).backward()
