@@ -470,8 +470,7 @@ class Trainer:
     def step(
         self, feed: Feed, factor: float, tau: float | None, out: Outcome, measure: bool = False
     ) -> Tensor:
-        """Training step number out.steps. It starts the clock, if that is stopped, and leaves it
-        running.
+        """Training step number out.steps. It starts the clock, if need be, and leaves it running.
 
         factor: of every learning rate. tau: of QK-Clip, or None. measure: also measure gradient
         norm and memory while there are gradients, off the clock. Returns this process's mean loss,
@@ -492,6 +491,8 @@ class Trainer:
         # Waiting that no computation hid lies inside the backward pass: count it apart.
         clock.move("communication", "forward_backward", self.engine.exposed_communication)
         if measure:
+            with clock.part("communication"):
+                self.engine.wait()
             clock.stop()
             sent -= self.engine.sent_bytes
             out.grad_norm, out.memory = self.engine.grad_norm(), self.engine.state_bytes()

@@ -91,6 +91,9 @@ class Engine(Protocol):
     def backward(self, loss: Tensor, last: bool) -> None:
         """Accumulate gradients; `last` marks the last microbatch of a step."""
 
+    def wait(self) -> None:
+        """Wait until the gradients of the last backward pass are averaged, as `step` does."""
+
     def step(self) -> None:
         """Update the parameters and clear the gradients."""
 

@@ -103,6 +103,10 @@ class Engine(ddp.Engine):
             for buffer in self._buffers:
                 buffer.reduce()
 
+    def wait(self) -> None:
+        for buffer in self._buffers:
+            buffer.finish()
+
     def step(self) -> None:
         """Update what this process owns, and exchange it if the gradients have been averaged."""
         self._watch.beat()
@@ -139,8 +143,7 @@ class Engine(ddp.Engine):
 
     def grad_norm(self) -> float:
         """L2 norm of the whole averaged gradient; waits for the averages."""
-        for buffer in self._buffers:
-            buffer.finish()
+        self.wait()
         own = [piece.grad for buffer in self._buffers for piece in buffer.pieces]
         norm = torch.nn.utils.get_total_norm(own).to(self.device, torch.float64)
         return float((self.all_reduce_mean(norm.square()) * self.world_size) ** 0.5)

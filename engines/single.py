@@ -84,6 +84,9 @@ class Engine:
     def backward(self, loss: Tensor, last: bool) -> None:
         loss.backward()
 
+    def wait(self) -> None:
+        pass
+
     def step(self) -> None:
         self.stepped = True
         self.broke = _rules.step(self.optimizers)

@@ -3,33 +3,47 @@
 Arithmetic on bytes: nothing here is measured. `studies.engines` puts these numbers beside what its
 runs measured, and `leaderboard.verify` checks that the two agree.
 
-P parameters, of which W belong to rules that need whole matrices and B to the blocks of the model;
-S optimizer state of one process; N processes; all in bytes, in float32. A reduce-scatter or an
-all-gather of P bytes sends P (N - 1) / N per process, an all-reduce twice that
-(`engines/_traffic.py`). What does not divide evenly is taken to divide evenly.
+P parameters, of which W belong to rules that need whole matrices, B to the blocks of the model and
+R = P - B to its root; S optimizer state of one process; N processes; all in bytes, in float32. A
+reduce-scatter or an all-gather of P bytes sends P (N - 1) / N per process, an all-reduce twice that
+(`engines/_traffic.py`). What does not divide evenly is taken to divide evenly, but for DeepSpeed's
+flat partitions.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-ENGINES = (
-    "single", "ddp", "sharded", "fsdp2",
-    "deepspeed-zero0", "deepspeed-zero1", "deepspeed-zero2", "deepspeed-zero3",
-)  # fmt: skip
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters that share a rule and its options."""
+
+    whole: bool  # the rule needs whole matrices, and has a momentum; else two moments
+    sizes: tuple[int, ...]  # bytes of each parameter
 
 
 @dataclass(frozen=True)
 class Model:
     """What decides the costs of a layout, in bytes."""
 
-    params: int  # P
-    whole: int  # W
+    groups: tuple[Group, ...]
     blocks: int  # B
     state: int  # S
+
+    @property
+    def params(self) -> int:
+        """P"""
+        return sum(sum(group.sizes) for group in self.groups)
+
+    @property
+    def whole(self) -> int:
+        """W"""
+        return sum(sum(group.sizes) for group in self.groups if group.whole)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The costs of one process, in bytes."""
+    """The costs of the process that holds most, in bytes."""
 
     params: float
     grads: float
@@ -38,16 +52,50 @@ class Layout:
 
 
 def layout(engine: str, model: Model, n: int, passes: int = 1) -> Layout:
-    """The costs of an engine of ENGINES on n processes. passes: microbatches of a step."""
+    """The costs of an engine, as its rows name it, on n processes.
+
+    passes: microbatches of a step, for fsdp2. Raises KeyError for an engine without a formula.
+    """
     p, w, b, s, ring = model.params, model.whole, model.blocks, model.state, (n - 1) / n
-    if engine in ("single", "ddp"):
-        return Layout(p, p, s, 2 * p * ring)
-    if engine == "sharded":
-        return Layout(p, p, s / n, 2 * p * ring)
     if engine == "fsdp2":
         # Owners keep their matrices whole beside the shards. A pass gathers the parameters, those
         # of the blocks again for the backward pass, and scatters the gradients. The exchange takes
         # 1 / N of W there and back.
         sent = (2 * p + b) * passes * ring + 2 * w / n * ring
         return Layout((p + w) / n, p / n, s / n, sent)
-    raise NotImplementedError(engine)
+    # DeepSpeed updates copies of its part of the parameters, which count as state. It averages
+    # gradients by an all-reduce, and then gathers the parameters.
+    moments = 2 * (p - w) / n
+    grads, momenta = _overlapping(model.groups, n)
+    return {
+        "single": Layout(p, p, s, 0),
+        "ddp": Layout(p, p, s, 2 * p * ring),
+        "sharded": Layout(p, p, s / n, 2 * p * ring),
+        "deepspeed-zero0": Layout(p, p, s, 2 * p * ring),
+        "deepspeed-zero1": Layout(p, p, p / n + moments + momenta, 3 * p * ring),
+        "deepspeed-zero2": Layout(p, grads, p / n + moments + momenta, 3 * p * ring),
+        # Stage 3 gathers the parameters for each pass, those of the root once more, and keeps these
+        # whole between passes. Muon's work takes four times W.
+        "deepspeed-zero3": Layout(
+            p / n + (p - b), p / n, (p + s) / n, (4 * p + (p - b) + 4 * w) * ring
+        ),
+    }[engine]
+
+
+def _overlapping(groups: Sequence[Group], n: int) -> tuple[float, float]:
+    """Bytes of the gradients and of the momenta that ZeRO 2 keeps in the process that has most.
+
+    Each group is one row of numbers, cut evenly; a parameter across a cut is kept by both sides.
+    Those that Muon has lie in the order of their sizes, the largest first.
+    """
+    grads, momenta = [0.0] * n, [0.0] * n
+    for group in groups:
+        sizes = sorted(group.sizes, reverse=True) if group.whole else group.sizes
+        share, begin = sum(sizes) / n, 0
+        for size in sizes:
+            for rank in range(n):
+                if begin < (rank + 1) * share and begin + size > rank * share:
+                    grads[rank] += size
+                    momenta[rank] += size * group.whole
+            begin += size
+    return max(grads), max(momenta)

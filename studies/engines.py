@@ -18,12 +18,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import optim
 from analysis import engines
 from engines import _rules
 from errors import UserError
 from host import entry, paths
+from model import GPT
 from optim.entrants import Entrant
-from planner.layouts import Model, layout
+from planner.layouts import Group, Model, layout
 from speedrun import TRACKS, Options, Trainer, enter
 from tracking import store
 from tracking.schema import Planned, Run
@@ -74,15 +76,21 @@ def run_alone(entrants: Sequence[Entrant], arguments: argparse.Namespace) -> dic
     for entrant in entrants:
         trainer.check(entrant)
         plan = trainer.build(entrant)
-        whole = [row for g in plan if not _rules.is_elementwise(g.rule) for row in g.params]
-        whole_bytes = sum(row.param.nbytes for row in whole)
-        blocks = sum(p.nbytes for p in trainer.gpt.blocks.parameters())
         out = trainer.run(entrant, seed=0)
         run = trainer.run_row(out, race_of(trainer))
         store.record(arguments.results, run, out.points, trainer.source)
-        found[run.entrant] = Model(run.param_bytes, whole_bytes, blocks, run.state_bytes)
+        found[run.entrant] = model_of(trainer.gpt, plan, run.state_bytes)
         trainer.forget()
     return found
+
+
+def model_of(gpt: GPT, plan: Sequence[optim.Group], state_bytes: int) -> Model:
+    """What the formulas start from. state_bytes: of the optimizers in one process."""
+    groups = tuple(
+        Group(not _rules.is_elementwise(g.rule), tuple(row.param.nbytes for row in g.params))
+        for g in plan
+    )
+    return Model(groups, sum(p.nbytes for p in gpt.blocks.parameters()), state_bytes)
 
 
 def run_together(entrants: Sequence[Entrant], arguments: argparse.Namespace) -> None:

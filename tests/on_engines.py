@@ -4,15 +4,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from analysis.engines import ENGINES
-from planner.layouts import Layout, Model, layout
+from planner.layouts import Group, Layout, Model, layout
 from studies.engines import planned
 from tests.rows import SOURCE, make_points, make_run, make_turns
 from tracking.schema import Planned, Run, Validation
 from tracking.store import append, record
 
+REST = Group(whole=False, sizes=(500_000, 500_000))
 MODELS = {
-    "adamw": Model(params=4_000_000, whole=0, blocks=3_000_000, state=8_000_000),
-    "muon": Model(params=4_000_000, whole=3_000_000, blocks=3_000_000, state=5_000_000),
+    recipe: Model((Group(recipe == "muon", (750_000,) * 4), REST), 3_000_000, state)
+    for recipe, state in (("adamw", 8_000_000), ("muon", 5_000_000))
 }
 SLOWER = {"single": 1.0, "ddp": 1.0, "sharded": 1.1, "fsdp2": 1.5}  # seconds of a step, over ddp's
 GAP = 2e-6  # of the losses of engines that are not `single`

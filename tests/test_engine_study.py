@@ -9,10 +9,9 @@ import optim
 from analysis import engines
 from analysis.charts import _make
 from analysis.charts._inputs import load
-from engines import _rules
 from leaderboard import verify
 from model import GPT
-from planner.layouts import Model, layout
+from planner.layouts import Group, Model, layout
 from speedrun import TRACKS
 from studies import engines as study
 from tests.on_engines import GAP, SLOWER, write_engines
@@ -67,7 +66,8 @@ def test_the_charts_say_what_was_measured(tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("engine", [each.label for each in (study.SINGLE, *study.SEVERAL)])
 def test_one_process_of_several_holds_no_more_than_one_alone(engine: str) -> None:
-    model = Model(params=1000, whole=600, blocks=800, state=1600)
+    groups = Group(True, (240,) * 4), Group(False, (120, 120)), Group(False, (240,))
+    model = Model(groups, blocks=960, state=960 + 2 * 480)
     one, four = layout(engine, model, 1), layout(engine, model, 4)
     assert one.sent == 0 and one.params >= model.params and one.state >= model.state
     assert four.params <= one.params and four.grads <= one.grads and four.state <= one.state
@@ -81,12 +81,6 @@ def test_the_committed_formulas_follow_from_the_model() -> None:
     assert len(plans) == 2 * (1 + len(study.SEVERAL))
     for run in read_runs(RECORD):
         recipe = engines.recipe_of(run.entrant)
-        groups = optim.plan(gpt.roles(), recipe, {}, torch.float32)
-        rows = [row for g in groups if not _rules.is_elementwise(g.rule) for row in g.params]
-        model = Model(
-            sum(p.nbytes for p in gpt.parameters()),
-            sum(row.param.nbytes for row in rows),
-            sum(p.nbytes for p in gpt.blocks.parameters()),
-            alone[run.entrant].state_bytes,
-        )
+        plan = optim.plan(gpt.roles(), recipe, {}, torch.float32)
+        model = study.model_of(gpt, plan, alone[run.entrant].state_bytes)
         assert study.planned(run, model) == plans[run.run]
