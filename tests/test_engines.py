@@ -2,10 +2,8 @@
 
     python -m pytest tests/test_engines.py
 
-The processes are real and talk over gloo; they are started once (tests/engine_world.py). Weights
-and gradients are float64 there and Newton-Schulz is float32: Adam's first updates are nearly signs,
-so in float32 the order in which an average is summed would already be seen, and it says nothing of
-an engine. What is left must be below 1e-5 of the parameter's largest change.
+The processes are real, talk over gloo and are started once; bench/engine_agreement.py is what they
+do. Differences must be below 1e-5 of the parameter's largest change.
 """
 
 import json
@@ -15,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +21,15 @@ import torch
 
 import engines
 import optim
+from bench.engine_agreement import (
+    DTYPES,
+    LAYOUTS,
+    MODELS,
+    PROCESSES,
+    SETTINGS,
+    STEPS,
+    meet,
+)  # fmt: skip
 from engines import _coupled, _owners, _rules
 from engines._buffers import Buffer, lay_out
 from errors import UserError
@@ -30,19 +38,17 @@ from muon import Muon
 from optim import library_recipes
 from optim.lion import Lion
 from optim.signum import Signum
-from tests.engine_world import (
-    DTYPES,
-    LAYOUTS,
-    MODELS,
-    PROCESSES,
-    ROOT,
-    SETTINGS,
-    STEPS,
-    meet,
-)  # fmt: skip
 
 PRESENT = [name for name in LAYOUTS if name in engines.names()]
 RECIPES = sorted(optim.recipes())
+ROOT = Path(__file__).parents[1]
+PROGRAM = """
+import json, sys
+from pathlib import Path
+from bench.engine_agreement import world
+
+Path(sys.argv[1]).write_text(json.dumps(world()))
+"""
 BOUND = 1e-5  # of the largest change of a parameter
 # heavyball keeps float32, so the average's rounding is seen there.
 BOUNDS = dict.fromkeys(DTYPES, 1e-3)
@@ -54,7 +60,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
     """What the processes have found in all cases."""
     out = tmp_path_factory.mktemp("engines") / "rows.json"
     done = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "engine_world.py"), str(out)],
+        [sys.executable, "-c", PROGRAM, str(out)],
         capture_output=True, text=True, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"},
         timeout=400,
     )  # fmt: skip

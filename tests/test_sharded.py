@@ -12,9 +12,9 @@ from torch import Tensor
 
 import engines
 import optim
+from bench.engine_agreement import CPU, MODELS
 from bench.gpu_check.graphs_and_engines import one_process
 from model import GPT
-from tests.engine_world import CPU, MODELS
 
 CONFIG = MODELS["untied"]
 

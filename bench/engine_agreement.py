@@ -1,11 +1,15 @@
-"""What the processes of test_engines do: every recipe on every engine, on one to four processes.
+"""Every recipe on every engine of ours, on one to four processes, against one process alone.
 
-    python tests/engine_world.py OUT [ENGINE,ENGINE [RECIPE,RECIPE]]
+    python -m bench.engine_agreement       # a table, into results/bench/engine_agreement.csv
+
+Nothing is timed. `tests/test_engines.py` has the bounds that every case must keep.
 
 One gloo world of four processes, in which groups of one, two, three and four train a small model
 for a few steps, and one process alone trains it as the reference. Groups that do not overlap work
-at the same time. OUT gets a JSON list: a row for each engine, size of group, recipe and model. The
-numbers of heads, layers, tokens and rows divide by none of two, three and four.
+at the same time. The numbers of layers, tokens and rows divide by none of two, three and four.
+Weights are in float64 and Newton-Schulz is in float32: Adam's first updates are nearly signs, so in
+float32 they show in which order an average is summed. A difference is relative to the largest
+change of its parameter.
 """
 
 import json
@@ -24,14 +28,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-
-import engines  # noqa: E402
-import optim  # noqa: E402
-from layers.config import GPTConfig  # noqa: E402
-from model import GPT  # noqa: E402
-from optim import library_recipes  # noqa: E402
+import engines
+import optim
+from bench import Row, run, write
+from layers.config import GPTConfig
+from model import GPT
+from optim import library_recipes
 
 CPU = torch.device("cpu")
 PROCESSES, STEPS, SEQUENCES = 4, 3, 12
@@ -224,8 +226,12 @@ def process(rank: int, port: int, *task: Any) -> int:
     return 0
 
 
-def main(out: str, layouts: str = "", recipes: str = "") -> int:
-    """Fork the processes: what is imported is imported once, and no thread runs yet."""
+def world(layouts: str = "", recipes: str = "") -> list[Row]:
+    """The rows of all cases: one for each engine, number of processes, recipe and model.
+
+    layouts, recipes: names with commas between; empty: all. Call it in a process without threads:
+    it forks the others, so that what is imported is imported once.
+    """
     chosen = layouts.split(",") if layouts else [n for n in LAYOUTS if n in engines.names()]
     library_recipes.rule = cache(library_recipes.rule)  # looks through what is installed
     roles = GPT(MODELS["tied"]).roles()
@@ -248,12 +254,47 @@ def main(out: str, layouts: str = "", recipes: str = "") -> int:
             if status:  # the others would wait for it
                 for other in children:
                     os.kill(other, signal.SIGKILL)
-                return 1
+                raise RuntimeError(f"process {child} failed, see above")
         parts = [folder / f"rows{rank}.json" for rank in range(PROCESSES)]
-        rows = [row for part in parts for row in json.loads(part.read_text())]
-    Path(out).write_text(json.dumps(rows, indent=1))
-    return 0
+        return [row for part in parts for row in json.loads(part.read_text())]
+
+
+def summary(rows: list[Any]) -> list[Row]:
+    """A row for each engine and number of processes: the largest differences of all recipes.
+
+    kron has columns of its own: heavyball keeps float32 whatever the weights are.
+    """
+    found: list[Row] = []
+    for engine, count in dict.fromkeys((row["engine"], row["processes"]) for row in rows):
+        mine = [row for row in rows if (row["engine"], row["processes"]) == (engine, count)]
+        double = [row for row in mine if row["recipe"] not in DTYPES]
+        worst = max(double, key=lambda row: row["weights_error"])
+        low = [row["weights_error"] for row in mine if row["recipe"] in DTYPES]
+        found.append(
+            {
+                "engine": engine,
+                "processes": count,
+                "recipes": len({row["recipe"] for row in mine}),
+                "weights": f"{worst['weights_error']:.1e}",
+                "of recipe": worst["recipe"],
+                "weights, float32 alone": f"{max(low, default=0.0):.1e}",
+                "losses": f"{max(row['loss_error'] for row in mine):.1e}",
+                "gradient norms": f"{max(row['norm_error'] for row in double):.1e}",
+                "replicas equal": "yes" if all(row["replicas_equal"] for row in mine) else "no",
+            }
+        )
+    return found
+
+
+def compare_all() -> None:
+    """Train all cases, and write the table."""
+    write("engine_agreement", summary(world()), {"torch": torch.__version__})
+
+
+def main() -> int:
+    """Run the command; its exit code."""
+    return run("engine_agreement", __doc__, compare_all)
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    sys.exit(main())
