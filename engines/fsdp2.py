@@ -15,6 +15,9 @@ computation hides what FSDP2 sends; on a GPU its waiting is not told from its co
 the exchange with the owners counts as communication. A rule that couples its parameters is refused
 (`_coupled.py`). One that fails, fails on the owner alone; the others then lose contact. Agrees with
 `single` up to the rounding of the average.
+
+In a step no process has more than a block, the rest and what it owns whole. Where the weights are
+drawn or saved, and where optimizers are built, each process has all of them for a moment.
 """
 
 from collections.abc import Iterator, Sequence
@@ -278,6 +281,8 @@ class Engine(ddp.Engine):
                     start, stop = cut.range(source) if cut.owner is None else (0, None)
                     places.append(whole[name].view(-1)[start:stop])
                     held.append(cut.local if cut.whole is None else cut.whole)
+                if not places:
+                    continue  # this process has nothing of the type, as all know
                 if source == self.rank:
                     torch._foreach_copy_(places, [each.flatten() for each in held])
                 flat = torch.cat(places)

@@ -67,7 +67,8 @@ class Program:
             self.run_eagerly(missing)
         elif not eager_reason:
             self.model = torch.compile(self.wrapped, dynamic=False)
-        if cuda_graphs and (self.device.type != "cuda" or engine.world_size > 1):
+        plain = engine.world_size == 1 and engine.compiles  # no hooks of an engine in the passes
+        if cuda_graphs and not (plain and self.device.type == "cuda"):
             raise UserError("--cuda-graphs: is for one process on a GPU; leave it out")
         self.cuda_graphs = engine.keep_grads = cuda_graphs
         self.state_bytes = 0  # optimizer state of a run, from its warm-up on
