@@ -158,7 +158,8 @@ def _save_rule(
     groups = []
     for number, group in enumerate(saved["param_groups"]):
         options = {key: value for key, value in group.items() if key != "params"}
-        groups.append(_savable(writer, options, f"{own}/group{number}"))
+        names = [pieces[id(place[each])].name for each in group["params"]]
+        groups.append([names, _savable(writer, options, f"{own}/group{number}")])
     return {
         "params": [key_of(pieces[id(param)]) for param in params],
         "state": state,
@@ -222,9 +223,16 @@ def load(
     Raises OtherLayoutError where another layout saved state that this one cannot take.
     """
     pieces = {id(piece.param): piece for piece in owned}
-    for number, optimizer in enumerate(optimizers):
-        rules = [each["rules"][number] for each in structures]
-        _load_rule(read, rules, rank, optimizer, pieces)
+    turned = [*structures[rank : rank + 1], *structures]  # what this rank saved is looked at first
+    rules = [rule for structure in turned for rule in structure["rules"]]
+    for optimizer in optimizers:
+        names = {pieces[id(param)].name for param in _rules.parameters(optimizer)}
+        # A layout may have several optimizers for one rule: parameters tell which is which.
+        found = [
+            rule for rule in rules if names & {key.rpartition("/")[0] for key in rule["params"]}
+        ]
+        if found:
+            _load_rule(read, found, optimizer, pieces)
 
 
 def _joined(
@@ -254,16 +262,16 @@ def _joined(
 def _load_rule(
     read: Read,
     rules: Sequence[Mapping[str, Any]],
-    rank: int,
     optimizer: Any,
     pieces: Mapping[int, Owned],
 ) -> None:
-    """rules: what each process saved of the rule; this one has `rank`, on any number of them."""
+    """rules: what was saved of optimizers with some of these parameters, the likeliest first."""
     params = _rules.parameters(optimizer)
     device = params[0].device if params else torch.device("cpu")
     reader, name = Reader(read, device), type(optimizer).__name__
-    same = _same(rules, rank, [key_of(pieces[id(param)]) for param in params])
-    mine = same or rules[min(rank, len(rules) - 1)]
+    keys = [key_of(pieces[id(param)]) for param in params]
+    same = next((rule for rule in rules if rule["params"] == keys), None)
+    mine = same or rules[0]
     of_its_own = [mine.get(kind) for kind in ("own", "others", "extra")]
     if same is None and (any(map(_holds, of_its_own)) or list(_names(mine["attributes"]))):
         raise OtherLayoutError(
@@ -275,10 +283,13 @@ def _load_rule(
     else:
         built = optimizer.state_dict()
         numbers = [number for group in built["param_groups"] for number in group["params"]]
-        groups = [
-            group | {key: reader.value(value) for key, value in saved.items()}
-            for group, saved in zip(built["param_groups"], mine["groups"], strict=True)
-        ]
+        place = dict(zip(numbers, params, strict=True))
+        saved = [group for rule in (mine, *rules) for group in rule["groups"]]
+        groups = []
+        for group in built["param_groups"]:
+            names = {pieces[id(place[each])].name for each in group["params"]}
+            options: Any = next((held for of, held in saved if names & {*of}), {})
+            groups.append(group | {key: reader.value(value) for key, value in options.items()})
         state: dict[Any, Any] = reader.value(mine["others"])
         entries = [entry for rule in rules for entry in rule["state"]]
         for number, param in zip(numbers, params, strict=True):
@@ -343,9 +354,3 @@ def _names(written: Any) -> Iterator[str]:
     elif isinstance(written, list):
         for each in written:
             yield from _names(each)
-
-
-def _same(rules: Sequence[Mapping[str, Any]], rank: int, keys: list[str]) -> Any:
-    """What a process saved that held these pieces: of this rank, if it did; None: none did."""
-    turned = [*rules[rank : rank + 1], *rules]
-    return next((rule for rule in turned if rule["params"] == keys), None)
