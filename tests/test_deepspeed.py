@@ -121,6 +121,9 @@ def test_each_stage_holds_and_sends_what_it_should(facts: Any) -> None:
     # Over the bytes of the weights: two microbatches; the first two stages send once a step.
     sent = [facts["stages"][stage]["adamw"]["sent"] for stage in STAGES]
     assert sent[:3] == pytest.approx([1, 1.5, 2.5], rel=1e-2) and sent[3] > sent[2]
+    for stage in STAGES:  # a second run on the same model sends no more than the first
+        found = facts["stages"][stage]
+        assert found["sent again"] == pytest.approx(found["muon"]["sent"], rel=1e-2)
 
 
 @pytest.mark.slow
