@@ -114,9 +114,9 @@ class Engine(ddp.Engine):
         if group is not None:
             raise UserError("--engine deepspeed: takes all processes, and no group of them")
         self.zero_stage = zero_stage
-        self.name = f"deepspeed-zero{zero_stage}"  # so that the rows say it
         self.ds: Any = None  # DeepSpeed's engine, from a build to the next
         super().__init__(device, timeout)
+        self.name = f"deepspeed-zero{zero_stage}"  # so that the rows say it
         self.module = _deepspeed.load(device)
 
     def another(self) -> "Engine":
