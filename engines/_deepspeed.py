@@ -71,6 +71,14 @@ def iterating_in(dtype: torch.dtype | None) -> AbstractContextManager[Any]:
     return mock.patch.object(original_muon, "ns_compute_dtype", lambda method="gram": dtype)
 
 
+def forget(module: Any) -> None:
+    """Take a model off the list on which stage 3 keeps all models that it has seen."""
+    from deepspeed.runtime.zero import parameter_offload
+
+    stack = parameter_offload.FWD_MODULE_STACK
+    stack[:] = [each for each in stack if each is not module]
+
+
 BLOCKING = (
     "all_reduce", "all_gather", "all_gather_into_tensor", "all_gather_coalesced", "broadcast",
     "reduce", "reduce_scatter", "reduce_scatter_tensor", "all_to_all_single",

@@ -114,9 +114,9 @@ class Engine(ddp.Engine):
         if group is not None:
             raise UserError("--engine deepspeed: takes all processes, and no group of them")
         self.zero_stage = zero_stage
-        self.name = f"deepspeed-zero{zero_stage}"  # so that the rows say it
         self.ds: Any = None  # DeepSpeed's engine, from a build to the next
         super().__init__(device, timeout)
+        self.name = f"deepspeed-zero{zero_stage}"  # so that the rows say it
         self.module = _deepspeed.load(device)
 
     def another(self) -> "Engine":
@@ -212,10 +212,11 @@ class Engine(ddp.Engine):
 
         It fills parameters with methods, moves their memory and wraps the tables of the modules.
         """
-        self._tables = {m: m._parameters for m in self.model.modules()}
+        self._before = {m: dict(vars(m)) for m in self.model.modules()}
+        tables = {m: m._parameters for m in self.model.modules()}
         self._own = [p for p in self.model.parameters()]  # each once, also if two modules have it
         new = {p: nn.Parameter(p.data, requires_grad=p.requires_grad) for p in self._own}
-        for module, table in self._tables.items():
+        for module, table in tables.items():
             module._parameters = {name: p if p is None else new[p] for name, p in table.items()}
         for p in self._own:
             p.data = p.data.new_empty(0)
@@ -224,10 +225,13 @@ class Engine(ddp.Engine):
         """End DeepSpeed's engine, and give its values to the model's own parameters."""
         values = self._whole()
         self.ds.destroy()
+        _deepspeed.forget(self.ds.module)
         self.ds = None
-        for module, table in self._tables.items():
-            module._parameters = table
-            vars(module).pop("_original_parameters", None)
+        for module, before in self._before.items():
+            module._parameters = before["_parameters"]
+            # Stage 3 leaves parameters there, too, which it would gather in the next run's passes.
+            for name in vars(module).keys() - before.keys():
+                del vars(module)[name]
         for p, value in zip(self._own, values, strict=True):
             p.data = value
 

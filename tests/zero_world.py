@@ -97,6 +97,8 @@ def hooks(gpt: GPT) -> int:
              "_post_accumulate_grad_hooks")  # fmt: skip
     held = [*gpt.modules(), *gpt.parameters()]
     written = [name for p in gpt.parameters() for name in vars(p)]
+    for module, clean in zip(gpt.modules(), zero.fresh().modules(), strict=True):
+        written += vars(module).keys() ^ vars(clean).keys()
     return sum(len(getattr(each, kind, None) or ()) for each in held for kind in kinds) + len(
         written
     )
@@ -147,6 +149,15 @@ def at(stage: int, engine: deepspeed.Engine) -> dict[str, Any]:
     in_rows = [steps(engine, begin(engine, stage, name)[1]) for name in ("adamw", "muon")]
     facts["turns"] = in_rows == list(turns)
 
+    gpt, model = begin(engine, stage)
+    steps(engine, model)
+    engine.build(plan(engine.roles(), stage))  # on the same model: nothing of the last run counts
+    sent = engine.sent_bytes
+    steps(engine, model)
+    facts["sent again"] = (
+        (engine.sent_bytes - sent) / 3 / sum(p.nbytes for p in zero.fresh().parameters())
+    )
+    engine.build(())
     gpt, model = begin(engine, stage)
     facts["clip"] = off(
         (steps(engine, model, clip=gpt), whole(engine, gpt))[1],
