@@ -3,9 +3,9 @@
 Arithmetic on bytes: nothing here is measured. `studies.engines` puts these numbers beside what its
 runs measured, and `leaderboard.verify` checks that the two agree.
 
-P parameters, of which W belong to rules that need whole matrices, B to the blocks of the model and
-R = P - B to its root; S optimizer state of one process; N processes; all in bytes, in float32. A
-reduce-scatter or an all-gather of P bytes sends P (N - 1) / N per process, an all-reduce twice that
+P parameters, of which W belong to rules that need whole matrices and B to the blocks of the model;
+S optimizer state of one process; N processes; all in bytes, in float32. A reduce-scatter or an
+all-gather of P bytes sends P (N - 1) / N per process, an all-reduce twice that
 (`engines/_traffic.py`). What does not divide evenly is taken to divide evenly, but for DeepSpeed's
 flat partitions.
 """
@@ -49,6 +49,7 @@ class Layout:
     grads: float
     state: float
     sent: float  # in a step
+    sent_anew: float = 0.0  # more, in the first step and in the first one after a validation
 
 
 def layout(engine: str, model: Model, n: int, passes: int = 1) -> Layout:
@@ -74,10 +75,10 @@ def layout(engine: str, model: Model, n: int, passes: int = 1) -> Layout:
         "deepspeed-zero0": Layout(p, p, s, 2 * p * ring),
         "deepspeed-zero1": Layout(p, p, p / n + moments + momenta, 3 * p * ring),
         "deepspeed-zero2": Layout(p, grads, p / n + moments + momenta, 3 * p * ring),
-        # Stage 3 gathers the parameters for each pass, those of the root once more, and keeps these
-        # whole between passes. Muon's work takes four times W.
+        # Stage 3 gathers the parameters once in a step, and again where it learns the order of the
+        # layers anew. Muon's work takes four times W.
         "deepspeed-zero3": Layout(
-            p / n + (p - b), p / n, (p + s) / n, (4 * p + (p - b) + 4 * w) * ring
+            p / n, p / n, (p + s) / n, (3 * p + 4 * w) * ring, sent_anew=p * ring
         ),
     }[engine]
 

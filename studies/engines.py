@@ -138,10 +138,11 @@ def launch(arguments: argparse.Namespace) -> None:
         )
 
 
-def planned(run: Run, model: Model) -> Planned:
-    """What the formulas say of a run."""
+def planned(run: Run, model: Model, validations: int) -> Planned:
+    """What the formulas say of a run. validations: of it, the one at its end included."""
     costs = layout(run.engine, model, run.world_size)
-    held = (costs.params, costs.grads, costs.state, costs.sent * run.steps)
+    sent = costs.sent * run.steps + costs.sent_anew * validations
+    held = (costs.params, costs.grads, costs.state, sent)
     return Planned(run.run, *map(round, held))
 
 
@@ -162,7 +163,8 @@ def study(arguments: argparse.Namespace) -> None:
     order = [each.label for each in (SINGLE, *SEVERAL)]
     runs = store.read_runs(root)
     for run in sorted(runs, key=lambda run: (order.index(run.engine), run.label)):
-        store.append(root / "planned.csv", planned(run, models[run.entrant]))
+        count = len(store.read_curve(root, run.run))
+        store.append(root / "planned.csv", planned(run, models[run.entrant], count))
     print(engines.markdown(engines.measured(root)))
 
 

@@ -49,6 +49,6 @@ def write_engines(root: Path, wrong: float = 1.0) -> None:
             turns = make_turns(run) if run.heat else []
             held = replace(run, state_bytes=round(run.state_bytes * wrong))
             record(root / ENGINES, held, points, SOURCE, (), turns)
-            plans.append(planned(run, model))
+            plans.append(planned(run, model, len(points)))
     for plan in plans:
         append(root / ENGINES / "planned.csv", plan)

@@ -16,7 +16,7 @@ from speedrun import TRACKS
 from studies import engines as study
 from tests.on_engines import GAP, SLOWER, write_engines
 from tests.races import assert_legible, caption, chart, texts, title
-from tracking.store import read_runs
+from tracking.store import read_curve, read_runs
 
 RECORD = Path(__file__).parents[1] / "results" / "records" / "engines"
 
@@ -83,4 +83,5 @@ def test_the_committed_formulas_follow_from_the_model() -> None:
         recipe = engines.recipe_of(run.entrant)
         plan = optim.plan(gpt.roles(), recipe, {}, torch.float32)
         model = study.model_of(gpt, plan, alone[run.entrant].state_bytes)
-        assert study.planned(run, model) == plans[run.run]
+        validations = len(read_curve(RECORD, run.run))
+        assert study.planned(run, model, validations) == plans[run.run]
