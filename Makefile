@@ -28,9 +28,9 @@ RACE = $(if $(filter 1,$(NPROC)),$(PY),$(TORCHRUN))
 # A race on a data set of the user's own needs no other.
 DATA := $(if $(findstring --dataset,$(ARGS)),setup,data)
 
-.PHONY: help speedrun compare scale libraries kill-test test test-fast setup data vocab race tune sweep \
-	plots report verify docs figures bench bench-disturbed bench-coverage agreement zero fuzz gpu-check \
-	clean
+.PHONY: help speedrun compare scale engines moves libraries kill-test test test-fast setup data \
+	vocab race tune sweep plots report verify docs figures bench bench-disturbed bench-coverage \
+	agreement zero fuzz gpu-check clean
 .DEFAULT_GOAL := help
 .NOTPARALLEL:  # a race has the machine to itself, and its charts come after it
 
@@ -48,8 +48,11 @@ compare sweep: ENTRANTS = $(shell $(PY) -m tracking.tuned $(TRACK))
 compare: SEEDS = 5
 compare: .venv/optimizers race plots report  ## race all tuned optimizers; draw the charts, print the league
 
-engines: data .venv/deepspeed  ## race AdamW and Muon on every engine, two processes, and compare what they cost
+engines: data .venv/deepspeed  ## race AdamW and Muon on every engine, two processes; compare costs
 	$(PY) -m studies.engines $(ARGS)
+
+moves: data  ## stop races, and go on on another engine or number of processes
+	$(PY) -m studies.moves
 
 scale: data  ## race AdamW against Muon at 3 batch sizes and 3 widths of tiny
 	$(PY) -m studies.scale
