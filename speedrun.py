@@ -488,11 +488,11 @@ class Trainer:
                 # With the last one the engine averages the gradients over processes.
                 last = number == len(parts)
                 loss += self.program.forward_backward(x, y, of=targets.numel(), last=last)
+            if measure:
+                self.engine.wait()
         # Waiting that no computation hid lies inside the backward pass: count it apart.
         clock.move("communication", "forward_backward", self.engine.exposed_communication)
         if measure:
-            with clock.part("communication"):
-                self.engine.wait()
             clock.stop()
             sent -= self.engine.sent_bytes
             out.grad_norm, out.memory = self.engine.grad_norm(), self.engine.state_bytes()

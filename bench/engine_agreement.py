@@ -219,7 +219,7 @@ def process(rank: int, port: int, *task: Any) -> int:
     dist.init_process_group("gloo", store=store, rank=rank, world_size=PROCESSES)
     try:
         rows = list(work(rank, *task))
-        (folder / f"rows{rank}.json").write_text(json.dumps(rows))
+        (folder / f"rows{rank}.json").write_text(json.dumps(rows), encoding="utf-8")
     except BaseException:
         traceback.print_exc()
         return 1
@@ -256,7 +256,7 @@ def world(layouts: str = "", recipes: str = "") -> list[Row]:
                     os.kill(other, signal.SIGKILL)
                 raise RuntimeError(f"process {child} failed, see above")
         parts = [folder / f"rows{rank}.json" for rank in range(PROCESSES)]
-        return [row for part in parts for row in json.loads(part.read_text())]
+        return [row for part in parts for row in json.loads(part.read_text("utf-8"))]
 
 
 def summary(rows: list[Any]) -> list[Row]:

@@ -104,8 +104,9 @@ class Engine(ddp.Engine):
                 buffer.reduce()
 
     def wait(self) -> None:
-        for buffer in self._buffers:
-            buffer.finish()
+        with self._exposed(any(buffer.reducing for buffer in self._buffers)):
+            for buffer in self._buffers:
+                buffer.finish()
 
     def step(self) -> None:
         """Update what this process owns, and exchange it if the gradients have been averaged."""
@@ -143,7 +144,8 @@ class Engine(ddp.Engine):
 
     def grad_norm(self) -> float:
         """L2 norm of the whole averaged gradient; waits for the averages."""
-        self.wait()
+        for buffer in self._buffers:
+            buffer.finish()
         own = [piece.grad for buffer in self._buffers for piece in buffer.pieces]
         norm = torch.nn.utils.get_total_norm(own).to(self.device, torch.float64)
         return float((self.all_reduce_mean(norm.square()) * self.world_size) ** 0.5)

@@ -123,7 +123,7 @@ class Race:
         found: list[int] = []
         for folder in Path("/proc").glob("[0-9]*"):
             try:
-                parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+                parent = int((folder / "stat").read_text("utf-8").rpartition(")")[2].split()[1])
             except OSError:  # it has ended meanwhile
                 continue
             found += [int(folder.name)] * (parent == self._process.pid)

@@ -94,7 +94,12 @@ def launch(place: Place, results: Path, stop: int = 0, *more: str) -> None:
     command += [*RACE, f"--engine={place.engine}", f"--results={results}", *more]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        command, cwd=paths.PROJECT, env=environment, capture_output=True, text=True
+        command,
+        cwd=paths.PROJECT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
     )
     if done.returncode:
         words = (done.stdout + done.stderr)[-3000:]

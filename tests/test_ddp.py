@@ -195,25 +195,30 @@ def test_a_rank_that_dies_is_named_and_a_restart_goes_on_with_the_race(
     assert done.stdout.count("seed 0  6 steps, warming up") == 2  # what was finished stays
 
 
-def test_where_one_rank_cannot_compile_all_run_uncompiled_for_its_reason(
-    micro_flags: list[str], tmp_path: Path
-) -> None:
-    flags = [each for each in race_flags(micro_flags, tmp_path / "r") if each != "--no-compile"]
-    done = torchrun("uncompiled", *flags)
-    assert done.returncode == 0, done.stderr
+@pytest.fixture
+def hung(world: Path, micro_flags: list[str]) -> Path:
+    """The world, with a race in which rank 1 can compile nothing, and hangs in seed 1."""
+    if not (world / "hung.txt").exists():
+        flags = race_flags(micro_flags, world / "hung", seeds=2)
+        flags = [each for each in flags if each != "--no-compile"]
+        done = torchrun("hang", *flags, "--timeout=4")
+        assert done.returncode != 0
+        (world / "hung.txt").write_text(done.stderr)
+    return world
+
+
+def test_where_one_rank_cannot_compile_all_run_uncompiled_for_its_reason(hung: Path) -> None:
     note = "compilation failed: rank 1 has no Python.h"
-    assert done.stderr.count(f"{note}: the model runs uncompiled") == 1
-    rows = store.read_runs(tmp_path / "r")
+    said = (hung / "hung.txt").read_text()
+    assert said.count(f"{note}: the model runs uncompiled") == 1
+    rows = store.read_runs(hung / "hung")
     assert {(row.compiled, row.compile_note) for row in rows} == {(False, note)} and len(rows) == 2
 
 
-def test_a_rank_that_hangs_is_named_and_what_is_finished_is_kept(
-    micro_flags: list[str], tmp_path: Path
-) -> None:
-    done = torchrun("hang", *race_flags(micro_flags, tmp_path / "r", seeds=2), "--timeout=4")
-    assert done.returncode != 0
-    assert "rank 1 is behind the others" in done.stderr and "--resume" in done.stderr
-    runs = store.read_runs(tmp_path / "r")
+def test_a_rank_that_hangs_is_named_and_what_is_finished_is_kept(hung: Path) -> None:
+    said = (hung / "hung.txt").read_text()
+    assert "rank 1 is behind the others" in said and "--resume" in said
+    runs = store.read_runs(hung / "hung")
     assert {(run.label, run.seed) for run in runs} == {("adamw", 0), ("muon", 0)}
 
 

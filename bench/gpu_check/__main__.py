@@ -148,7 +148,7 @@ def run_parts(
             result = Result(part)
             result.checks = [Check(part.name, "begins", SKIPPED, note="no time was left")]
         else:
-            print(f"{part.name:16}{part.what} ...", end="", flush=True)
+            print(f"{part.name:20}{part.what} ...", end="", flush=True)
             result = run(part, config, limit)
             print(f" {result.status}, {len(result.checks)} checks, {result.seconds:.1f} s")
             for check in result.checks:

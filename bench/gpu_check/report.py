@@ -81,10 +81,12 @@ def page(
         if rows:
             lines += ["", f"## {status.capitalize()}", ""]
             lines += [f"- {check.part}: {check.check}: {_why(check)}" for check in rows]
-    lines += ["", "## The step", "", _goal(measures), ""]
-    lines += table([m for m in measures if m.unit != "GB"], "step")
-    lines += ["", "## Memory", ""]
-    lines += memory_table(measures)
+    ran = {result.part.name for result in results}
+    if "step" in ran:
+        lines += ["", "## The step", "", _goal(measures), ""]
+        lines += table([m for m in measures if m.unit != "GB"], "step")
+        lines += ["", "## Memory", ""]
+        lines += memory_table(measures)
     lines += ["", "![Measurements](measures.png)"] if measures else []
     for part, title in (
         ("machine", "The machine"),
@@ -92,8 +94,8 @@ def page(
         ("newton_schulz", "Newton-Schulz, five steps on a batch"),
         ("graphs and engines", "The step of the model `tiny`"),
     ):
-        lines += ["", f"## {title}", "", *table(measures, part)]
-    lines += ["", "## The race", "", *_race(out, measures)]
+        lines += ["", f"## {title}", "", *table(measures, part)] if part in ran else []
+    lines += ["", "## The race", "", *_race(out, measures)] if "race" in ran else []
     lines += ["", "## The parts", "", "| part | what | outcome | seconds | limit |"]
     lines += ["| :-- | :-- | :-- | --: | --: |"]
     lines += [

@@ -1,7 +1,8 @@
 """A small GPT trained by DeepSpeed's Muon: from config.json, or with an optimizer of your own.
 
-    torchrun --standalone --nproc_per_node=2 examples/deepspeed/train.py            # config.json
-    torchrun --standalone --nproc_per_node=2 examples/deepspeed/train.py --client   # the better way
+    run="torchrun --standalone --local-addr=127.0.0.1 --nproc_per_node=2"
+    $run examples/deepspeed/train.py            # config.json
+    $run examples/deepspeed/train.py --client   # the better way
 
 From the config, the name of a parameter decides: Muon takes all with two dimensions but those with
 `embed` or `lm_head` in their name. With --client you say which, and it works at every ZeRO stage.
@@ -56,7 +57,7 @@ def client_optimizer(model):
 
 def main(arguments, say=print):
     """Train, and return the losses of the first and of the last step, on this process's data."""
-    config = json.loads((Path(__file__).parent / "config.json").read_text())
+    config = json.loads((Path(__file__).parent / "config.json").read_text(encoding="utf-8"))
     torch.manual_seed(0)
     model, optimizer = SmallGPT(), None
     if "--client" in arguments:
