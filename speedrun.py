@@ -192,8 +192,8 @@ class Options:
     """How the runs are run. No option may change the result by more than rounding."""
 
     engine: str = knob(f"layout over processes: auto, {', '.join(engines.names())}", "auto")
-    zero_stage: int = knob("what --engine deepspeed shards: 0 nothing to 3 all", 1)
-    comm_dtype: str = knob("precision of what fsdp2 sends: float32 or bfloat16", "float32")
+    zero_stage: int = knob("of an engine with ZeRO: what it shards, from 0, nothing, to 3, all", 1)
+    comm_dtype: str = knob("precision of what an engine sends, if it can choose", "float32")
     dtype: str = knob("precision of matrix products: auto, float32 or bfloat16", "auto")
     attention: str = knob(f"how it is computed: auto (fastest), {', '.join(WAYS)}", "auto")
     threads: int = knob("CPU threads of a process; 0: its share of the cores", 0)
