@@ -89,6 +89,13 @@ class Engine(single.Engine):
         weakref.finalize(wrapped.reducer, lambda group: None, wrapped.process_group).atexit = False
         return wrapped
 
+    def place_alike(self, model: nn.Module) -> None:
+        """Place the model with the first process's weights, where DDP does not do it."""
+        super().wrap(model)
+        with torch.no_grad():
+            for tensor in self.model.state_dict().values():
+                dist.broadcast(tensor, group_src=0, group=self.group)
+
     def alone(self, wrapped: Any) -> AbstractContextManager[None]:
         # Its first backward pass that counts decides on the buckets, which all ranks then compare.
         no_sync: AbstractContextManager[None] = wrapped.no_sync()

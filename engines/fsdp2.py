@@ -37,7 +37,7 @@ from torch.distributed.fsdp._fully_shard._fsdp_collectives import (
 )
 from torch.distributed.tensor import DTensor
 
-from engines import Owned, PlannedGroup, _coupled, _rules, ddp, single
+from engines import Owned, PlannedGroup, _coupled, _rules, ddp
 from engines._bytes import held_bytes
 from engines._exchange import Cut, Exchange, Transfer
 from engines._owners import orthogonal_cost, owners
@@ -139,10 +139,7 @@ class Engine(ddp.Engine):
     # ---- Layout ----------------------------------------------------------------------------------
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        single.Engine.wrap(self, model)
-        with torch.no_grad():
-            for tensor in self.model.state_dict().values():
-                dist.broadcast(tensor, group_src=0, group=self.group)
+        self.place_alike(model)
         mesh = DeviceMesh.from_group(self.group, self.device.type)  # type: ignore[arg-type]
         low = self.comm_dtype if self.comm_dtype != torch.float32 else None
         whole = MixedPrecisionPolicy(reduce_dtype=low, cast_forward_inputs=False)

@@ -25,10 +25,9 @@ from copy import copy, deepcopy
 from typing import Any, Self
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from engines import Owned, PlannedGroup, _coupled, _rules, ddp, single
+from engines import Owned, PlannedGroup, _coupled, _rules, ddp
 from engines._buffers import Buffer, lay_out
 
 
@@ -47,10 +46,7 @@ class Engine(ddp.Engine):
         return other
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        single.Engine.wrap(self, model)
-        with torch.no_grad():
-            for tensor in self.model.state_dict().values():
-                dist.broadcast(tensor, group_src=0, group=self.group)
+        self.place_alike(model)
         return self.model
 
     @contextmanager
