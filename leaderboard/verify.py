@@ -1,7 +1,7 @@
 """Recomputes what runs.csv and tuning.csv claim, from the curves, the sources and each other.
 
-    python -m leaderboard.verify                  # records, tuned.toml, GPU checks, your results
-    python -m leaderboard.verify --root FOLDER    # this folder alone, with its tuned.toml if any
+    python -m leaderboard verify                  # records, tuned.toml, GPU checks, your results
+    python -m leaderboard verify --root FOLDER    # this folder alone, with its tuned.toml if any
 
 Prints a line for every claim that does not follow from the files and exits 1, or prints how many
 runs and trials hold and exits 0. It needs neither torch nor the machine of the race.
@@ -14,7 +14,6 @@ results/gpu that has a race is checked by itself.
 """
 
 import math
-import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -453,7 +452,7 @@ def _shown(value: float | None) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command. Its exit code is 0, 1 (a claim does not hold) or 2 (a user's mistake)."""
-    parser = entry.parser("leaderboard.verify", __doc__)
+    parser = entry.parser("leaderboard verify", __doc__)
     note = "verify this folder alone; default: all records and your results"
     parser.add_argument("--root", type=paths.typed, help=note)
     return entry.run(
@@ -499,7 +498,3 @@ def _report(found: list[str], folders: dict[str, Rows]) -> int:
         print(*(f"{name}: {rows}" for name, rows in folders.items()), sep="\n")
     print(f"{sum(folders.values(), Rows([], []))} verified")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -504,5 +504,5 @@ def test_verify_refuses_an_empty_folder(tmp_path, capsys):
     assert verify.main(["--root", str(tmp_path)]) == 2
     assert (
         capsys.readouterr().err
-        == f"leaderboard.verify: nothing to verify in {tmp_path}; run: make speedrun\n"
+        == f"leaderboard verify: nothing to verify in {tmp_path}; run: make speedrun\n"
     )
