@@ -161,9 +161,7 @@ def _of_record(
     return found
 
 
-def _entry(
-    report: Report, record: Record, claim: Claim, runs: Sequence[Run], origin: str
-) -> Entry:
+def _entry(report: Report, record: Record, claim: Claim, runs: Sequence[Run], origin: str) -> Entry:
     return Entry(
         record=record.folder,
         origin=origin,

@@ -136,9 +136,7 @@ def _alike(race: Race) -> Iterator[Finding]:
 # ---- One entrant -------------------------------------------------------------------------------
 
 
-def of_entrant(
-    race: Race, label: str, rules: TrackRules, readout: str = WEIGHTS
-) -> list[Finding]:
+def of_entrant(race: Race, label: str, rules: TrackRules, readout: str = WEIGHTS) -> list[Finding]:
     """The rules that the runs of one entrant break."""
     runs = race.entrants.get(label, [])
     if not runs:
@@ -151,7 +149,9 @@ def of_entrant(
         found.append(failed("stopping step", f"{label}: its runs stop at {shown}, not at one step"))
     if len(runs) < rules.min_runs:
         found.append(
-            failed("number of runs", f"{label}: {len(runs)}, but {race.track} needs {rules.min_runs}")
+            failed(
+                "number of runs", f"{label}: {len(runs)}, but {race.track} needs {rules.min_runs}"
+            )
         )
     if readout not in (WEIGHTS, AVERAGED) or (readout == AVERAGED) != rulebook.averages(
         runs[0].entrant
@@ -179,7 +179,9 @@ def _target(label: str, runs: Sequence[Run], rules: TrackRules) -> Iterator[Find
     if rules.test != STUDENT:
         statistic = stats.track3_statistic(losses, rules.target)
         limit = stats.TRACK3_MARGIN
-        yield failed("target", f"{what}: (target - mean) √n = {statistic:.5f}, not at least {limit}")
+        yield failed(
+            "target", f"{what}: (target - mean) √n = {statistic:.5f}, not at least {limit}"
+        )
     elif p is None:
         yield failed("target", f"{what}: one run has no spread")
     else:
@@ -212,9 +214,9 @@ def differences(claim: Claim, computed: Claim) -> list[Finding]:
         claimed = getattr(claim, name)
         if name in ("sets", "label") or claimed == value:
             continue
-        if isinstance(value, float) and isinstance(claimed, float):
-            if math.isclose(claimed, value, rel_tol=RELATIVE, abs_tol=1e-300):
-                continue
+        numbers = isinstance(value, float) and isinstance(claimed, float)
+        if numbers and math.isclose(claimed, value, rel_tol=RELATIVE, abs_tol=1e-300):
+            continue
         shown = f"{_shown(claimed)}, but its rows give {_shown(value)}"
         found.append(failed("claim", f"{claim.label}: {name} {shown}"))
     return found

@@ -219,9 +219,7 @@ def listed(files: Mapping[str, bytes], programs: Mapping[str, str], each: bool) 
 def read_manifest(folder: Path) -> list[Listed]:
     """The rows of manifest.csv. Raises UserError."""
     if not (folder / MANIFEST).exists():
-        raise UserError(
-            f"{folder / MANIFEST} is missing; run: python -m leaderboard seal {folder}"
-        )
+        raise UserError(f"{folder / MANIFEST} is missing; run: python -m leaderboard seal {folder}")
     return store.read(folder / MANIFEST, Listed)
 
 

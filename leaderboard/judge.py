@@ -225,4 +225,3 @@ def outcome(record: Record, race: Race, rerun: Race) -> dict[str, str]:
             over = mean > limit
             found[claim.label] = f"mean loss {mean:.5f}, above {limit:.5f}" if over else ""
     return found
-

@@ -2,7 +2,7 @@
 
     python -m leaderboard rerun results/records/2026-11-26_tiny_duel
     python -m leaderboard rerun FOLDER --seeds 1 --claim muon    # a quick look
-    python -m leaderboard rerun FOLDER --keep                    # a rerun that fails becomes a record
+    python -m leaderboard rerun FOLDER --keep                    # one that fails becomes a record
 
 This runs the program of the record on this machine: read it before, if you do not know its authors.
 The program is unpacked from the record into an empty folder; packages and data are yours. A rerun

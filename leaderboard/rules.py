@@ -8,6 +8,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from scipy.stats import norm, t
+
 from analysis import stats
 from tracking.schema import Run
 
@@ -136,5 +138,5 @@ def rerun_limit(losses: Sequence[float], more: int, rules: TrackRules) -> float:
     width = (1 / n + 1 / more) ** 0.5
     sd = stats.deviation(losses)
     if rules.test == TRACK3 or sd is None:
-        return float(mean + stats.norm.isf(ALPHA) * stats.TRACK3_SIGMA * width)
-    return float(mean + stats.t.isf(ALPHA, n - 1) * sd * width)
+        return float(mean + norm.isf(ALPHA) * stats.TRACK3_SIGMA * width)
+    return float(mean + t.isf(ALPHA, n - 1) * sd * width)

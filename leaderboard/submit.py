@@ -1,7 +1,7 @@
 """Makes a record from a race of yours, and refuses what the rules forbid.
 
-    python -m leaderboard submit NAME                  # the newest race in results/
-    python -m leaderboard submit NAME --runs RACE --claim muon --author "A. Name" --new "What is new"
+    python -m leaderboard submit NAME                     # the newest race in results/
+    python -m leaderboard submit NAME --runs RACE --claim muon --author "A. Name" --new "A change"
 
 The record is a folder results/records/<date>_<track>_<NAME> with all runs of the race, its curves
 and turns, the program that ran and a README made from the numbers. It claims each entrant whose
@@ -21,7 +21,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from analysis.report import select
-from analysis.table import markdown_grid
 from errors import UserError
 from host import entry, paths
 from leaderboard import claims, judge, seal, standing
@@ -34,7 +33,7 @@ from leaderboard.verify import folders
 from tracking import store
 from tracking.files import write_atomic
 from tracking.schema import Run
-from tracking.spelling import display_name, recipe_of
+from tracking.spelling import recipe_of
 
 ANONYMOUS = "anonymous"
 
@@ -175,9 +174,9 @@ def _finish(results: Path, target: Path, record: Record) -> None:
     held = standing.walk(pairs)
     sets = [tuple(held.get((record.folder, claim.label), ())) for claim in record.claims]
     claimed = tuple(replace(c, sets=s) for c, s in zip(record.claims, sets, strict=True))
+    seal.seal(target, replace(record, claims=claimed))
     page = target / README
     write_atomic(page, [rewrite(page.read_text("utf-8"), results.parent).encode()])
-    seal.seal(target, replace(record, claims=claimed))
 
 
 def _broken(report: judge.Report) -> bool:
@@ -265,24 +264,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     note = "results folder in whose records/ it is made; default: results"
     parser.add_argument("--to", type=paths.typed, default=paths.RESULTS, help=note)
     return entry.run(parser, argv, command)
-
-
-def claims_table(record: Record) -> str:
-    """The claims of a record as Markdown."""
-    headings = ["entrant", "n", "steps", "mean loss", "p", "seconds", "optimizer state", "sets"]
-    rows: list[list[str]] = [
-        [
-            display_name(claim.label),
-            str(claim.n),
-            str(claim.steps),
-            f"{claim.mean_loss:.4f}" + (f" ± {claim.loss_sd:.4f}" if claim.loss_sd else ""),
-            f"{claim.p:.2g}",
-            f"{claim.seconds:.1f}",
-            f"{claim.state_bytes / 1e6:,.2f} MB",
-            " and ".join(claim.sets) or "-",
-        ]
-        for claim in record.claims
-    ]
-    return f"{markdown_grid(headings, rows)}\n\nSeconds are on {record.hardware}."
-
-

@@ -15,8 +15,8 @@ from tracking import store
 
 ROOT = Path(__file__).parents[1]
 
-# The program that a row's hash names: every file of the root and of these folders, which is all that
-# a race needs to be run again. Left out are what plans, measures speed, verifies, draws or tests.
+# The program that a row's hash names: every file of the root and of these folders, which is all
+# that a race needs to be run again. Left out is what plans, measures speed, verifies or draws.
 PROGRAM = (
     "analysis/*", "data/**/*", "engines/**/*", "host/**/*", "layers/**/*", "optim/**/*",
     "runtime/**/*", "studies/**/*", "tracking/**/*",
