@@ -13,11 +13,14 @@ every claim that was run again holds, else 1.
 """
 
 import argparse
+import io
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 
 from analysis import stats
@@ -30,29 +33,47 @@ from leaderboard.form import Record
 from tracking import store
 from tracking.schema import Run
 
-# What every program takes of this checkout if its record does not have it: the first ones were
-# stored without what prints their tables.
-FILL = ("analysis/*.py", "requirements*.txt", "optim/tuned.toml")
+PRINTS = "analysis/report.py"  # what the first records do not hold of their programs
 
 
-def unpack(folder: Path, record: Record, place: Path) -> None:
-    """Write the program of a record into an empty folder, beside the data of this checkout."""
+def unpack(folder: Path, record: Record, commit: str, place: Path) -> None:
+    """Write the program of a record into an empty folder, beside the data of this checkout.
+
+    commit: of the race. The first records hold a program without the part that prints tables, which
+    is taken from git. Raises UserError.
+    """
     source = store.source_path(folder, record.source_hash)
-    for name, text in store.source_files(intake.read(source).decode()).items():
+    files = store.source_files(intake.read(source).decode())
+    if PRINTS not in files:
+        files = _from_git(folder, commit) | files
+    for name, text in files.items():
         path = place / name
         if ".." in Path(name).parts or Path(name).is_absolute():
             raise UserError(f"{source}: names the file {name}, outside of the program; refused")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
-    for pattern in FILL:
-        for path in paths.PROJECT.glob(pattern):
-            copy = place / path.relative_to(paths.PROJECT)
-            if not copy.exists():
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, copy)
     for path in paths.DATA.iterdir():  # prepared data sets
         if path.suffix != ".py" and not (place / "data" / path.name).exists():
             (place / "data" / path.name).symlink_to(path)
+
+
+def _from_git(folder: Path, commit: str) -> dict[str, str]:
+    """The Python files of a commit of this checkout. Raises UserError if git does not have it."""
+    command = ["git", "archive", "--format=tar", commit]
+    try:
+        done = subprocess.run(command, cwd=paths.PROJECT, capture_output=True, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise UserError(
+            f"{folder}: its program lacks {PRINTS}, and git has no commit {commit or '(unknown)'}; "
+            "run: git fetch --unshallow, or name a newer record"
+        ) from error
+    with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
+        members = [m for m in archive if m.isfile() and m.name.endswith((".py", ".toml", ".txt"))]
+        return {
+            member.name: file.read().decode()
+            for member in members
+            if (file := archive.extractfile(member))
+        }
 
 
 def command_line(runs: Sequence[Run], seeds: int, place: Path) -> list[str]:
@@ -83,7 +104,7 @@ def rerun(folder: Path, labels: Sequence[str], seeds: int | None, place: Path) -
     if unknown:
         raise UserError(f"--claim {unknown[0]}: the record claims {', '.join(known)}; name one")
     chosen = [run for label in labels or known for run in race.entrants[label]]
-    unpack(folder, record, place)
+    unpack(folder, record, chosen[0].commit, place)
     command = command_line(chosen, seeds or len({run.seed for run in chosen}), place)
     print(f"runs the program of {record.folder} in {place}:\n  {' '.join(command[1:])}", flush=True)
     done = subprocess.run(command, cwd=place)
@@ -92,7 +113,17 @@ def rerun(folder: Path, labels: Sequence[str], seeds: int | None, place: Path) -
             f"{folder}: its program ended with exit code {done.returncode}, see above; it needs "
             "the packages of its time: requirements.txt among its sources"
         )
+    _add_columns(place / "results" / "runs.csv")
     return submit.race_of(place / "results", None)
+
+
+def _add_columns(path: Path) -> None:
+    """Give the rows of an older program the columns that came later: zero, or empty."""
+    header, *lines = path.read_text("utf-8").splitlines()
+    missing = [each for each in fields(Run) if each.name not in header.split(",")]
+    more = "".join("," if each.type == "str" else ",0" for each in missing)
+    names = "".join(f",{each.name}" for each in missing)
+    path.write_text("".join([header, names, "\n", *(f"{line}{more}\n" for line in lines)]), "utf-8")
 
 
 def compare(record: Record, race: Race, again: Race) -> tuple[str, Mapping[str, str]]:
