@@ -130,13 +130,13 @@ def record(
     killed. `source` is the `source_text` of the program. Raises UserError if the disk is full.
     """
     _write_source(root, run.source_hash, source)
-    _write_rows(curve_path(root, run.run), Validation, points)
+    write_rows(curve_path(root, run.run), Validation, points)
     for path, cls, rows in (
         (logits_path(root, run.run), Logit, logits),
         (turns_path(root, run.run), Turn, turns),
     ):
         if rows:
-            _write_rows(path, cls, rows)
+            write_rows(path, cls, rows)
         else:
             path.unlink(missing_ok=True)  # of the same run, killed before its row was written
     append(root / "runs.csv", run)
@@ -270,7 +270,8 @@ def _write_source(root: Path, digest: str, source: str) -> None:
         write_atomic(path, [source.encode()], RESUME)
 
 
-def _write_rows(path: Path, cls: type, rows: Sequence[Any]) -> None:
+def write_rows(path: Path, cls: type, rows: Sequence[Any]) -> None:
+    """Write a whole table, or leave the old one. Raises as `append` does."""
     write_atomic(path, [_header(cls).encode(), *(_line(row).encode() for row in rows)], RESUME)
 
 
