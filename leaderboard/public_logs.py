@@ -328,7 +328,7 @@ def _files(given: Sequence[Path]) -> Iterator[tuple[Path, str]]:
 
 
 def _walk(folder: Path) -> Iterator[tuple[Path, str]]:
-    others, errors = 0, []
+    others, errors = 0, list[OSError]()
     for visited, (root, folders, names) in enumerate(os.walk(folder, onerror=errors.append)):
         if visited >= MOST_FOLDERS:
             raise UserError(f"{folder}: more than {MOST_FOLDERS} folders; name a smaller one")
