@@ -31,7 +31,7 @@ AUDIT = {
     32: "its folder holds more runs than claimed; the curves here are of as many as claimed",
     41: "a single log is public for 20 runs",
     44: "its folder holds more runs than claimed",
-    46: "claimed on an averaged model's loss (val_ema_loss); its val_loss is higher, 3.2824",
+    46: "claimed on an averaged model's loss (val_ema_loss); its val_loss is above the target",
 }
 
 
@@ -115,8 +115,9 @@ def counts(found: Sequence[Verdict]) -> dict[str, int]:
     return {s: sum(v.state == s for v in found) for s in (PASSED, DIFFERS, UNCHECKED)}
 
 
-def summary(found: Sequence[Verdict]) -> str:
+def summary(data: Data) -> str:
     """What came out, in sentences."""
+    found = verdicts(data)
     number, (sd, df) = counts(found), pooled_sd(found)
     checked = [v for v in found if v.losses]
     names = ", ".join(f"#{v.claim.result}" for v in found if v.state == DIFFERS) or "none"
@@ -128,7 +129,10 @@ def summary(found: Sequence[Verdict]) -> str:
         f"{number[UNCHECKED]} cannot be checked, because their curves are not in the data. "
         f"The rule does not hold for {fails}: {agree} that the track's own list leaves unmarked. "
         f"The standard deviation between runs, pooled over the {len(checked)} results with curves, "
-        f"is {sd:.5f} ({df} degrees of freedom); the rule takes it as {TRACK3_SIGMA:g}."
+        f"is {sd:.5f} ({df} degrees of freedom); the rule takes it as {TRACK3_SIGMA:g}. "
+        f"An earlier reading of all raw logs (mean to four decimals, and n) found "
+        f"{data.says('audit-exact'):g} exact: all but "
+        f"{', '.join(f'#{result}' for result in AUDIT)}."
     )
 
 

@@ -30,19 +30,19 @@ FASTER, LESS = 1.35, 1 / (1 - 0.35)  # the two claims that are known as "35%"
 RECOMPUTED, PARTLY, STATED = "recomputed", "recomputed with a stated figure", "stated"
 
 UNMATCHED = (
-    "no: AdamW's log is of June, Muon's of October. Warm-up, warm-down and the head's learning "
-    "rate differ too, and AdamW has one untuned setting"
+    "no: AdamW's log is of June, Muon's of October; warm-up, warm-down and the head's learning "
+    "rate differ too, and nothing says that AdamW was tuned"
 )
 OTHER_MODEL = "no: the model changed as well (6 heads, QK-norm, ReLU², zero-init projections)"
 MATCHED = (
-    "yes: one program, model, data and date. Left: Adam's body has no weight decay and 250 steps "
-    "of warm-up; one run each"
+    "yes: one program, model, data and date. What differs: Adam has 250 steps of warm-up and its "
+    "matrices no weight decay; one run each"
 )
 XL_MATCHED = "nearly: one model and date, single runs; the learning rates were not tuned alike"
 README = "no: records of one list; a record may change anything, the schedules among it"
 TUNED = (
-    "yes: one fixed setting, both tuned, 10 runs each. Left: tuned by their authors, not with "
-    "equal budgets; AdamW has warm-up"
+    "yes: one fixed setting, both tuned, 10 runs each. What differs: tuned by their authors, not "
+    "with equal budgets; AdamW has warm-up"
 )
 
 
@@ -271,7 +271,7 @@ def _today(data: Data) -> list[Ratio]:
     group, claims, tuned = GROUP_TODAY, "track3_claims.csv", data.says("adamw-tuned-steps")
     best = min((c for c in data.claims if c.world_record), key=lambda c: c.claimed_steps)
     first = (
-        "no: AdamW was hardly tuned, and each is a single run that does not meet the track's rule"
+        "no: AdamW was said to be undertuned, and each is a single run that does not meet the rule"
     )
     variant = "no: not Muon but the track's best result, which has much beside Muon"
     both = f"{claims}, stated.csv"
@@ -312,14 +312,27 @@ def headline(data: Data) -> str:
 
 
 def markdown(found: Sequence[Ratio]) -> str:
-    """The evidence as a table."""
-    headings = [
-        "runs", "what", "in", "AdamW's / Muon's", "ratio", "saving", "how", "from", "matched?",
-    ]  # fmt: skip
-    return markdown_grid(
-        headings,
+    """The evidence: a table for each group, and below it what is not matched."""
+    groups: dict[str, list[Ratio]] = {}
+    for ratio in found:
+        groups.setdefault(ratio.group, []).append(ratio)
+    return "\n\n".join(f"**{group}**\n\n{_table(rows)}" for group, rows in groups.items())
+
+
+def _table(found: Sequence[Ratio]) -> str:
+    notes = {text: i for i, text in enumerate(dict.fromkeys(r.matched for r in found), start=1)}
+    headings = ["what", "in", "AdamW's / Muon's", "ratio", "saving", "how", "from", "matched?"]
+    rows = [
         [
-            [r.group, r.what, r.basis, r.costs, r.times, r.less or "-", r.how, r.source, r.matched]
-            for r in found
-        ],
+            r.what, r.basis, r.costs, r.times, r.less or "-", r.how, r.source,
+            f"{'yes' if r.is_matched else 'no'} ({notes[r.matched]})",
+        ]
+        for r in found
+    ]  # fmt: skip
+    return "\n".join(
+        [
+            markdown_grid(headings, rows),
+            "",
+            *(f"{i}. {text.partition(': ')[2]}." for text, i in notes.items()),
+        ]
     )

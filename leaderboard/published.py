@@ -24,8 +24,7 @@ def headline(data: Data) -> str:
 
 def claims_part(data: Data) -> str:
     """What came out of the claims, and all of them as a table."""
-    found = claims.verdicts(data)
-    return f"{claims.summary(found)}\n\n{claims.markdown(found)}"
+    return f"{claims.summary(data)}\n\n{claims.markdown(claims.verdicts(data))}"
 
 
 def ratios_part(data: Data) -> str:
@@ -75,8 +74,7 @@ def command(options: argparse.Namespace) -> int:
     elif options.part:
         print(PARTS[options.part](data))
     else:
-        short = claims.summary(claims.verdicts(data))
-        print(headline(data), short, records_part(data), sep="\n\n")
+        print(headline(data), claims.summary(data), records_part(data), sep="\n\n")
     return 0
 
 
