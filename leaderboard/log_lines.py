@@ -26,6 +26,7 @@ MEMORY = re.compile(
 )
 # Names of llm.c for the losses; its lr and norm are no read-outs of a validation.
 VAL, TRAIN, CLOCK = ("val_loss", "tel"), ("train_loss", "trl"), "train_time"
+MOST_READOUTS = 16  # of a line; further ones are left out
 LEFT_OUT = ("step_avg", "lr", "norm")
 
 
@@ -79,7 +80,8 @@ def _result(head: re.Match[str], rest: str) -> Result | None:
         else:
             odd = "train_time is no time with a unit"
     skipped = (*VAL, *TRAIN, CLOCK, *LEFT_OUT)
-    readouts = {name: value for name, (value, _) in values.items() if name not in skipped}
+    others = [(name, value) for name, (value, _) in values.items() if name not in skipped]
+    readouts = dict(others[:MOST_READOUTS])
     if val_loss is None and train_loss is None and CLOCK not in values and not readouts:
         return None
     return Result(

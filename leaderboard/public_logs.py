@@ -25,12 +25,12 @@ from typing import BinaryIO
 from analysis.table import aligned
 from errors import UserError
 from host import entry, paths
-from leaderboard.log_lines import NO_CLOCK, Memory, Result, parse
+from leaderboard.log_lines import MOST_READOUTS, NO_CLOCK, Memory, Result, parse
 from tracking.schema import PublicPoint, PublicRun
 from tracking.store import write_rows
 
 # A log of 20,000 steps with a line each has 2 MB.
-MOST_FILE_BYTES, MOST_LINE = 64 << 20, 1 << 20
+MOST_FILE_BYTES, MOST_LINE, MOST_LINES = 32 << 20, 1 << 20, 1_000_000
 MOST_FILES, MOST_RUNS, MOST_POINTS = 20_000, 1000, 300_000  # in all; in a file
 MOST_FOLDERS = 20_000
 MOST_IN_ALL = 2_000_000  # validations, about 500 MB
@@ -72,6 +72,8 @@ class Found:
         if same is None:
             return result.step >= self.step
         names = {word.partition("=")[0] for word in same.readouts.split()}
+        if len(names) > MOST_READOUTS:
+            return False
         again = same.val_loss is not None and result.val_loss is not None
         return result.step == self.step and not again and not names & set(result.readouts)
 
@@ -196,6 +198,8 @@ def _lines(file: BinaryIO, encoding: str, digest: "hashlib._Hash") -> Iterator[t
     else:
         lines = _decoded(file, encoding, digest)
     for number, line in enumerate(lines, start=1):
+        if number > MOST_LINES:
+            raise UnreadableError(f"more than {MOST_LINES} lines")
         if "\0" in line:
             raise UnreadableError(f"line {number}: holds a NUL; no text")
         if len(line) > MOST_LINE:

@@ -4,12 +4,14 @@ The logs are small files of numbers that were made up for these tests.
 """
 
 import os
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
 from hypothesis import strategies as st
 
+from errors import UserError
 from leaderboard import public_logs
 from leaderboard.log_lines import Memory, Result, parse
 from leaderboard.public_logs import read_logs
@@ -222,6 +224,7 @@ def test_other_encodings_and_line_ends_are_read(tmp_path: Path, encoding: str) -
         (SECONDS.encode() + b"\0\n", "line 5: holds a NUL"),
         (SECONDS.encode() + b"x" * 2000, "line 5: longer than 1000 characters"),
         (SECONDS.encode() * 100, "bytes: above"),
+        (b"\n" * 101, "more than 100 lines"),
     ],
 )
 def test_a_file_that_is_not_read_is_named_with_its_reason(
@@ -229,6 +232,7 @@ def test_a_file_that_is_not_read_is_named_with_its_reason(
 ) -> None:
     monkeypatch.setattr(public_logs, "MOST_LINE", 1000)
     monkeypatch.setattr(public_logs, "MOST_FILE_BYTES", 10_000)
+    monkeypatch.setattr(public_logs, "MOST_LINES", 100)
     (tmp_path / "log.txt").write_bytes(content)
     ((file, found),) = read_logs([tmp_path / "log.txt"]).unread
     assert file.endswith("log.txt") and reason in found
@@ -251,12 +255,25 @@ def test_links_pipes_and_other_files_are_not_read(tmp_path: Path) -> None:
     assert "1 files in it" in reasons["logs"]
 
 
-def test_too_many_runs_and_too_many_files_are_refused(
+def test_too_many_runs_files_and_validations_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (tmp_path / "a.txt").write_text("step:5/9 val_loss:3.0\nstep:5/9 val_loss:3.1\n" * 3)
+    (tmp_path / "b.txt").write_text(SECONDS)
+    monkeypatch.setattr(public_logs, "MOST_IN_ALL", 8)
+    with pytest.raises(UserError, match="more than 8 validations"):
+        read_logs([tmp_path])
     monkeypatch.setattr(public_logs, "MOST_RUNS", 2)
-    (tmp_path / "log.txt").write_text("step:5/9 val_loss:3.0\nstep:5/9 val_loss:3.1\n" * 3)
     assert "more than 2 runs" in read_logs([tmp_path]).unread[0][1]
+    monkeypatch.setattr(public_logs, "MOST_FILES", 1)
+    with pytest.raises(UserError, match="more than 1 files"):
+        read_logs([tmp_path])
+
+
+def test_a_step_with_very_many_readouts_keeps_the_first_ones(tmp_path: Path) -> None:
+    words = " ".join(f"val_{i}:{i}" for i in range(1000))
+    (run,), _ = import_one(tmp_path, f"step:5/5 {words}\n")
+    assert run.readouts.split()[-1] == "val_15=15"
 
 
 def test_the_command_writes_tables_that_the_strict_reader_reads(
@@ -288,8 +305,13 @@ def test_where_nothing_is_read_the_command_says_so(
     assert "no training log among 1 files" in capsys.readouterr().err
 
 
+@pytest.fixture
+def try_(request: pytest.FixtureRequest) -> Callable[..., None]:
+    return partial(fuzz, request)
+
+
 def test_no_bytes_end_the_importer(
-    request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    try_: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, out = tmp_path / "log.txt", tmp_path / "out"
     whole = f"{PROGRAM}{RULE}\n{SECONDS}{LLM_C}{MILLISECONDS}".encode()
@@ -306,7 +328,6 @@ def test_no_bytes_end_the_importer(
                 steps = [point.step for point in read(out / f"curves/{run.name}.csv", PublicPoint)]
                 assert steps == sorted(set(steps)) and steps[-1] <= run.steps
 
-    try_ = partial(fuzz, request)
     try_(check, st.builds(damaged, st.just(whole), damage(1)) | st.binary(max_size=300))
 
 

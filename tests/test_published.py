@@ -94,7 +94,7 @@ def test_crossings_are_those_that_the_logs_are_known_for(data: Data) -> None:
     assert round(PAIR_CROSSING) == 4992
     adam = data.curve(evidence.PAIR, "adam")
     assert adam.step_at(3.28) is None and adam.first_at(3.28) is None
-    assert adam.step_at(12.0) == 0  # a curve that begins below a loss
+    assert adam.step_at(16.0) == 0  # a curve that begins below a loss
 
 
 def test_equal_loss_along_the_pair_is_a_range_with_known_ends(data: Data) -> None:
