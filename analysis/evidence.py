@@ -38,7 +38,7 @@ MATCHED = (
     "yes: one program, model, data and date. What differs: Adam has 250 steps of warm-up and its "
     "matrices no weight decay; one run each"
 )
-XL_MATCHED = "nearly: one model and date, single runs; the learning rates were not tuned alike"
+XL_MATCHED = "nearly: one model and date, single runs; nothing says how they were tuned"
 README = "no: records of one list; a record may change anything, the schedules among it"
 TUNED = (
     "yes: one fixed setting, both tuned, 10 runs each. What differs: tuned by their authors, not "
@@ -90,7 +90,7 @@ class Ratio:
 
     @property
     def is_matched(self) -> bool:
-        """Whether the two runs differ in little beside the optimizer."""
+        """Whether the two runs differ in little beside the optimizer: "yes" or "nearly"."""
         return self.matched.startswith(("yes", "nearly"))
 
 
@@ -225,7 +225,7 @@ def _pair(data: Data) -> list[Ratio]:
         rows.append(Ratio(group, where, "seconds", costs, seconds, RECOMPUTED, CURVES, MATCHED))
     end, last = adam.final_loss, adam.planned_steps
     missed = f"to {TARGET:g}, which AdamW misses: a lower bound"
-    early = f"{MATCHED}. Muon's lr is still high there, so the ratio is too low"
+    early = f"{MATCHED}. Muon's schedule has not ended there, so the ratio is too low"
     costs = f"{muon.seconds:,.1f} / {adam.seconds:,.1f} s"
     step = Amount(dearer, dearer)
     return [
@@ -243,7 +243,7 @@ def _xl(data: Data) -> list[Ratio]:
     at, at_long = short.first_at(end), long.first_at(end)
     assert at and at_long and at.train_time_s and at_long.train_time_s
     assert adamw.seconds and short.seconds and long.seconds
-    longer = f"{XL_MATCHED}. Muon's lr is still high there, so the ratio is too low"
+    longer = f"{XL_MATCHED}. Muon's schedule has not ended there, so the ratio is too low"
     first, whole = f"first to AdamW's final {end:g}", "whole runs, Muon's ends lower"
     steps, seconds, dearer = adamw.planned_steps, adamw.seconds, price(adamw, long)
     rows: list[tuple[str, str, float, float, str, str]] = [
@@ -257,7 +257,7 @@ def _xl(data: Data) -> list[Ratio]:
     ]
     costs, step = f"{long.seconds:,.0f} / {seconds:,.0f} s", Amount(dearer, dearer)
     quoted = Amount(data.says("xl-hellaswag"), data.says("xl-hellaswag"))
-    unknown = "cannot be said: no curve is here"
+    unknown = "unknown: no curve is here"
     return [
         *(_row(group, *row) for row in rows),
         Ratio(group, "price of a step", "price", costs, step, RECOMPUTED, CURVES, XL_MATCHED),
@@ -325,7 +325,7 @@ def _table(found: Sequence[Ratio]) -> str:
     rows = [
         [
             r.what, r.basis, r.costs, r.times, r.less or "-", r.how, r.source,
-            f"{'yes' if r.is_matched else 'no'} ({notes[r.matched]})",
+            f"{r.matched.partition(':')[0]} ({notes[r.matched]})",
         ]
         for r in found
     ]  # fmt: skip

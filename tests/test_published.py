@@ -117,7 +117,7 @@ def test_every_ratio_says_whether_it_is_matched_and_where_it_is_from(data: Data)
     found = evidence.ratios(data)
     assert len(found) == len({(r.group, r.what, r.basis) for r in found})
     for each in found:
-        assert each.matched.startswith(("yes: ", "nearly: ", "no: ", "cannot be said: "))
+        assert each.matched.startswith(("yes: ", "nearly: ", "no: ", "unknown: "))
         assert all((published.FOLDER / name).exists() for name in each.source.split(", "))
         assert (each.how == evidence.RECOMPUTED) == ("stated.csv" not in each.source)
     assert not evidence.find(found, evidence.GROUP_2024, "the announcement", "tokens").is_matched

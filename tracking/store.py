@@ -30,7 +30,6 @@ import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from functools import cache
 from pathlib import Path
 from types import MappingProxyType, NoneType
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -394,7 +393,6 @@ def _row(names: list[str], cells: list[str], cls: type[T]) -> T:
     return cls(**values)
 
 
-@cache
 def _columns(cls: type) -> dict[str, tuple[type, bool]]:
     """Each column's name, its type, and whether it may be empty, in the order of declaration."""
     columns = {}
