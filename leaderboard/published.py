@@ -9,6 +9,7 @@ modded-nanogpt. docs/published.md shows the same tables, and charts made by `mak
 
 import argparse
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
 from analysis import claims, evidence, histories
@@ -58,10 +59,14 @@ def markers(folder: Path = FOLDER) -> dict[str, Callable[[str], str]]:
     A function takes the marker's argument and returns Markdown. Raises UserError.
     """
 
+    data = cache(lambda: load(folder))  # read when the first part is asked for
+
     def published(argument: str) -> str:
         if argument not in PARTS:
-            raise UserError(f"published {argument!r}: must be one of {', '.join(PARTS)}")
-        return PARTS[argument](load(folder))
+            raise UserError(
+                f"published {argument!r}: must be one of {', '.join(PARTS)}; mend the marker"
+            )
+        return PARTS[argument](data())
 
     return {"published": published}
 

@@ -27,11 +27,14 @@ def data() -> Data:
 
 @pytest.fixture
 def changed(tmp_path: Path) -> Callable[[str, str, str], Path]:
-    """Makes a copy of the folder in which a text of one file is another."""
+    """Makes a copy of the folder, with curves of two results, and one text replaced."""
 
     def change(name: str, old: str, new: str) -> Path:
         folder = tmp_path / "published"
         shutil.copytree(published.FOLDER, folder)
+        header, *rows = (folder / "track3_curves.csv").read_text().splitlines(keepends=True)
+        few = [row for row in rows if row.startswith(("1,", "35,"))]  # reading all takes longer
+        (folder / "track3_curves.csv").write_text("".join([header, *few]))
         text = (folder / name).read_text()
         assert old in text
         (folder / name).write_text(text.replace(old, new, 1))
