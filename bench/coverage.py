@@ -265,7 +265,8 @@ def censored_row(case: Misses, seed: int = 0) -> Row:
         drawn.append((np.minimum(steps, horizon), steps <= horizon))
     ratios = []
     for race in range(case.races):
-        ratio = speedup(*(Costs(spent[race].tolist(), met[race].tolist()) for spent, met in drawn))
+        a, b = (Costs(spent[race].tolist(), met[race].tolist()) for spent, met in drawn)
+        ratio = speedup(a, b)
         if ratio is not None and ratio.estimate.low is not None:
             ratios.append(ratio)
 
