@@ -40,7 +40,7 @@ from tracking import tuned
 from tracking.files import write_atomic
 from tracking.schema import Run
 from tracking.spelling import display_name
-from tracking.store import read_runs, records
+from tracking.store import find_record, read_runs
 
 REPOSITORY = Path(__file__).parents[1]
 MARKED = re.compile(  # groups: first marker, name, argument or None, content, last marker
@@ -106,21 +106,10 @@ def read_file(path: Path) -> str:
 # ---- Parts from records ------------------------------------------------------------------------
 
 
-def find_record(name: str, repository: Path = REPOSITORY) -> Path:
-    """The folder of a record. Raises UserError for an unknown name."""
-    known = {path.name: path for path in records(repository / "results")}
-    if name not in known:
-        raise UserError(
-            f"no record {name!r} in results/records; known records: {', '.join(known) or 'none'}; "
-            "name one of them"
-        )
-    return known[name]
-
-
 def find_race(name: str, repository: Path = REPOSITORY) -> tuple[Path, list[Run]]:
     """The folder and the runs of RECORD or RECORD/RACE. Raises UserError if there is none."""
     record, _, race = name.partition("/")
-    folder = find_record(record, repository)
+    folder = find_record(repository / "results", record)
     runs = read_runs(folder)
     races = list(dict.fromkeys(run.race for run in runs))
     if not race and len(races) == 1:
@@ -143,7 +132,7 @@ def _of_race(make: Callable[[Sequence[Run], Prices], str]) -> Callable[[str, Pat
 
 
 def _claims(argument: str, repository: Path) -> str:
-    folder = find_record(argument, repository)
+    folder = find_record(repository / "results", argument)
     record = form.read(folder, intake.listing(folder))
     headings = ["entrant", "n", "steps", "mean loss", "p", "seconds", "optimizer state", "sets"]
     rows = [
@@ -167,14 +156,14 @@ def _finals(argument: str, repository: Path) -> str:
 
 
 def _scale(argument: str, repository: Path) -> str:
-    points = scale.measured(find_record(argument, repository))
+    points = scale.measured(find_record(repository / "results", argument))
     if not points:
         raise UserError(f"record {argument} has no points.csv; name a record of `make scale`")
     return scale.markdown(points)
 
 
 def _engines(argument: str, repository: Path) -> str:
-    found = engines.measured(find_record(argument, repository))
+    found = engines.measured(find_record(repository / "results", argument))
     if not found:
         raise UserError(f"record {argument} has no planned.csv; name a record of make engines")
     return engines.markdown(found)
