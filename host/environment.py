@@ -40,7 +40,9 @@ def describe() -> dict[str, str]:
         **_gpus(),
         **{name: version for name in PACKAGES if (version := _version(name))},
     }
-    found |= {key: os.environ[key] for key in sorted(os.environ) if SETTINGS.fullmatch(key)}
+    settings = {key: os.environ[key] for key in sorted(os.environ) if SETTINGS.fullmatch(key)}
+    # A path changes no step, and may have a person's name in it.
+    found |= {key: value for key, value in settings.items() if os.sep not in value}
     return {key: value[:200] for key, value in found.items() if value}
 
 
