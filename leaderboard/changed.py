@@ -144,9 +144,7 @@ def report(repository: Path, base: str) -> int:
     sections = verify.everything(
         repository / paths.RESULTS.name, repository / "optim" / "tuned.toml"
     )
-    return verify.report(
-        [each for each in sections if each.name in found.records or each.failures]
-    )
+    return verify.report([each for each in sections if each.name in found.records or each.failures])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

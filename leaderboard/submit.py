@@ -247,15 +247,15 @@ def command(given: argparse.Namespace) -> int:
         given.root, given.to, given.name, given.runs, given.claim, given.author, given.new
     )
     if verify.report([verify.of_folder(folder)]):
-        place = shlex.quote(str(folder))
-        print(paths.from_here(f"written: {folder}, but nobody can use it; remove it: rm -r {place}"))
+        remove = f"rm -r {shlex.quote(str(folder))}"
+        print(paths.from_here(f"written: {folder}, which nobody can use; remove it: {remove}"))
         return entry.FAILED
     print(paths.from_here(what_next(folder, reasons)))
     return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command. Its exit code is 0, 1 (the rows contradict each other) or 2 (a rule is broken)."""
+    """Run the command. Its exit code is 0, 1 (rows contradict each other) or 2 (a broken rule)."""
     parser = entry.parser("leaderboard submit", __doc__)
     parser.add_argument("name", nargs="?", metavar="NAME", help="default: the claimed entrants")
     parser.add_argument("--runs", metavar="RACE", help="id of the race; default: the newest")

@@ -29,9 +29,7 @@ def test_it_holds_the_packages_and_the_processor_as_texts() -> None:
     assert all(isinstance(value, str) and 0 < len(value) <= 200 for value in found.values())
 
 
-def test_what_is_not_there_is_left_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_not_there_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))  # no nvidia-smi
     monkeypatch.setattr(environment, "PACKAGES", ("numpy", "no-such-package"))
     found = environment.describe()
