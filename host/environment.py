@@ -57,7 +57,10 @@ def _gpus() -> dict[str, str]:
     """The GPUs of the system and their driver; empty without one."""
     command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        done = subprocess.run(
+            command, capture_output=True, text=True, encoding="utf-8", errors="replace",
+            timeout=10, check=True,
+        )  # fmt: skip
     except (OSError, subprocess.SubprocessError):
         return {}
     rows = [line.rpartition(",") for line in done.stdout.splitlines() if line.strip()]

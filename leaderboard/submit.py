@@ -188,8 +188,9 @@ def _git_name() -> str:
     """The author as git knows the user."""
     try:
         done = subprocess.run(
-            ["git", "config", "user.name"], capture_output=True, text=True, timeout=10
-        )
+            ["git", "config", "user.name"], capture_output=True, text=True, encoding="utf-8",
+            timeout=10,
+        )  # fmt: skip
         return done.stdout.strip()[:100] or ANONYMOUS
     except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
         return ANONYMOUS
