@@ -121,7 +121,7 @@ def _add_columns(path: Path) -> None:
     """Give the rows of an older program the columns that came later: zero, or empty."""
     header, *lines = path.read_text("utf-8").splitlines()
     missing = [each for each in fields(Run) if each.name not in header.split(",")]
-    more = "".join("," if each.type == "str" else ",0" for each in missing)
+    more = "".join(",0" if each.type in (int, float) else "," for each in missing)
     names = "".join(f",{each.name}" for each in missing)
     path.write_text("".join([header, names, "\n", *(f"{line}{more}\n" for line in lines)]), "utf-8")
 
