@@ -12,6 +12,7 @@ COMMANDS = {
     "submit": ("submit", "make a record from a race of yours"),
     "rerun": ("rerun", "run a record again with its own program, and compare"),
     "seal": ("seal", "list what a folder of evidence consists of"),
+    "changed": ("changed", "verify the records that a branch or a pull request adds"),
     "import": ("public_logs", "read logs of modded-nanogpt into tables"),
     "published": ("published", "recompute what others published"),
     "docs": ("pages", "write the generated parts of README.md and docs/"),

@@ -16,6 +16,10 @@ from tracking.schema import Run
 VERSION = 1  # of the newest rules; results of different versions are not on one board
 ALPHA = stats.ALPHA  # largest p of every test: against the target, and against the standing record
 STUDENT, TRACK3 = "student", "track3"  # tests against the target
+TESTS = {
+    STUDENT: f"Student, p < {ALPHA:g}",
+    TRACK3: f"(target − mean) √n ≥ {stats.TRACK3_MARGIN:g}",
+}
 SOTU = "2b1a7a1666f2db1ca3958ae069525605323b7c6573c44be7ea9644277bb8bf71"
 
 
