@@ -79,13 +79,13 @@ report: setup  ## print the table of the newest race
 	$(PY) -m analysis.report
 
 verify: setup  ## recompute every number, committed and yours, from its files
-	$(PY) -m leaderboard.verify
+	$(PY) -m leaderboard verify
 
 leaderboard: setup  ## write the page of the boards, results/leaderboard/index.html
 	$(PY) -m leaderboard page
 
 docs: setup  ## write the generated parts of README.md and docs/
-	$(PY) -m analysis.report --docs
+	$(PY) -m leaderboard docs
 
 figures: setup  ## draw the charts of README.md and docs/ again
 	$(PY) -m analysis.charts --figures
@@ -101,7 +101,7 @@ bench: .venv/dev data  ## measure the step and the optimizers, alone on the mach
 ifneq ($(RECORD),)
 	mkdir -p results/records/$(RECORD)
 	cd results/bench && cp step.csv kinds.csv optimizer_step.csv newton_schulz.csv turns.csv data.csv ../records/$(RECORD)/
-	$(PY) -m analysis.report --docs
+	$(PY) -m leaderboard docs
 endif
 
 bench-disturbed: data  ## race on a quiet machine and beside a process that burns all cores

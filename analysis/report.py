@@ -1,36 +1,16 @@
-"""Says what a race shows, and writes the generated parts of README.md and of the docs.
+"""Says what a race shows, in a table and in sentences.
 
     python -m analysis.report                              # the newest race in results/
     python -m analysis.report --race ID --root results
-    python -m analysis.report --docs                       # writes README.md and docs/*.md
-    python -m analysis.report --docs --check               # exits 1 if a file would change
 
-A generated part of a page is between `<!-- begin:NAME ARGUMENT -->` and `<!-- end:NAME -->`:
-
-    headline RECORD      what the race shows of each entrant against AdamW
-    race RECORD          its table
-    machine RECORD       the machine that it ran on
-    league RECORD        the league table
-    detectable RECORD    the differences that its number of seeds can show
-    finals RECORD,...    final losses and attention logits of one or several races
-    scale RECORD         speed-ups at other batch sizes and widths
-    engines RECORD       losses, memory, traffic and seconds on several engines
-    tuned                the settings in optim/tuned.toml
-    csv FILE             a CSV file as a table; columns with a single value are named below it
-    file FILE            a program
-
-RECORD is a folder of results/records; a record of several races is named RECORD/RACE. FILE is
-relative to the repository. The pages are README.md, docs/*.md and results/records/*/README.md.
+The pages of the documentation show the same sentences: see leaderboard/pages.py.
 """
 
 import argparse
-import csv
-import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 
-from analysis import engines, finals, league, scale
+from analysis import league
 from analysis.pairs import UNITS, Pair, Pairs
 from analysis.price import Prices, read_prices
 from analysis.stats import (
@@ -50,8 +30,6 @@ from analysis.table import (
     commit_words,
     count,
     find,
-    markdown,
-    markdown_grid,
     note,
     summarise,
     text,
@@ -59,17 +37,9 @@ from analysis.table import (
 )
 from errors import UserError
 from host import entry, paths
-from tracking import tuned as tuned_settings
-from tracking.files import write_atomic
 from tracking.schema import REACHED, Run
 from tracking.spelling import display_name
-from tracking.store import read_runs, records
-from tracking.tuned import Tuned
-
-REPOSITORY = Path(__file__).parents[1]
-MARKED = re.compile(  # groups: first marker, name, argument or None, content, last marker
-    r"(<!-- begin:(\w+)(?: (\S+))? -->\n)(.*?)(<!-- end:\2 -->)", re.DOTALL
-)
+from tracking.store import read_runs
 
 # ---- Sentences ---------------------------------------------------------------------------------
 
@@ -235,7 +205,7 @@ def _interval(pair: Pair, ratio: Ratio) -> str:
     return f"{words}: not distinguishable{among}"
 
 
-# ---- Other parts of a page ---------------------------------------------------------------------
+# ---- What surrounds the sentences --------------------------------------------------------------
 
 
 def in_turns(runs: Sequence[Run]) -> str:
@@ -266,180 +236,6 @@ def machine(runs: Sequence[Run]) -> str:
     )
 
 
-def tuned_table(tuned: Sequence[Tuned]) -> str:
-    """The tuned settings as Markdown."""
-    if not tuned:
-        return "Nothing is tuned yet."
-    rows = [
-        [
-            t.track,
-            t.recipe,
-            ", ".join(f"{key}={value}" for key, value in t.settings.items()),
-            f"{t.steps}, missed" if t.missed else str(t.steps),
-            t.source or f"our trial {', '.join(map(str, t.trials))}",
-        ]
-        for t in tuned
-    ]
-    return markdown_grid(["track", "entrant", "settings", "steps", "from"], rows)
-
-
-def csv_table(path: Path) -> str:
-    """A CSV file as Markdown. Raises UserError if there is none, or if a line has lost a cell.
-
-    A column with one value in all rows, such as the machine, stands below the table once.
-    """
-    headings, *rows = csv.reader(read_file(path).splitlines() or [""])
-    for number, cells in enumerate(rows, start=2):
-        if len(cells) != len(headings):
-            raise UserError(
-                f"{path} line {number}: {len(cells)} cells for {len(headings)} columns; "
-                "restore the file"
-            )
-    alike = {
-        i: cells[0]
-        for i, cells in enumerate(zip(*rows, strict=True))
-        if len(rows) > 1 and cells[0] and len(set(cells)) == 1
-    }
-
-    def shown(cells: Sequence[str]) -> list[str]:
-        return [cell for i, cell in enumerate(cells) if i not in alike]
-
-    grid = markdown_grid(shown(headings), list(map(shown, rows)))
-    note = "; ".join(f"{headings[i]} {value}" for i, value in alike.items())
-    return f"{grid}\n\nAll rows: {note}." if note else grid
-
-
-def read_file(path: Path) -> str:
-    """A text file that a page shows. Raises UserError if there is none."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(
-            f"cannot show {path}: {error.strerror}; restore the file or mend the marker"
-        ) from error
-
-
-# ---- The pages ---------------------------------------------------------------------------------
-
-
-def find_record(name: str, repository: Path = REPOSITORY) -> Path:
-    """The folder of a record. Raises UserError for an unknown name."""
-    known = {path.name: path for path in records(repository / "results")}
-    if name not in known:
-        raise UserError(
-            f"no record {name!r} in results/records; known records: {', '.join(known) or 'none'}; "
-            "name one of them"
-        )
-    return known[name]
-
-
-def find_race(name: str, repository: Path = REPOSITORY) -> tuple[Path, list[Run]]:
-    """The folder and the runs of RECORD or RECORD/RACE. Raises UserError if there is none."""
-    record, _, race = name.partition("/")
-    folder = find_record(record, repository)
-    runs = read_runs(folder)
-    races = list(dict.fromkeys(run.race for run in runs))
-    if not race and len(races) == 1:
-        (race,) = races
-    if race not in races:
-        named = f"no race {race!r}" if race else f"{len(races)} races"
-        choices = ", ".join(f"{record}/{each}" for each in races) or "none"
-        raise UserError(f"record {record} has {named}; choose one of: {choices}")
-    return folder, [run for run in runs if run.race == race]
-
-
-def _headline(runs: Sequence[Run], prices: Prices) -> str:
-    return "\n\n".join(sentences(runs, prices))
-
-
-def _table(runs: Sequence[Run], _: Prices) -> str:
-    return f"{markdown(summarise(runs))}\n\n{note(runs)}"
-
-
-OF_RACE: dict[str, Callable[[Sequence[Run], Prices], str]] = {
-    "headline": _headline,
-    "race": _table,
-    "machine": lambda runs, _: machine(runs),
-    "league": league.markdown,
-    "detectable": lambda runs, _: league.detectable_note(runs),
-}
-MARKERS = (*OF_RACE, "finals", "scale", "engines", "tuned", "csv", "file")
-
-
-def _part(name: str, argument: str, repository: Path) -> str:
-    """One generated part. Raises UserError."""
-    if name in OF_RACE:
-        folder, runs = find_race(argument, repository)
-        return OF_RACE[name](runs, read_prices(folder, runs))
-    if name == "finals":
-        return finals.markdown([find_race(each, repository) for each in argument.split(",")])
-    if name == "scale":
-        points = scale.measured(find_record(argument, repository))
-        if not points:
-            raise UserError(f"record {argument} has no points.csv; name a record of `make scale`")
-        return scale.markdown(points)
-    if name == "engines":
-        found = engines.measured(find_record(argument, repository))
-        if not found:
-            raise UserError(f"record {argument} has no planned.csv; name a record of make engines")
-        return engines.markdown(found)
-    if name == "tuned":
-        return tuned_table(tuned_settings.read(repository / "optim" / "tuned.toml"))
-    if name == "csv":
-        return csv_table(repository / argument)
-    return f"```python\n{read_file(repository / argument)}```"
-
-
-def rewrite(page: str, repository: Path = REPOSITORY) -> str:
-    """The text of a page with every generated part as the files of `repository` give it.
-
-    Raises UserError for a marker that is unknown or has no partner, and for an argument that names
-    no record, race or file.
-    """
-
-    def fill(match: re.Match[str]) -> str:
-        begin, name, argument, _, end = match.groups()
-        if name not in MARKERS:
-            raise UserError(f"marker {name!r} must be one of {', '.join(MARKERS)}; mend the marker")
-        if (argument is None) != (name == "tuned"):
-            wanted = "takes no argument" if argument else "needs a record or a file"
-            raise UserError(f"marker {begin.strip()} {wanted}; see analysis/report.py")
-        return f"{begin}{_part(name, argument or '', repository)}\n{end}"
-
-    result, pairs = MARKED.subn(fill, page)
-    if not page.count("<!-- begin:") == page.count("<!-- end:") == pairs:
-        raise UserError(
-            f"{pairs} pairs of lines <!-- begin:NAME ARGUMENT --> and <!-- end:NAME --> match, "
-            "others do not; mend the markers"
-        )
-    return result
-
-
-def pages(repository: Path = REPOSITORY) -> list[Path]:
-    """The pages with generated parts: README.md, docs/*.md and the README of each record."""
-    notes = (repository / "results" / "records").glob("*/README.md")
-    return [repository / "README.md", *sorted((repository / "docs").glob("*.md")), *sorted(notes)]
-
-
-def update_pages(repository: Path = REPOSITORY, write: bool = True) -> list[Path]:
-    """The pages whose generated parts are out of date; writes them anew if `write`.
-
-    Raises UserError with the name of the page.
-    """
-    changed = []
-    for path in pages(repository):
-        before = read_file(path)
-        try:
-            after = rewrite(before, repository)
-        except UserError as error:
-            raise UserError(f"{path.relative_to(repository)}: {error}") from error
-        if after != before:
-            changed.append(path)
-            if write:
-                write_atomic(path, [after.encode()])
-    return changed
-
-
 # ---- The command -------------------------------------------------------------------------------
 
 
@@ -459,17 +255,7 @@ def select(runs: Sequence[Run], race: str | None) -> list[Run]:
 
 
 def command(options: argparse.Namespace) -> int:
-    """Print the race, or write the pages; the exit code. Raises UserError."""
-    if options.check and not options.docs:
-        raise UserError("--check: is for the pages; run with --docs --check")
-    if options.docs:
-        changed = update_pages(REPOSITORY, write=not options.check)
-        names = ", ".join(str(path.relative_to(REPOSITORY)) for path in changed)
-        if changed and options.check:
-            print(paths.from_here(f"out of date: {names}; run: make docs"))
-            return 1
-        print(f"written: {names}" if changed else "all pages are up to date")
-        return 0
+    """Print the race; the exit code. Raises UserError."""
     race = select(read_runs(options.root), options.race)
     prices = read_prices(options.root, race)
     parts = [text(summarise(race)), note(race), *sentences(race, prices)]
@@ -480,7 +266,7 @@ def command(options: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command. Its exit code is 0, 1 (pages are out of date) or 2 (a user's mistake)."""
+    """Run the command. Its exit code is 0, or 2 after a user's mistake."""
     parser = entry.parser("analysis.report", __doc__)
     parser.add_argument(
         "--root",
@@ -489,8 +275,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="folder of runs.csv; default: results",
     )
     parser.add_argument("--race", help="id of the race; default: the newest")
-    parser.add_argument("--docs", action="store_true", help="write README.md and docs/*.md")
-    parser.add_argument("--check", action="store_true", help="with --docs: only check the pages")
     return entry.run(parser, argv, command)
 
 

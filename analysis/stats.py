@@ -62,7 +62,7 @@ def costs(runs: Sequence[Run], unit: str) -> Costs:
         if value is None:
             raise UserError(
                 f"run {run.run} reached its target but has no {unit}_to_target; "
-                "run: python -m leaderboard.verify"
+                "run: python -m leaderboard verify"
             )
         spent.append(value)
     return Costs(spent, [run.status == REACHED for run in runs])

@@ -1,505 +1,148 @@
-"""Recomputes what runs.csv and tuning.csv claim, from the curves, the sources and each other.
+"""Recomputes every number of a record from its curves, and says which rules hold.
 
-    python -m leaderboard.verify                  # records, tuned.toml, GPU checks, your results
-    python -m leaderboard.verify --root FOLDER    # this folder alone, with its tuned.toml if any
+    python -m leaderboard verify              # records, tuned.toml, GPU checks, your results
+    python -m leaderboard verify FOLDER ...   # these records, or other folders with rows
 
-Prints a line for every claim that does not follow from the files and exits 1, or prints how many
-runs and trials hold and exits 0. It needs neither torch nor the machine of the race.
+A record passes, fails (which rule, which value, which limit), or has parts that cannot be checked.
+RULES.md explains the rules by their names. Nothing of a record is run or unpickled, and neither
+torch nor the machine of the race is needed. The exit code is 0, or 1 if anything failed.
 
-Without --root, each record in results/records is checked, then what must agree between records: a
-run has one row, runs of a track have one model and one batch, recipes of a track had the same
-number of search trials. Every source must belong to a row. The settings in optim/tuned.toml must
-come from the trials of the records, or from your own results/tuning.csv. Each folder of
-results/gpu that has a race is checked by itself.
+Without a folder, all records are examined, then what must agree between them: a run has one row,
+runs of a track have one model and one batch, recipes of a track had the same number of search
+trials. The settings in optim/tuned.toml must come from the trials of the records, or from your own
+results/tuning.csv. Each folder of results/gpu that has a race is checked by itself.
 """
 
-import math
-import sys
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import pandas as pd
-
-from analysis import engines, scale
-from analysis.table import frame
 from errors import UserError
 from host import entry, paths
+from leaderboard import judge
+from leaderboard.claims import FAILED, PASSED, Finding, failed
+from leaderboard.form import Claim
+from leaderboard.intake import FORM
+from leaderboard.rows import (
+    STUDIES,
+    Rows,
+    problems,
+    problems_between,
+    problems_of_tuned,
+    read_rows,
+)
 from tracking import tuned
-from tracking.crossing import crossing
-from tracking.schema import (
-    COMMON,
-    DIVERGED,
-    FINISHED,
-    MISSED,
-    REACHED,
-    Logit,
-    Run,
-    Trial,
-    Turn,
-    Validation,
-)
-from tracking.spelling import options_of, recipe_of
-from tracking.store import (
-    RECORDS,
-    is_record,
-    read_curve,
-    read_logits,
-    read_runs,
-    read_trials,
-    read_turns,
-    records,
-    source_hash,
-    source_path,
-)
-
-RESULTS = Path(__file__).parents[1] / "results"
-TIME_PARTS = (
-    "data_seconds",
-    "forward_backward_seconds",
-    "optimizer_seconds",
-    "communication_seconds",
-)
-TIME_TOLERANCE = 0.01  # the timers of the parts overlap a little where they start and stop
-OUTCOMES = {  # possible statuses of a trial, by its stage
-    "search": (FINISHED, DIVERGED),
-    "refine": (FINISHED, DIVERGED),
-    "confirm": (FINISHED, DIVERGED),
-    "horizon": (REACHED, MISSED, DIVERGED),
-    "sweep": (FINISHED, DIVERGED),
-    "transfer": (FINISHED, DIVERGED),
-}
-STUDIES = (scale.SCALE, engines.ENGINES)  # folders of results/ with rows of their own
-AFTER_SEARCH = ("refine", "confirm", "horizon")  # stages that begin after the search
+from tracking.store import RECORDS
 
 
 @dataclass(frozen=True)
-class Rows:
-    """The rows of one folder, or of several together."""
+class Section:
+    """What is printed of one folder."""
 
-    runs: list[Run]
-    trials: list[Trial]
+    name: str
+    kind: str
+    rows: Rows
+    findings: Sequence[Finding]
+    claims: Sequence[Claim] = field(default=())
 
-    def __add__(self, other: "Rows") -> "Rows":
-        return Rows(self.runs + other.runs, self.trials + other.trials)
-
-    def __str__(self) -> str:
-        return f"{len(self.runs)} runs and {len(self.trials)} tuning trials"
-
-
-def read_rows(root: Path) -> Rows:
-    """The rows of a folder. Raises UserError if they cannot be read."""
-    return Rows(read_runs(root), read_trials(root))
+    @property
+    def failures(self) -> list[Finding]:
+        """What failed."""
+        return [each for each in self.findings if each.state == FAILED]
 
 
-def problems(root: Path) -> list[str]:
-    """A line for each claim in the files of one folder that does not follow from the others.
+def folders(results: Path) -> list[Path]:
+    """The folders of records in a results folder."""
+    found = sorted(path for path in (results / RECORDS).glob("*") if path.is_dir())
+    return [path for path in found if path.name != "sources"]
 
-    Raises UserError if runs.csv or tuning.csv cannot be read at all.
-    """
+
+def of_report(report: judge.Report) -> Section:
+    """The section of a record."""
+    record = report.record
+    kind, claims = (record.kind, record.claims) if record else ("no record", ())
+    return Section(report.folder.name, kind, report.rows, report.findings, claims)
+
+
+def of_rows(name: str, root: Path) -> Section:
+    """The section of a folder of rows that is no record, such as the user's own results."""
     rows = read_rows(root)
-    found = [*_check_folder(root, rows), *_check_rows(rows)]
-    if not is_record(root):  # the records share their sources
-        found += _check_pool(root, rows)
-    for name in STUDIES:
-        if (root / name).is_dir():
-            found += [f"{name}: {problem}" for problem in problems(root / name)]
-    return found
+    return Section(name, "rows", rows, [failed("rows", line) for line in problems(root)])
 
 
-def problems_of_records(results: Path, tuned_path: Path) -> list[str]:
-    """A line for each claim of the records in a results folder, and of tuned.toml, that is wrong.
+def of_folder(folder: Path) -> Section:
+    """The section of a folder that the user names. Raises UserError if it has nothing to verify."""
+    if (folder / FORM).exists() or (folder / FORM).is_symlink():
+        home = folder.resolve().parent
+        beside = folders(home.parent) if home.name == RECORDS else [folder.resolve()]
+        reports = judge.examine_all(beside)
+        return of_report(next(r for r in reports if r.folder == folder.resolve()))
+    section = of_rows(str(folder), folder)
+    if not section.rows.runs and not section.rows.trials:
+        raise UserError(f"nothing to verify in {folder}; run: make speedrun")
+    own = folder / tuned.TUNED.name  # never the project's: its trials are not in this folder
+    more = [failed("rows", line) for line in problems_of_tuned(own, section.rows.trials)]
+    return Section(section.name, section.kind, section.rows, [*section.findings, *more])
 
-    Raises UserError if a file cannot be read at all.
+
+def everything(results: Path = paths.RESULTS, settings: Path = tuned.TUNED) -> list[Section]:
+    """The sections of all records, of what must agree between them, of GPU checks and of the
+    user's own results. Raises UserError if there is nothing to verify.
     """
-    found, everything = [], Rows([], [])
-    for record in records(results):
-        rows = read_rows(record)
-        found += [f"{record.name}: {problem}" for problem in _check_folder(record, rows)]
-        everything += rows
-    found += _check_rows(everything)
-    found += _check_pool(results / RECORDS, everything)
-    trials = [*everything.trials, *read_trials(results)]
-    for section in tuned.read(tuned_path):
-        found += _check_tuned(section, trials)
-    return found
+    found = folders(results)
+    sections = [of_report(report) for report in judge.examine_all(found)]
+    if sections:
+        between = problems_between(results, settings, list(filter(_is_readable, found)))
+        lines = [failed("rows", line) for line in between]
+        sections.append(Section("between records", "rows", Rows([], []), lines))
+    own = read_rows(results)
+    if own.runs or own.trials or any((results / name).is_dir() for name in STUDIES):
+        sections.append(of_rows("your results", results))
+    for path in sorted((results / "gpu").glob("*/runs.csv")):
+        sections.append(of_rows(f"gpu/{path.parent.name}", path.parent))
+    if not sections:
+        raise UserError(f"nothing to verify in {results}; run: make speedrun")
+    return sections
 
 
-def _check_folder(root: Path, rows: Rows) -> Iterator[str]:
-    """Whether the files of one folder agree with its rows."""
-    for run in rows.runs:
-        yield from (f"run {run.run}: {problem}" for problem in _check_run(root, run))
-    yield from _check_files(root, rows.runs)
-    yield from _check_sources(root, [*rows.runs, *rows.trials])
-    yield from scale.problems(root)
-    yield from engines.problems(root)
-
-
-def _check_rows(rows: Rows) -> Iterator[str]:
-    """Whether the rows of one folder, or of all records together, agree with each other."""
-    runs = frame(rows.runs, Run)
-    yield from _check_unique(runs)
-    yield from _check_races(runs)
-    yield from _check_constants(runs)
-    yield from _check_trials(rows.trials)
-    yield from _check_budgets(frame(rows.trials, Trial))
-
-
-# ---- Runs --------------------------------------------------------------------------------------
-
-
-def _check_run(root: Path, run: Run) -> Iterator[str]:
-    """Whether a row agrees with its curve, its logits, its turns and itself."""
+def _is_readable(folder: Path) -> bool:
+    """Whether a record's rows can be read; what is wrong with others is in their own section."""
     try:
-        points = read_curve(root, run.run)
-    except UserError as error:
-        yield str(error)
-        return
-    yield from _check_curve(run, points)
-    try:
-        yield from _check_logits(run, read_logits(root, run.run))
-        yield from _check_turns(run, read_turns(root, run.run))
-    except UserError as error:
-        yield str(error)
-    yield from _check_outcome(run, points)
-    if run.status != DIVERGED and run.steps != run.steps_planned:
-        yield f"{run.status} after {run.steps} of {run.steps_planned} steps"
-    parts = sum(getattr(run, part) for part in TIME_PARTS)
-    if parts > run.train_seconds * (1 + TIME_TOLERANCE):
-        yield f"its parts take {parts:g} s, more than train_seconds {run.train_seconds:g}"
-    if run.train_seconds and run.matmul_peak_flops:
-        peak = run.matmul_peak_flops * run.world_size
-        mfu = run.flops_per_step * run.steps / run.train_seconds / peak
-        if not math.isclose(run.mfu, mfu, rel_tol=1e-3):
-            yield f"mfu {run.mfu:g}, but its FLOPs, time and peak give {mfu:g}"
+        return bool(read_rows(folder))
+    except UserError:
+        return False
 
 
-def _check_curve(run: Run, points: Sequence[Validation]) -> Iterator[str]:
-    """Whether a curve can belong to its run."""
-    for before, after in pairwise(points):
-        if after.step <= before.step:
-            yield f"its curve goes from step {before.step} to {after.step}"
-        if after.train_seconds < before.train_seconds:
-            yield f"its clock runs backwards at step {after.step}"
-    for point in points:
-        if point.tokens * run.steps != run.tokens * point.step:
-            yield f"{point.tokens} tokens at step {point.step}, but {run.tokens} at {run.steps}"
-    last = points[-1] if points else None
-    if last and last.step == run.steps:
-        if not _equal(last.train_seconds, run.train_seconds):
-            yield f"train_seconds {run.train_seconds:g}, but its curve {last.train_seconds:g}"
-        yield from _check_intervals(run, points)
-    elif run.status != DIVERGED:
-        yield f"its curve has no validation at its last step {run.steps}"
-    elif last and (last.step > run.steps or last.train_seconds > run.train_seconds):
-        yield f"its curve goes on to step {last.step}, {last.train_seconds:g} s, after its end"
-
-
-def _check_intervals(run: Run, points: Sequence[Validation]) -> Iterator[str]:
-    """Whether the step times of a complete curve add up to the times of its run."""
-    for column, claimed in (("step_ms", "train_seconds"), ("optimizer_ms", "optimizer_seconds")):
-        before, seconds = 0, 0.0
-        for point in points:
-            seconds += (getattr(point, column) or 0.0) * (point.step - before) / 1000
-            before = point.step
-        if not math.isclose(getattr(run, claimed), seconds, rel_tol=1e-4, abs_tol=1e-6):
-            yield f"{claimed} {getattr(run, claimed):g}, but its curve's {column} give {seconds:g}"
-
-
-def _check_logits(run: Run, logits: Sequence[Logit]) -> Iterator[str]:
-    """Whether attention logits are complete: each head of each layer at each measured step."""
-    heads: dict[int, list[tuple[int, int]]] = defaultdict(list)
-    for row in logits:
-        heads[row.step].append((row.layer, row.head))
-    if list(heads) != sorted(heads) or any(not 1 <= step <= run.steps for step in heads):
-        yield f"its logits are not of steps 1 to {run.steps} in order"
-    layers = max((row.layer for row in logits), default=-1) + 1
-    width = max((row.head for row in logits), default=-1) + 1
-    for step, found in heads.items():
-        if found != [(layer, head) for layer in range(layers) for head in range(width)]:
-            yield f"its logits at step {step} are not one for each head of each layer"
-    if recipe_of(run.entrant) == "muonclip" and run.status != DIVERGED and len(heads) != run.steps:
-        yield f"it clips logits in {run.steps} steps, but has logits of {len(heads)}"
-
-
-def _check_turns(run: Run, turns: Sequence[Turn]) -> Iterator[str]:
-    """Whether turns are complete: they follow each other and add up to their run."""
-    if (run.turn_steps > 0) != bool(run.heat):
-        yield f"heat {run.heat!r} with turns of {run.turn_steps} steps; a run has both or neither"
-    if not run.turn_steps or not run.steps:
-        if turns:
-            yield f"{len(turns)} turns, but its row has none"
-        return
-    if not turns:
-        yield f"its turns of {run.turn_steps} steps are missing"
-        return
-    if [turn.round for turn in turns] != list(range(len(turns))):
-        yield "its turns are not of the rounds 0, 1, 2, ..."
-    *whole, last = turns
-    if not 0 < last.steps <= run.turn_steps:
-        whole.append(last)  # the last turn may be shorter
-    for turn in whole:
-        if turn.steps != run.turn_steps:
-            yield f"its turn in round {turn.round} has {turn.steps}, not {run.turn_steps} steps"
-    steps, seconds = sum(t.steps for t in turns), math.fsum(t.train_seconds for t in turns)
-    if steps != run.steps:
-        yield f"{run.steps} steps, but its turns have {steps}"
-    if any(turn.train_seconds < 0 for turn in turns) or not _equal(seconds, run.train_seconds):
-        yield f"train_seconds {run.train_seconds:.9g}, but its turns give {seconds:.9g}"
-
-
-def _check_outcome(run: Run, points: Sequence[Validation]) -> Iterator[str]:
-    """Whether status, final loss and cost of the target follow from the curve and the target."""
-    met = None
-    if run.status == DIVERGED:
-        if points and points[-1].step == run.steps_planned:
-            yield f"status diverged, but its curve ends at the planned step {run.steps_planned}"
-    else:
-        met = crossing(points, run.target)
-        status = MISSED if met is None else REACHED
-        if run.status != status:
-            yield f"status {run.status}, but its curve {status} the target {run.target:g}"
-    expected = {
-        "final_loss": points[-1].val_loss if points else None,
-        "steps_to_target": met.step if met else None,
-        "tokens_to_target": met.tokens if met else None,
-        "seconds_to_target": met.seconds if met else None,
-    }
-    for name, value in expected.items():
-        if not _equal(getattr(run, name), value):
-            yield f"{name} {_shown(getattr(run, name))}, but its curve gives {_shown(value)}"
-
-
-def _repeated(rows: pd.DataFrame, by: str | list[str]) -> Iterator[tuple[Any, int]]:
-    """The values of one or more columns that several rows share, and how many rows do."""
-    for values, times in rows.groupby(by, sort=False, dropna=False).size().items():
-        if times > 1:
-            yield values, times
-
-
-def _differing(rows: pd.DataFrame, by: str | list[str], column: str) -> Iterator[tuple[Any, str]]:
-    """The groups of rows whose values of a column differ, and the values."""
-    for name, values in rows.groupby(by, sort=False)[column].unique().items():
-        if len(values) > 1:
-            numbers = pd.api.types.is_float_dtype(rows[column])
-            shown = map("{:g}".format, values) if numbers else map(str, values)
-            yield name, ", ".join(shown)
-
-
-def _check_unique(runs: pd.DataFrame) -> Iterator[str]:
-    for name, times in _repeated(runs, "run"):
-        yield f"run {name}: {times} rows have this id"
-    for (race, entrant, seed), times in _repeated(runs, ["race", "entrant", "seed"]):
-        yield f"race {race}: {times} runs of {entrant} with seed {seed}"
-
-
-def _check_races(runs: pd.DataFrame) -> Iterator[str]:
-    for (race, label), entrants in _differing(runs, ["race", "label"], "entrant"):
-        yield f"race {race}: label {label} stands for several entrants: {entrants}"
-    for name in COMMON:
-        for race, values in _differing(runs, "race", name):
-            yield f"race {race}: its runs differ in {name}: {values}"
-    for name in ("race", "seed", "turn_steps"):
-        for heat, values in _differing(runs[runs.heat != ""], "heat", name):
-            yield f"heat {heat}: its runs differ in {name}: {values}"
-
-
-def _check_constants(runs: pd.DataFrame) -> Iterator[str]:
-    """What one track, and one entrant of a race, have in common, whatever the seed."""
-    for _, run in runs[(runs.steps == 0) & (runs.tokens > 0)].iterrows():
-        yield f"run {run.run}: {run.tokens} tokens in no step"
-    stepped = runs[runs.steps > 0]
-    stepped = stepped.assign(rate=stepped.tokens / stepped.steps)
-    for track, rates in _differing(stepped, "track_hash", "rate"):
-        yield f"track {track}: its runs differ in tokens per step: {rates}"
-    ended = runs[runs.status != DIVERGED]
-    bits = (ended.final_bits_per_byte / ended.final_loss).map("{:.6g}".format)
-    ended = ended.assign(bits=bits)
-    measured = ended[ended.final_bits_per_byte.notna() & (ended.final_loss > 0)]
-    for track, counts in _differing(ended, "track_hash", "param_count"):
-        yield f"track {track}: its runs differ in param_count: {counts}"
-    for track, ratios in _differing(measured, "track_hash", "bits"):
-        yield f"track {track}: its runs differ in final_bits_per_byte over final_loss: {ratios}"
-    for column in ("state_bytes", "flops_per_step"):
-        for (race, label), values in _differing(ended, ["race", "label"], column):
-            yield f"race {race}: {label}: its runs differ in {column}: {values}"
-
-
-def _check_files(root: Path, runs: Sequence[Run]) -> Iterator[str]:
-    """Whether every file of a run has a row: a removed row leaves its files behind."""
-    names = {run.run for run in runs}
-    folders = ("curves", "logits", "turns")
-    for path in sorted(path for name in folders for path in (root / name).glob("*.csv")):
-        if path.stem not in names:
-            yield (
-                f"{path}: no row in runs.csv; its row was removed, or the race was killed "
-                "in between: go on with --resume, or remove the file"
+def report(sections: Sequence[Section]) -> int:
+    """Print what was found; the exit code."""
+    for section in sections:
+        state = FAILED if section.failures else PASSED
+        print(f"{section.name} ({section.kind}): {state}; {section.rows}")
+        for claim in section.claims:
+            sets = f"; sets the record of {' and '.join(claim.sets)}" if claim.sets else ""
+            print(
+                f"  {claim.label}: {claim.steps} steps, n = {claim.n}, mean loss "
+                f"{claim.mean_loss:.4f}, p = {claim.p:.2g}, {claim.seconds:.1f} s{sets}"
             )
-
-
-def _check_sources(root: Path, rows: Sequence[Run | Trial]) -> Iterator[str]:
-    for digest in dict.fromkeys(row.source_hash for row in rows):
-        path = source_path(root, digest)
-        if not path.is_file():
-            yield f"{path}: missing, although rows name it"
-        elif source_hash(path.read_bytes().decode(errors="replace")) != digest:
-            yield f"{path}: not the text that it is named after"
-
-
-def _check_pool(root: Path, rows: Rows) -> Iterator[str]:
-    """Whether a row names each program text in root/sources."""
-    named = {row.source_hash for row in (*rows.runs, *rows.trials)}
-    for path in sorted((root / "sources").glob("*.txt")):
-        if path.stem not in named:
-            yield (
-                f"{path}: no row names this source; its row was removed, or the race was killed "
-                "in between: go on with --resume, or remove the file"
-            )
-
-
-# ---- Tuning ------------------------------------------------------------------------------------
-
-
-def _check_trials(trials: Sequence[Trial]) -> Iterator[str]:
-    for trial in trials:
-        name = f"trial {trial.recipe} {trial.trial} ({trial.stage}, {trial.steps} steps)"
-        outcomes = OUTCOMES.get(trial.stage)
-        if outcomes is None:
-            yield f"{name}: stage {trial.stage!r} is not one of {', '.join(OUTCOMES)}"
-        elif trial.status not in outcomes:
-            yield f"{name}: status {trial.status!r} is not one of {', '.join(outcomes)}"
-        elif (trial.final_loss is None) != (trial.status == DIVERGED):
-            yield f"{name}: {trial.status} with final_loss {_shown(trial.final_loss)}"
-        elif (trial.target is None) != (trial.stage != "horizon"):
-            yield f"{name}: target {_shown(trial.target)}, which only the horizon stage has"
-        elif _is_at_target(trial) != (trial.status == REACHED):
-            yield f"{name}: {trial.status} {_shown(trial.target)} with {_shown(trial.final_loss)}"
-
-
-def _check_budgets(trials: pd.DataFrame) -> Iterator[str]:
-    """Whether no trial is doubled, and the recipes of a track had the same number of searches."""
-    key = ["track_hash", "stage", "entrant", "seed", "target"]
-    for (_, stage, entrant, seed, _), times in _repeated(trials, key):
-        yield f"trial {entrant} ({stage}): {times} rows with seed {seed}"
-    # A search that is not over claims nothing yet.
-    over = set(trials[trials.stage.isin(AFTER_SEARCH)].groupby(["track_hash", "recipe"]).groups)
-    # A trial that was run anew, with another value of what is not searched, counts once.
-    searched = trials[trials.stage == "search"].drop_duplicates(["track_hash", "recipe", "trial"])
-    for track, rows in searched.groupby("track_hash", sort=False):
-        rows = rows[[(track, recipe) in over for recipe in rows.recipe]]
-        budget = rows.groupby("recipe", sort=False).size()
-        if budget.nunique() > 1:
-            shown = ", ".join(f"{recipe} {number}" for recipe, number in budget.items())
-            yield f"track {track}: recipes differ in their number of search trials: {shown}"
-
-
-def _is_at_target(trial: Trial) -> bool:
-    """Whether a trial has a final loss and a target, and the loss is at or below the target."""
-    loss, target = trial.final_loss, trial.target
-    return loss is not None and target is not None and loss <= target
-
-
-def _check_tuned(section: tuned.Tuned, trials: Sequence[Trial]) -> Iterator[str]:
-    """Whether the settings of a section are the settings of the trials that it names."""
-    name = f"tuned.toml [{section.track}.{section.recipe}]"
-    if not section.trials and not section.source:  # a published source cannot be checked here
-        yield f"{name}: names neither a trial nor a source"
-    for index in section.trials:
-        key = (section.track, section.recipe, index)
-        rows = [t for t in trials if (t.track, t.recipe, t.trial) == key]
-        if not rows:
-            yield f"{name}: no tuning.csv has its trial {index}"
-            continue
-        rows = [t for t in rows if _agree(section.settings, options_of(t.entrant))]
-        if not rows:
-            yield f"{name}: its settings differ from trial {index}"
-            continue
-        rows = [t for t in rows if t.stage == "horizon" and t.steps == section.steps]
-        # If there were several targets, the last is the one that counts.
-        met = [t.status == REACHED for t in rows if t.target == rows[-1].target]
-        if not section.missed and not (met and all(met)):
-            yield f"{name}: trial {index} did not reach the target in {section.steps} steps"
-        if section.missed and (not met or all(met)):
-            yield f"{name}: no run of trial {index} missed the target in {section.steps} steps"
-
-
-def _agree(settings: dict[str, Any], options: dict[str, str]) -> bool:
-    """Whether the options of an entrant have the values of a section of tuned.toml."""
-
-    def same(value: Any, option: str) -> bool:
-        try:
-            return float(option) == float(value)
-        except (TypeError, ValueError):
-            return option.lower() == str(value).lower()
-
-    return all(key in options and same(value, options[key]) for key, value in settings.items())
-
-
-# ---- The command -------------------------------------------------------------------------------
-
-
-def _equal(a: float | None, b: float | None) -> bool:
-    if a is None or b is None:
-        return a is b
-    return math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-6)
-
-
-def _shown(value: float | None) -> str:
-    return "empty" if value is None else f"{value:.9g}"
+        print(
+            *(f"  {each}" for each in section.findings), sep="\n", end="\n" * bool(section.findings)
+        )
+    rows = sum((section.rows for section in sections), Rows([], []))
+    broken = [section.name for section in sections if section.failures]
+    if broken:
+        print(f"failed: {', '.join(broken)}")
+        return 1
+    print(f"{rows} verified")
+    return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command. Its exit code is 0, 1 (a claim does not hold) or 2 (a user's mistake)."""
-    parser = entry.parser("leaderboard.verify", __doc__)
+    parser = entry.parser("leaderboard verify", __doc__)
     note = "verify this folder alone; default: all records and your results"
-    parser.add_argument("--root", type=paths.typed, help=note)
+    parser.add_argument("folders", nargs="*", type=paths.typed, metavar="FOLDER", help=note)
     return entry.run(
-        parser, argv, lambda given: _report(*(_verify(given.root) if given.root else _verify_all()))
+        parser,
+        argv,
+        lambda given: report(list(map(of_folder, given.folders)) or everything()),
     )
-
-
-def _verify(root: Path) -> tuple[list[str], dict[str, Rows]]:
-    """The problems of one folder, and its rows by its name."""
-    rows = read_rows(root)
-    if not rows.runs and not rows.trials:
-        raise UserError(f"nothing to verify in {root}; run: make speedrun")
-    found = problems(root)
-    for section in tuned.read(root / tuned.TUNED.name):  # never the project's: its trials are not
-        found += _check_tuned(section, rows.trials)
-    return found, {str(root): rows}
-
-
-def _verify_all(
-    results: Path = RESULTS, tuned_path: Path = tuned.TUNED
-) -> tuple[list[str], dict[str, Rows]]:
-    """The problems of all records, GPU checks and the user's own results; their rows by folder."""
-    rows = {record.name: read_rows(record) for record in records(results)}
-    found, own = problems_of_records(results, tuned_path), read_rows(results)
-    if own.runs or own.trials or any((results / name).is_dir() for name in STUDIES):
-        found += problems(results)
-        rows["your results"] = own
-    for path in sorted((results / "gpu").glob("*/runs.csv")):
-        name = f"gpu/{path.parent.name}"
-        rows[name] = read_rows(path.parent)
-        found += [f"{name}: {problem}" for problem in problems(path.parent)]
-    if not rows:
-        raise UserError(f"nothing to verify in {results}; run: make speedrun")
-    return found, rows
-
-
-def _report(found: list[str], folders: dict[str, Rows]) -> int:
-    """Print the problems, or how many rows hold; the exit code."""
-    if found:
-        print(*found, sep="\n")
-        return 1
-    if len(folders) > 1:
-        print(*(f"{name}: {rows}" for name, rows in folders.items()), sep="\n")
-    print(f"{sum(folders.values(), Rows([], []))} verified")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -15,12 +15,14 @@ from tracking import store
 
 ROOT = Path(__file__).parents[1]
 
-# The program that a row's hash names: every file of these folders and of the root. Left out are the
-# folders that read results, plan, measure speed or test. (The tuner takes two tests of significance
-# from analysis/stats.py, which is left out too.)
-PROGRAM = ("data", "engines", "host", "layers", "optim", "runtime", "studies", "tracking")
+# The program that a row's hash names: every file of the root and of these folders, which is all
+# that a race needs to be run again. Left out is what plans, measures speed, verifies or draws.
+PROGRAM = (
+    "analysis/*", "data/**/*", "engines/**/*", "host/**/*", "layers/**/*", "optim/**/*",
+    "runtime/**/*", "studies/**/*", "tracking/**/*",
+)  # fmt: skip
 OUTPUT = ("results", "plots")  # folders without code, which may be links to another disk
-PINS = "requirements-optimizers.txt"  # versions of the rules that come from libraries
+PINS = ("requirements.txt", "requirements-optimizers.txt")
 
 
 def now() -> str:
@@ -30,8 +32,8 @@ def now() -> str:
 
 def program_text() -> str:
     """The source text of the program, as `tracking.store.source_text` joins it."""
-    paths = [*ROOT.glob("*.py"), ROOT / PINS]
-    paths += [path for folder in PROGRAM for path in (ROOT / folder).rglob("*.py")]
+    paths = [*ROOT.glob("*.py"), *(ROOT / name for name in PINS)]
+    paths += [path for pattern in PROGRAM for path in ROOT.glob(f"{pattern}.py")]
     return store.source_text(
         {str(path.relative_to(ROOT)): path.read_text("utf-8") for path in paths}
     )

@@ -176,3 +176,13 @@ def in_turns(
     """A race as if the runs of each seed had taken turns, and the prices of its steps."""
     heats = [replace(run, heat=f"{run.race}-s{run.seed}", turn_steps=turn_steps) for run in runs]
     return heats, Prices(heats, {run.run: make_turns(run, jitter) for run in heats})
+
+
+def three_races() -> list[Run]:
+    race = entrant("adamw", [70.0, 70.0]) + entrant("muon", [50.0, 50.0])
+    older = [replace(run, race="tiny-0", started="2026-07-01T12:00:00+00:00") for run in race]
+    newer = [
+        replace(run, race="c", track="custom", started="2026-09-01T12:00:00+00:00") for run in race
+    ]
+    older = [replace(run, compiled=False, compile_note="no g++") for run in older]
+    return older + newer + race

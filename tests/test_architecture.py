@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from analysis import report
+from leaderboard import pages
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = {"speedrun", "model", "muon", "errors"}  # the only files at the root
@@ -166,16 +166,16 @@ def test_results_can_be_read_drawn_and_verified_without_torch() -> None:
 
 @pytest.mark.slow
 def test_the_pages_show_what_the_csvs_hold() -> None:
-    texts = "".join(path.read_text() for path in report.pages())
-    shown = {name for _, name, *_ in report.MARKED.findall(texts)}
-    assert shown == set(report.MARKERS)
-    command = [sys.executable, "-m", "analysis.report", "--docs", "--check"]
+    texts = "".join(path.read_text() for path in pages.pages())
+    shown = {name for _, name, *_ in pages.MARKED.findall(texts)}
+    assert shown == set(pages.MARKERS)
+    command = [sys.executable, "-m", "leaderboard", "docs", "--check"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.slow
 def test_the_committed_results_verify() -> None:
-    command = [sys.executable, "-m", "leaderboard.verify"]
+    command = [sys.executable, "-m", "leaderboard", "verify"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -147,7 +147,8 @@ for name in sys.argv[1:]:
 """
 COMMANDS = [
     "analysis.charts._make", "analysis.report", "bench.data", "bench.gpu_check.__main__",
-    "data.corpus", "data.fineweb", "data.gpt2", "data.text", "leaderboard.verify",
+    "data.corpus", "data.fineweb", "data.gpt2", "data.text", "leaderboard.__main__",
+    "leaderboard.pages", "leaderboard.verify",
     "planner.__main__", "runtime.machine", "speedrun", "studies.scale", "studies.tune",
     "tracking.tuned",
 ]  # fmt: skip

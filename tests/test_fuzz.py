@@ -393,7 +393,7 @@ def test_a_record_that_is_verified(
 ) -> None:
     def check(number: int, done: list[Any]) -> None:
         root = results(number, done)
-        code = verify.main(["--root", str(root)])
+        code = verify.main([str(root)])
         said = capsys.readouterr()
         assert said.out if code == 1 else ran(code, said.err) == bool(said.out)
 

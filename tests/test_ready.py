@@ -86,7 +86,7 @@ def test_the_hash_of_the_program_does_not_know_line_ends(
     for end in ("\n", "\r\n"):
         root = tmp_path / str(len(end))
         (root / "data").mkdir(parents=True)
-        for name in ("speedrun.py", "data/corpus.py", provenance.PINS):
+        for name in ("speedrun.py", "data/corpus.py", *provenance.PINS):
             text = (REPOSITORY / name).read_text("utf-8")
             (root / name).write_bytes(text.replace("\n", end).encode())
         monkeypatch.setattr(provenance, "ROOT", root)

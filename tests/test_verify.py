@@ -1,6 +1,8 @@
 """The verifier finds every kind of tampering, and nothing in what the trainer writes."""
 
+import io
 import re
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import pytest
 
 from analysis import report
 from errors import UserError
-from leaderboard import verify
+from leaderboard import rows, seal, verify
 from tests.rows import SOURCE, make_points, make_run, make_trial, make_turns
 from tracking import store, tuned
 from tracking.schema import Run, Trial, Turn
@@ -57,14 +59,21 @@ def fill_records(results: Path) -> None:
     fill_runs(results / "records" / "race")
     fill_trials(results / "records" / "search")
     (results / "tuned.toml").write_text(TUNED)
+    for name in ("race", "search"):
+        seal_evidence(results / "records" / name)
+
+
+def seal_evidence(folder: Path) -> None:
+    (folder / "README.md").write_text("# A record\n\nQuestion: does it hold?\n")
+    seal.seal(folder)
 
 
 def test_verify_accepts_what_the_trainer_writes(tmp_path, capsys):
     root = tmp_path / "results"
     fill(root)
-    assert verify.problems(root) == []
-    assert verify.main(["--root", str(root)]) == 0
-    assert capsys.readouterr().out == "6 runs and 8 tuning trials verified\n"
+    assert rows.problems(root) == []
+    assert verify.main([str(root)]) == 0
+    assert capsys.readouterr().out.endswith("\n6 runs and 8 tuning trials verified\n")
 
 
 # ---- Records -----------------------------------------------------------------------------------
@@ -75,14 +84,14 @@ def test_records_are_verified_with_what_they_share(tmp_path, capsys):
     assert sorted(path.name for path in (tmp_path / "records").iterdir()) == [
         "race", "search", "sources",
     ]  # fmt: skip
-    found, rows = verify._verify_all(tmp_path, tmp_path / "tuned.toml")
-    assert found == [] and list(map(str, rows.values())) == [
+    sections = verify.everything(tmp_path, tmp_path / "tuned.toml")
+    assert [str(section.rows) for section in sections if section.kind == "evidence"] == [
         "6 runs and 0 tuning trials",
         "0 runs and 8 tuning trials",
     ]
-    assert verify._report(found, rows) == 0
+    assert verify.report(sections) == 0
     assert capsys.readouterr().out.endswith("\n6 runs and 8 tuning trials verified\n")
-    assert verify.main(["--root", str(tmp_path / "records" / "race")]) == 0
+    assert verify.main([str(tmp_path / "records" / "race")]) == 0
 
 
 def in_record(name: str, tamper):
@@ -123,15 +132,15 @@ def search_more(results: Path) -> None:
     [
         (
             in_record("race", lambda root: change_run("muon-0", final_loss=2.9)(root)),
-            "race: run muon-0: final_loss 2.9, but its curve gives 3",
+            "run muon-0: final_loss 2.9, but its curve gives 3",
         ),
         (
             in_record("race", lambda root: remove("curves/muon-0.csv")(root)),
-            "race: run muon-0: .* is missing",
+            "run muon-0: .* is missing",
         ),
         (
             in_record("race", lambda root: drop_run("muon-0")(root)),
-            "race: .*curves/muon-0.csv: no row in runs.csv",
+            ".*curves/muon-0.csv: no row in runs.csv",
         ),
         (copy_run, "run adamw-0: 2 rows have this id"),
         (copy_run, "race tiny-1: 2 runs of adamw with seed 0"),
@@ -139,7 +148,7 @@ def search_more(results: Path) -> None:
         (add_run(final_bits_per_byte=0.9), "its runs differ in final_bits_per_byte over final_los"),
         (
             lambda results: (results / "records" / SOURCE_NAME).unlink(),
-            f"race: .*{SOURCE_NAME}: missing, although rows name it",
+            f".*{SOURCE_NAME}: missing, although rows name it",
         ),
         (
             lambda results: (results / "records" / "sources" / "ffff.txt").write_text("text"),
@@ -176,17 +185,23 @@ def search_more(results: Path) -> None:
 def test_verify_finds_in_records(tmp_path, tamper, message):
     fill_records(tmp_path)
     tamper(tmp_path)
-    found, rows = verify._verify_all(tmp_path, tmp_path / "tuned.toml")
-    assert verify._report(found, rows) == 1
-    assert re.search(message, "\n".join(found))
+    assert re.search(message, said(tmp_path))
+
+
+def said(results: Path) -> str:
+    """What the command prints of a results folder with its records, where something fails."""
+    with redirect_stdout(io.StringIO()) as out:
+        assert verify.report(verify.everything(results, results / "tuned.toml")) == 1
+    return out.getvalue()
 
 
 def test_an_entrant_that_misses_the_target_says_so(tmp_path):
     fill_records(tmp_path)
     search = tmp_path / "records" / "search"
     change_trial("muon", 1, "horizon", status="missed", final_loss=3.6)(search)
+    seal.seal(search)
     write_tuned(TUNED.replace("steps", "missed = true\nsteps"))(tmp_path)
-    assert verify.problems_of_records(tmp_path, tmp_path / "tuned.toml") == []
+    assert verify.report(verify.everything(tmp_path, tmp_path / "tuned.toml")) == 0
 
 
 def test_your_own_results_are_verified_beside_the_records(tmp_path):
@@ -196,12 +211,12 @@ def test_your_own_results_are_verified_beside_the_records(tmp_path):
     store.record_trial(tmp_path, row, SOURCE)
     own = TUNED.replace("0.002", "0.005").replace("[1]", "[5]")
     write_tuned(own)(tmp_path)  # settings from a search of the user's
-    found, rows = verify._verify_all(tmp_path, tmp_path / "tuned.toml")
-    assert found == [] and str(rows["your results"]) == "0 runs and 1 tuning trials"
+    sections = {s.name: s for s in verify.everything(tmp_path, tmp_path / "tuned.toml")}
+    assert not any(section.failures for section in sections.values())
+    assert str(sections["your results"].rows) == "0 runs and 1 tuning trials"
     (tmp_path / "curves").mkdir()
     (tmp_path / "curves" / "lost.csv").write_text("")
-    found, _ = verify._verify_all(tmp_path, tmp_path / "tuned.toml")
-    assert len(found) == 1 and "lost.csv: no row in runs.csv" in found[0]
+    assert said(tmp_path).count("failed: rows:") == 1 and "lost.csv: no row in" in said(tmp_path)
 
 
 def test_checks_of_a_gpu_are_verified_too(tmp_path):
@@ -210,36 +225,36 @@ def test_checks_of_a_gpu_are_verified_too(tmp_path):
     (root / "curves").mkdir(parents=True)
     (root / "curves" / "lost.csv").write_text("")
     store.append(root / "runs.csv", make_run())
-    found, rows = verify._verify_all(tmp_path, tmp_path / "tuned.toml")
-    assert str(rows["gpu/20260101-card"]) == "1 runs and 0 tuning trials"
-    assert any("gpu/20260101-card: " in line and "lost.csv" in line for line in found)
+    section = verify.everything(tmp_path, tmp_path / "tuned.toml")[-1]
+    assert (section.name, str(section.rows)) == ("gpu/20260101-card", "1 runs and 0 tuning trials")
+    assert any("lost.csv" in each.text for each in section.failures)
 
 
 def test_a_folder_of_ones_own_has_its_own_settings_and_not_the_projects(tmp_path, capsys):
     own = tmp_path / "results" / "mine"
     fill(own)
     (tmp_path / "results" / "tuned.toml").write_text(TUNED.replace("0.002", "0.003"))  # others'
-    assert verify.main(["--root", str(own)]) == 0
+    assert verify.main([str(own)]) == 0
     (own / "tuned.toml").write_text(TUNED)
-    assert verify.main(["--root", str(own)]) == 0
+    assert verify.main([str(own)]) == 0
     (own / "tuned.toml").write_text(TUNED.replace("0.002", "0.003"))
     capsys.readouterr()
-    assert verify.main(["--root", str(own)]) == 1
+    assert verify.main([str(own)]) == 1
     assert "tuned.toml [tiny.muon]: its settings differ from trial 1" in capsys.readouterr().out
     assert tuned.of(own) == own / "tuned.toml"
-    assert tuned.of(Path(verify.__file__).parents[1] / "results" / "records" / "..") == tuned.TUNED
+    assert tuned.of(Path(rows.__file__).parents[1] / "results" / "records" / "..") == tuned.TUNED
 
 
 @pytest.mark.parametrize("where", [".", "../race", "../../records/race/"])
 def test_a_record_is_one_from_wherever_it_is_named(where, tmp_path, monkeypatch, capsys):
     fill_records(tmp_path)
     monkeypatch.chdir(tmp_path / "records" / "race")
-    assert verify.main(["--root", where]) == 0, capsys.readouterr().out
+    assert verify.main([where]) == 0, capsys.readouterr().out
 
 
 def test_without_rows_there_is_nothing_to_verify(tmp_path):
     with pytest.raises(UserError, match="nothing to verify"):
-        verify._verify_all(tmp_path, tmp_path / "tuned.toml")
+        verify.everything(tmp_path, tmp_path / "tuned.toml")
 
 
 # ---- One folder --------------------------------------------------------------------------------
@@ -250,11 +265,11 @@ def test_a_search_that_is_not_over_may_have_fewer_trials(tmp_path):
     fill(root)
     begun = make_trial(recipe="lion", trial=0, entrant="lion:lr=1e-3")
     store.record_trial(root, begun, SOURCE)
-    assert verify.problems(root) == []
+    assert rows.problems(root) == []
     store.record_trial(
         root, replace(begun, stage="refine", trial=1, entrant="lion:lr=2e-3"), SOURCE
     )
-    assert verify.problems(root) == [
+    assert rows.problems(root) == [
         "track 1f2e: recipes differ in their number of search trials: adamw 2, muon 2, lion 1"
     ]
 
@@ -485,7 +500,7 @@ def test_verify_finds(tmp_path, capsys, tamper, message):
     root = tmp_path / "results"
     fill(root)
     tamper(root)
-    assert verify.main(["--root", str(root)]) == 1
+    assert verify.main([str(root)]) == 1
     assert re.search(message, capsys.readouterr().out)
 
 
@@ -493,16 +508,16 @@ def test_a_file_that_cannot_be_read_is_one_line_on_stderr(tmp_path, capsys):
     root = tmp_path / "results"
     fill(root)
     (root / "runs.csv").write_text("a,b\n1,2\n")
-    for main in (verify.main, report.main):
-        assert main(["--root", str(root)]) == 2
+    for main, arguments in ((verify.main, [str(root)]), (report.main, ["--root", str(root)])):
+        assert main(arguments) == 2
         printed = capsys.readouterr()
         assert re.fullmatch(r".*runs.csv line 1: unknown column 'a'; .*\n", printed.err)
         assert printed.out == ""
 
 
 def test_verify_refuses_an_empty_folder(tmp_path, capsys):
-    assert verify.main(["--root", str(tmp_path)]) == 2
+    assert verify.main([str(tmp_path)]) == 2
     assert (
         capsys.readouterr().err
-        == f"leaderboard.verify: nothing to verify in {tmp_path}; run: make speedrun\n"
+        == f"leaderboard verify: nothing to verify in {tmp_path}; run: make speedrun\n"
     )

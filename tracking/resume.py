@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from errors import UserError
-from host import launcher
+from host import environment, launcher
 from tracking import store
 from tracking.schema import COMMON, Provenance, Run
 
@@ -105,7 +105,8 @@ def open_race(
     if resume is not None:
         raise UserError(f"--resume {resume}: no finished run of such a race; run: make speedrun")
     race = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{expected['track']}-{_token()}"
-    keep(root, race, options, {"race": {"started": _now(), **expected}})
+    began = {"started": _now(), **expected}
+    keep(root, race, options, {"race": began, "environment": environment.describe()})
     return race, []
 
 

@@ -197,3 +197,13 @@ class Published:
     speedup_low: float
     speedup_high: float
     how: str  # stated, or "from its logs"
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One row of a record's manifest.csv: a file of the record, or of the program behind it."""
+
+    program: str  # source_hash; empty for a file of the record itself
+    name: str  # path in the record or in the program; empty for the program's whole text
+    bytes: int
+    sha256: str

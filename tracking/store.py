@@ -51,6 +51,8 @@ BOM = "\ufeff"  # spreadsheets begin a file with it
 INT = re.compile(r"-?\d+", re.ASCII)
 FLOAT = re.compile(r"-?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 
+SOURCE_HEAD = re.compile(r"==== (.{1,200}) \((\d{1,9}) characters\) ====\n", re.ASCII)
+
 # ---- The files of a training run ---------------------------------------------------------------
 
 
@@ -130,13 +132,13 @@ def record(
     killed. `source` is the `source_text` of the program. Raises UserError if the disk is full.
     """
     _write_source(root, run.source_hash, source)
-    _write_rows(curve_path(root, run.run), Validation, points)
+    write_rows(curve_path(root, run.run), Validation, points)
     for path, cls, rows in (
         (logits_path(root, run.run), Logit, logits),
         (turns_path(root, run.run), Turn, turns),
     ):
         if rows:
-            _write_rows(path, cls, rows)
+            write_rows(path, cls, rows)
         else:
             path.unlink(missing_ok=True)  # of the same run, killed before its row was written
     append(root / "runs.csv", run)
@@ -258,6 +260,21 @@ def source_text(files: Mapping[str, str]) -> str:
     )
 
 
+def source_files(source: str) -> dict[str, str]:
+    """The files of a program from its `source_text`. Raises UserError for another text."""
+    files, place = {}, 0
+    while place < len(source):
+        head = SOURCE_HEAD.match(source, place)
+        end = head.end() + int(head[2]) if head else len(source)
+        if head is None or source[end : end + 1] != "\n":
+            raise UserError(
+                f"no text of a program at character {place}; restore the file in sources/"
+            )
+        files[head[1]] = source[head.end() : end]
+        place = end + 1
+    return files
+
+
 def source_hash(source: str) -> str:
     """First 16 hex digits of the SHA-256 of a source text: its file name in sources/."""
     return hashlib.sha256(source.encode()).hexdigest()[:16]
@@ -270,7 +287,8 @@ def _write_source(root: Path, digest: str, source: str) -> None:
         write_atomic(path, [source.encode()], RESUME)
 
 
-def _write_rows(path: Path, cls: type, rows: Sequence[Any]) -> None:
+def write_rows(path: Path, cls: type, rows: Sequence[Any]) -> None:
+    """Write a whole CSV file of instances of a dataclass."""
     write_atomic(path, [_header(cls).encode(), *(_line(row).encode() for row in rows)], RESUME)
 
 

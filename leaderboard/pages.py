@@ -1,0 +1,278 @@
+"""Writes the generated parts of README.md, of the docs and of the README of each record.
+
+    python -m leaderboard docs            # writes the pages
+    python -m leaderboard docs --check    # exits with 1 if a page would change
+
+A generated part of a page is between `<!-- begin:NAME ARGUMENT -->` and `<!-- end:NAME -->`:
+
+    headline RECORD      what the race shows of each entrant against AdamW
+    claims RECORD        what its record.toml claims
+    race RECORD          its table
+    machine RECORD       the machine that it ran on
+    league RECORD        the league table
+    detectable RECORD    the differences that its number of seeds can show
+    finals RECORD,...    final losses and attention logits of one or several races
+    scale RECORD         speed-ups at other batch sizes and widths
+    engines RECORD       losses, memory, traffic and seconds on several engines
+    tuned                the settings in optim/tuned.toml
+    csv FILE             a CSV file as a table; columns with a single value are named below it
+    file FILE            a program
+
+RECORD is a folder of results/records; a record of several races is named RECORD/RACE. FILE is
+relative to the repository. A further name is a line in MARKERS.
+"""
+
+import argparse
+import csv
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from analysis import engines, finals, league, scale
+from analysis.price import Prices, read_prices
+from analysis.report import machine, sentences
+from analysis.table import markdown, markdown_grid, note, summarise
+from errors import UserError
+from host import entry, paths
+from leaderboard import form, intake
+from tracking import tuned
+from tracking.files import write_atomic
+from tracking.schema import Run
+from tracking.spelling import display_name
+from tracking.store import read_runs, records
+
+REPOSITORY = Path(__file__).parents[1]
+MARKED = re.compile(  # groups: first marker, name, argument or None, content, last marker
+    r"(<!-- begin:(\w+)(?: (\S+))? -->\n)(.*?)(<!-- end:\2 -->)", re.DOTALL
+)
+
+# ---- Parts from the files of the project -------------------------------------------------------
+
+
+def tuned_table(sections: Sequence[tuned.Tuned]) -> str:
+    """The tuned settings as Markdown."""
+    if not sections:
+        return "Nothing is tuned yet."
+    rows = [
+        [
+            t.track,
+            t.recipe,
+            ", ".join(f"{key}={value}" for key, value in t.settings.items()),
+            f"{t.steps}, missed" if t.missed else str(t.steps),
+            t.source or f"our trial {', '.join(map(str, t.trials))}",
+        ]
+        for t in sections
+    ]
+    return markdown_grid(["track", "entrant", "settings", "steps", "from"], rows)
+
+
+def csv_table(path: Path) -> str:
+    """A CSV file as Markdown. Raises UserError if there is none, or if a line has lost a cell.
+
+    A column with one value in all rows, such as the machine, stands below the table once.
+    """
+    headings, *rows = csv.reader(read_file(path).splitlines() or [""])
+    for number, cells in enumerate(rows, start=2):
+        if len(cells) != len(headings):
+            raise UserError(
+                f"{path} line {number}: {len(cells)} cells for {len(headings)} columns; "
+                "restore the file"
+            )
+    alike = {
+        i: cells[0]
+        for i, cells in enumerate(zip(*rows, strict=True))
+        if len(rows) > 1 and cells[0] and len(set(cells)) == 1
+    }
+
+    def shown(cells: Sequence[str]) -> list[str]:
+        return [cell for i, cell in enumerate(cells) if i not in alike]
+
+    grid = markdown_grid(shown(headings), list(map(shown, rows)))
+    note = "; ".join(f"{headings[i]} {value}" for i, value in alike.items())
+    return f"{grid}\n\nAll rows: {note}." if note else grid
+
+
+def read_file(path: Path) -> str:
+    """A text file that a page shows. Raises UserError if there is none."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"cannot show {path}: {error.strerror}; restore the file or mend the marker"
+        ) from error
+
+
+# ---- Parts from records ------------------------------------------------------------------------
+
+
+def find_record(name: str, repository: Path = REPOSITORY) -> Path:
+    """The folder of a record. Raises UserError for an unknown name."""
+    known = {path.name: path for path in records(repository / "results")}
+    if name not in known:
+        raise UserError(
+            f"no record {name!r} in results/records; known records: {', '.join(known) or 'none'}; "
+            "name one of them"
+        )
+    return known[name]
+
+
+def find_race(name: str, repository: Path = REPOSITORY) -> tuple[Path, list[Run]]:
+    """The folder and the runs of RECORD or RECORD/RACE. Raises UserError if there is none."""
+    record, _, race = name.partition("/")
+    folder = find_record(record, repository)
+    runs = read_runs(folder)
+    races = list(dict.fromkeys(run.race for run in runs))
+    if not race and len(races) == 1:
+        (race,) = races
+    if race not in races:
+        named = f"no race {race!r}" if race else f"{len(races)} races"
+        choices = ", ".join(f"{record}/{each}" for each in races) or "none"
+        raise UserError(f"record {record} has {named}; choose one of: {choices}")
+    return folder, [run for run in runs if run.race == race]
+
+
+def _of_race(make: Callable[[Sequence[Run], Prices], str]) -> Callable[[str, Path], str]:
+    """A function of RECORD or RECORD/RACE, of one that makes a part of its runs and prices."""
+
+    def part(argument: str, repository: Path) -> str:
+        folder, runs = find_race(argument, repository)
+        return make(runs, read_prices(folder, runs))
+
+    return part
+
+
+def _claims(argument: str, repository: Path) -> str:
+    folder = find_record(argument, repository)
+    record = form.read(folder, intake.listing(folder))
+    headings = ["entrant", "n", "steps", "mean loss", "p", "seconds", "optimizer state", "sets"]
+    rows = [
+        [
+            display_name(claim.label),
+            str(claim.n),
+            str(claim.steps),
+            f"{claim.mean_loss:.4f}" + (f" ± {claim.loss_sd:.4f}" if claim.loss_sd else ""),
+            f"{claim.p:.2g}",
+            f"{claim.seconds:.1f}",
+            f"{claim.state_bytes / 1e6:,.2f} MB",
+            f"the record of {' and '.join(claim.sets)}" if claim.sets else "-",
+        ]
+        for claim in record.claims
+    ]
+    return f"{markdown_grid(headings, rows)}\n\nSeconds are on {record.hardware}."
+
+
+def _finals(argument: str, repository: Path) -> str:
+    return finals.markdown([find_race(each, repository) for each in argument.split(",")])
+
+
+def _scale(argument: str, repository: Path) -> str:
+    points = scale.measured(find_record(argument, repository))
+    if not points:
+        raise UserError(f"record {argument} has no points.csv; name a record of `make scale`")
+    return scale.markdown(points)
+
+
+def _engines(argument: str, repository: Path) -> str:
+    found = engines.measured(find_record(argument, repository))
+    if not found:
+        raise UserError(f"record {argument} has no planned.csv; name a record of make engines")
+    return engines.markdown(found)
+
+
+def _within(name: str, repository: Path) -> Path:
+    """A file of the repository. Raises UserError for another: a page may be anybody's."""
+    path = repository / name
+    if not path.resolve().is_relative_to(repository.resolve()):
+        raise UserError(f"{name}: is outside of the repository; mend the marker")
+    return path
+
+
+# What makes each part from its argument and the folder of the repository.
+MARKERS: dict[str, Callable[[str, Path], str]] = {
+    "headline": _of_race(lambda runs, prices: "\n\n".join(sentences(runs, prices))),
+    "claims": _claims,
+    "race": _of_race(lambda runs, _: f"{markdown(summarise(runs))}\n\n{note(runs)}"),
+    "machine": _of_race(lambda runs, _: machine(runs)),
+    "league": _of_race(league.markdown),
+    "detectable": _of_race(lambda runs, _: league.detectable_note(runs)),
+    "finals": _finals,
+    "scale": _scale,
+    "engines": _engines,
+    "tuned": lambda _, repository: tuned_table(tuned.read(repository / "optim" / "tuned.toml")),
+    "csv": lambda file, repository: csv_table(_within(file, repository)),
+    "file": lambda file, repository: f"```python\n{read_file(_within(file, repository))}```",
+}
+WITHOUT_ARGUMENT = {"tuned"}
+
+# ---- The pages ---------------------------------------------------------------------------------
+
+
+def rewrite(page: str, repository: Path = REPOSITORY) -> str:
+    """The text of a page with every generated part as the files of `repository` give it.
+
+    Raises UserError for a marker that is unknown or has no partner, and for an argument that names
+    no record, race or file.
+    """
+
+    def fill(match: re.Match[str]) -> str:
+        begin, name, argument, _, end = match.groups()
+        if name not in MARKERS:
+            raise UserError(f"marker {name!r} must be one of {', '.join(MARKERS)}; mend the marker")
+        if (argument is None) != (name in WITHOUT_ARGUMENT):
+            wanted = "takes no argument" if argument else "needs a record or a file"
+            raise UserError(f"marker {begin.strip()} {wanted}; see leaderboard/pages.py")
+        return f"{begin}{MARKERS[name](argument or '', repository)}\n{end}"
+
+    result, pairs = MARKED.subn(fill, page)
+    if not page.count("<!-- begin:") == page.count("<!-- end:") == pairs:
+        raise UserError(
+            f"{pairs} pairs of lines <!-- begin:NAME ARGUMENT --> and <!-- end:NAME --> match, "
+            "others do not; mend the markers"
+        )
+    return result
+
+
+def pages(repository: Path = REPOSITORY) -> list[Path]:
+    """The pages with generated parts: README.md, docs/*.md and the README of each record."""
+    notes = (repository / "results" / "records").glob("*/README.md")
+    return [repository / "README.md", *sorted((repository / "docs").glob("*.md")), *sorted(notes)]
+
+
+def update_pages(repository: Path = REPOSITORY, write: bool = True) -> list[Path]:
+    """The pages whose generated parts are out of date; writes them anew if `write`.
+
+    Raises UserError with the name of the page.
+    """
+    changed = []
+    for path in pages(repository):
+        before = read_file(path)
+        try:
+            after = rewrite(before, repository)
+        except UserError as error:
+            raise UserError(f"{path.relative_to(repository)}: {error}") from error
+        if after != before:
+            changed.append(path)
+            if write:
+                write_atomic(path, [after.encode()])
+    return changed
+
+
+# ---- The command -------------------------------------------------------------------------------
+
+
+def command(options: argparse.Namespace) -> int:
+    """Write the pages, or say which are out of date; the exit code. Raises UserError."""
+    changed = update_pages(REPOSITORY, write=not options.check)
+    names = ", ".join(str(path.relative_to(REPOSITORY)) for path in changed)
+    if changed and options.check:
+        print(paths.from_here(f"out of date: {names}; run: make docs"))
+        return 1
+    print(f"written: {names}" if changed else "all pages are up to date")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command. Its exit code is 0, 1 (pages are out of date) or 2 (a user's mistake)."""
+    parser = entry.parser("leaderboard docs", __doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing, only check the pages")
+    return entry.run(parser, argv, command)
