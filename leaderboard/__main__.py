@@ -12,6 +12,7 @@ COMMANDS = {
     "submit": ("submit", "make a record from a race of yours"),
     "rerun": ("rerun", "run a record again with its own program, and compare"),
     "seal": ("seal", "list what a folder of evidence consists of"),
+    "page": ("page", "write the page of the boards, one HTML file"),
     "docs": ("pages", "write the generated parts of README.md and docs/"),
 }
 

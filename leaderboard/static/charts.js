@@ -35,12 +35,13 @@ const Charts = (() => {
     };
   }
 
-  /** Ticks of a logarithmic axis: 1, 2 and 5 times a power of ten, in plain digits. */
+  /** Ticks of a logarithmic axis: 1, 2 and 5 times a power of ten; more on a short axis. */
   function logTicks(format) {
     return {
-      callback: (value) => {
-        const first = Number(value.toExponential().split("e")[0]);
-        return [1, 2, 5].includes(first) ? format(value) : null;
+      callback: (value, _, ticks) => {
+        const short = ticks[ticks.length - 1].value < 10 * ticks[0].value;
+        const first = Number(value.toExponential(6).split("e")[0]);
+        return (short ? [1, 2, 3, 4, 5, 6, 8] : [1, 2, 5]).includes(first) ? format(value) : null;
       },
     };
   }
@@ -51,8 +52,6 @@ const Charts = (() => {
       footerColor: css("--paper"), usePointStyle: true, padding: 8, callbacks,
     };
   }
-
-  const short = (text, most) => (text.length > most ? `${text.slice(0, most - 1)}…` : text);
 
   /** A dashed line at the target, with its name at the left end. */
   const target = {
@@ -95,7 +94,7 @@ const Charts = (() => {
       ctx.font = `12px ${getComputedStyle(document.body).fontFamily}`;
       ctx.textBaseline = "middle";
       for (const point of points) {
-        const text = short(point.text, narrow() ? 18 : 30);
+        const text = shortened(point.text, narrow() ? 18 : 30);
         const wide = ctx.measureText(text).width;
         const beside = [
           [point.x + 10, point.y], [point.x - 10 - wide, point.y],

@@ -239,9 +239,9 @@ function showTables() {
   const others = rows.filter((e) => !e.claimed);
   const ranks = new Map(ranked().map(({ e, rank }) => [e.id, rank]));
   const total = entries().filter((e) => e.claimed).length;
-  const on = view.board === "seconds" ? `seconds on ${view.hardware || "no hardware"}` : "steps";
+  const on = view.board === "seconds" && view.hardware ? `seconds on ${view.hardware}` : view.board;
   const order = `${COLUMNS[view.sort][0].toLowerCase()}, ${view.down ? "largest" : "smallest"} first`;
-  $("records").textContent = `Records of ${view.track}`;
+  $("records").textContent = track() ? `Records of ${view.track}` : "No records yet";
   $("status").textContent = `${claimed.length} of ${plural(total, "record")} `
     + `${claimed.length === 1 ? "matches" : "match"} the filters`
     + (others.length ? `, and ${others.length} not proven` : "") + `; by ${order}.`;
@@ -255,7 +255,9 @@ function showTables() {
   $("proven").replaceChildren(claimed.length
     ? make("table", { class: "cards", role: "table" }, make("caption", {}, caption),
       head(keys, false), body(some(claimed), keys, ranks))
-    : make("p", { class: "note" }, "No record matches. Change the filters, or race on this track."));
+    : make("p", { class: "note" }, track()
+      ? "No record matches. Change the filters, or race on this track."
+      : "Race, then make a record of it: make record."));
   const few = ["steps", "seconds", "loss", "n", "state", "against", "reason"];
   $("unproven-part").hidden = !others.length;
   $("unproven").replaceChildren(...(others.length

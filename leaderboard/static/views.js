@@ -33,7 +33,7 @@ function showCurves() {
   $("curves-summary").textContent = !picked.length
     ? "No record is chosen. Choose some in the first column of the tables."
     : `Mean validation loss of ${plural(lines.length, "record")} by ${title.toLowerCase()}`
-      + `${lines.length ? `: ${lines.map(({ name, points }) => `${name} ends at `
+      + `${lines.length ? `: ${lines.map(({ name, points }) => `${shortened(name, 40)} ends at `
         + `${points[points.length - 1].y.toFixed(3)}`).join("; ")}` : ""}.`
       + (absent ? ` ${plural(absent, "record")} without a curve on this axis.` : "");
   if (lines.length) {
@@ -83,12 +83,14 @@ function pairCell(first, second, pairs) {
 function showPairs() {
   const seconds = view.board === "seconds";
   const pairs = track() && (seconds ? track().pairs.seconds[view.hardware] : track().pairs.steps);
-  const picked = chosen().map(({ e }) => e)
-    .filter((e) => !seconds || e.hardware === view.hardware);
+  const compared = chosen().filter(({ e }) => !seconds || e.hardware === view.hardware);
+  const picked = compared.map(({ e }) => e);
   const unit = seconds ? `seconds on ${view.hardware}` : "steps";
   $("pairs").hidden = !pairs || picked.length < 2;
   if ($("pairs").hidden) {
-    $("pairs-summary").textContent = "Choose two records or more to compare them.";
+    $("pairs-summary").textContent = pairs
+      ? `Choose two records or more to compare them in ${unit}.`
+      : "No entry of this track says its seconds and its hardware.";
     return;
   }
   const grid = picked.map((a) => picked.map((b) => (a === b ? null : pairsOf(a, b, pairs))));
@@ -106,9 +108,11 @@ function showPairs() {
   $("pairs").replaceChildren(make("table", { class: "matrix" },
     make("caption", {}, `The column’s ${unit} over the row’s`),
     make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "Record"),
-      ...picked.map((e) => make("th", { scope: "col", class: "number" }, e.name)))),
-    make("tbody", {}, ...picked.map((a) => make("tr", {}, make("th", { scope: "row" }, a.name),
-      ...picked.map((b) => pairCell(a, b, pairs)))))));
+      ...compared.map(({ slot, e }) => make("th", { scope: "col", class: "number" },
+        Charts.swatch(slot), make("div", {}, ...named(e.name, 24)))))),
+    make("tbody", {}, ...compared.map(({ slot, e }) => make("tr", {}, make("th", { scope: "row" },
+      Charts.swatch(slot), make("div", {}, ...named(e.name, 24))),
+    ...picked.map((other) => pairCell(e, other, pairs)))))));
 }
 
 // ---- Memory, and the history ----

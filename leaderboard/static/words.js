@@ -14,12 +14,21 @@ function make(tag, attributes = {}, ...children) {
   return node;
 }
 
+const shortened = (text, most) => (text.length > most ? `${text.slice(0, most - 1)}…` : text);
+
+/** A text that the eye sees shortened, and a screen reader reads whole. */
+function named(text, most) {
+  if (text.length <= most) return [text];
+  return [make("span", { "aria-hidden": "true", title: text }, shortened(text, most)),
+    make("span", { class: "hidden" }, text)];
+}
+
 // ---- Numbers in words ----
 
 const whole = (value) => value.toLocaleString("en-US", { maximumFractionDigits: 0 });
 const digits = (value) => (value === null ? "–"
   : value >= 1000 ? whole(value) : value.toFixed(value < 10 ? 2 : value < 100 ? 1 : 0));
-const pText = (p) => (p === null ? "–" : p < 0.001 ? "< 0.001" : p.toFixed(3));
+const pText = (p) => (p === null ? "–" : p < 0.001 ? "< 0.001" : p.toFixed(p < 0.1 ? 4 : 3));
 const times = (ratio) => `${ratio.toFixed(2)}×`;
 
 function bytes(value) {
