@@ -139,8 +139,8 @@ const Charts = (() => {
   }
 
   /**
-   * Mean curves. lines: {name, slot, points: [{x, y}]}. The loss axis ends a little above the target
-   * unless the whole is asked for.
+   * Mean curves. lines: {name, slot, points: [{x, y}]}. The loss axis ends a little above the
+   * target unless the whole is asked for.
    */
   function curves(lines, options) {
     const lowest = Math.min(options.target, ...lines.flatMap((l) => l.points.map((p) => p.y)));
@@ -159,7 +159,8 @@ const Charts = (() => {
       };
     });
     const low = lowest - 0.04 * (reach - lowest);
-    const start = options.whole ? { min: options.log ? undefined : 0 } : { min: entry(lines, reach) };
+    const first = options.log ? undefined : 0;
+    const start = { min: options.whole ? first : entry(lines, reach) };
     const log = options.log ? { type: "logarithmic", ticks: logTicks(options.format), ...start }
       : { type: "linear", ...start,
         ticks: { callback: (value) => options.format(value), includeBounds: false } };

@@ -240,7 +240,8 @@ function showTables() {
   const ranks = new Map(ranked().map(({ e, rank }) => [e.id, rank]));
   const total = entries().filter((e) => e.claimed).length;
   const on = view.board === "seconds" && view.hardware ? `seconds on ${view.hardware}` : view.board;
-  const order = `${COLUMNS[view.sort][0].toLowerCase()}, ${view.down ? "largest" : "smallest"} first`;
+  const order = `${COLUMNS[view.sort][0].toLowerCase()}, `
+    + `${view.down ? "largest" : "smallest"} first`;
   $("records").textContent = track() ? `Records of ${view.track}` : "No records yet";
   $("status").textContent = `${claimed.length} of ${plural(total, "record")} `
     + `${claimed.length === 1 ? "matches" : "match"} the filters`

@@ -37,7 +37,9 @@ function showCurves() {
         + `${points[points.length - 1].y.toFixed(3)}`).join("; ")}` : ""}.`
       + (absent ? ` ${plural(absent, "record")} without a curve on this axis.` : "");
   if (lines.length) {
-    Charts.curves(lines, { title, format, log, target: track().target, whole: view.loss === "whole" });
+    Charts.curves(lines, {
+      title, format, log, target: track().target, whole: view.loss === "whole",
+    });
   }
   const parts = [0.25, 0.5, 0.75, 1];
   $("curves-table").replaceChildren(table(
@@ -100,11 +102,11 @@ function showPairs() {
     + `in ${unit}. A cell is the column’s cost over the row’s: above 1, the row is faster (▲). `
     + (pairs.test === "track3"
       ? "S is the statistic of track 3’s rule for pairs, which must be 0.004 or more on one side."
-      : `p is of Welch’s t-test of the logarithms of the cost of the target, with Holm’s correction `
-        + `for all ${plural(pairs.family, "pair")} of this board. From 0.05 on, the two are not `
+      : `p is of Welch’s t-test of the logarithms of the cost of the target, with Holm’s `
+        + `correction for all ${plural(pairs.family, "pair")} of this board. From 0.05 on, the two are not `
         + `distinguishable.`)
-    + (seconds ? " Each run’s own clock is compared; the table’s ratio in time is of turns that were "
-      + "neighbours, where runs took turns." : "");
+    + (seconds ? " Each run’s own clock is compared; the table’s ratio in time is of turns "
+      + "that were neighbours, where runs took turns." : "");
   $("pairs").replaceChildren(make("table", { class: "matrix" },
     make("caption", {}, `The column’s ${unit} over the row’s`),
     make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "Record"),
@@ -159,8 +161,8 @@ function showHistory() {
     + `from ${format(first)} (${first.name}, ${first.date}) to ${format(last)} `
     + `(${last.name}, ${last.date}). `
     + "Filled circles are ours and yours, open squares are published results."
-    + (steps.length < rows.length ? " Beside the stairs are those that were dated after a better one."
-      : "");
+    + (steps.length < rows.length
+      ? " Beside the stairs are those that were dated after a better one." : "");
   const days = entries().map((e) => day(e.date)).filter(Number.isFinite);
   const end = Math.max(...days);
   const start = day(first.date);
