@@ -103,8 +103,8 @@ function showPairs() {
     + (pairs.test === "track3"
       ? "S is the statistic of track 3’s rule for pairs, which must be 0.004 or more on one side."
       : `p is of Welch’s t-test of the logarithms of the cost of the target, with Holm’s `
-        + `correction for all ${plural(pairs.family, "pair")} of this board. From 0.05 on, the two are not `
-        + `distinguishable.`)
+        + `correction for all ${plural(pairs.family, "pair")} of this board. From 0.05 on, the two `
+        + `are not distinguishable.`)
     + (seconds ? " Each run’s own clock is compared; the table’s ratio in time is of turns "
       + "that were neighbours, where runs took turns." : "");
   $("pairs").replaceChildren(make("table", { class: "matrix" },
