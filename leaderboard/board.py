@@ -50,7 +50,7 @@ class OneRun:
     steps_to_target: float | None
     seconds_to_target: float | None
     steps: int
-    train_seconds: float
+    train_seconds: float | None  # None where its log has no clock
 
 
 @dataclass(frozen=True)
@@ -66,9 +66,9 @@ class Entry:
     entrant: str  # with every option written out; empty where it is not known
     authors: Sequence[str]
     new: str  # what is new, in a sentence
-    n: int  # runs
-    steps: int  # at which all runs stop
-    mean_loss: float  # of the runs at that step, nats per token
+    n: int | None  # runs; None for a published result that does not say
+    steps: int | None  # at which all runs stop; None for a published record in minutes alone
+    mean_loss: float | None  # of the runs at that step, nats per token; None as for steps
     loss_sd: float | None
     target: float
     p: float | None  # of the track's test that the mean is below the target

@@ -14,6 +14,7 @@ A generated part of a page is between `<!-- begin:NAME ARGUMENT -->` and `<!-- e
     finals RECORD,...    final losses and attention logits of one or several races
     scale RECORD         speed-ups at other batch sizes and widths
     engines RECORD       losses, memory, traffic and seconds on several engines
+    published PART       what others published, recomputed: headline, ratios, xl, claims, records
     tuned                the settings in optim/tuned.toml
     csv FILE             a CSV file as a table; columns with a single value are named below it
     file FILE            a program
@@ -34,7 +35,7 @@ from analysis.report import machine, sentences
 from analysis.table import markdown, markdown_grid, note, summarise
 from errors import UserError
 from host import entry, paths
-from leaderboard import form, intake
+from leaderboard import form, intake, published
 from tracking import tuned
 from tracking.files import write_atomic
 from tracking.schema import Run
@@ -196,6 +197,7 @@ MARKERS: dict[str, Callable[[str, Path], str]] = {
     "league": _of_race(league.markdown),
     "detectable": _of_race(lambda runs, _: league.detectable_note(runs)),
     "finals": _finals,
+    "published": published.part,
     "scale": _scale,
     "engines": _engines,
     "tuned": lambda _, repository: tuned_table(tuned.read(repository / "optim" / "tuned.toml")),

@@ -207,3 +207,107 @@ class Listed:
     name: str  # path in the record or in the program; empty for the program's whole text
     bytes: int
     sha256: str
+
+
+# ---- What others published, in results/published -------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SpeedrunRecord:
+    """One row of published/speedrun_records.csv: a record of modded-nanogpt's track 1 or 2."""
+
+    track: int  # 1: GPT-2 124M to 3.28; 2: 350M to 2.92
+    record: int  # the list's own number; a record that was timed again has it twice
+    minutes: float  # of training on 8 H100
+    date: str  # ISO 8601
+
+
+@dataclass(frozen=True)
+class Track1Point:
+    """One row of published/track1_curves.csv: one validation in a log of 2024."""
+
+    setting: str  # size and date of the log
+    optimizer: str
+    step: int
+    planned_steps: int
+    tokens: int
+    val_loss: float  # nats per token
+    train_time_s: float | None  # empty where the log has no clock
+
+
+@dataclass(frozen=True)
+class Track3Claim:
+    """One row of published/track3_claims.csv: one result of track 3, as it was claimed."""
+
+    result: int
+    date: str  # ISO 8601
+    claimed_steps: int  # at which the loss is claimed; the runs may go on
+    claimed_mean_loss: float  # nats per token
+    claimed_n: int  # runs
+    world_record: int  # 1: marked as the fewest steps of its day; else 0
+    marked_valid: int  # 1: marked as statistically valid; else 0
+
+
+@dataclass(frozen=True)
+class Track3Point:
+    """One row of published/track3_curves.csv: one validation of one run of a result."""
+
+    result: int
+    run: int  # from 1
+    step: int
+    planned_steps: int
+    val_loss: float  # nats per token
+
+
+@dataclass(frozen=True)
+class Track3Optimizer:
+    """One row of published/track3_optimizers.csv: the optimizer of a result, where it is known."""
+
+    result: int
+    optimizer: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Stated:
+    """One row of published/stated.csv: a figure that was stated and that no curve here shows."""
+
+    name: str
+    value: float
+    unit: str
+    source: str
+
+
+@dataclass(frozen=True)
+class PublicRun:
+    """One row of runs.csv of `leaderboard import`: one training run in a public log."""
+
+    name: str  # unique; the curve is curves/<name>.csv
+    file: str  # as it was found
+    line: int  # of the run's first result, from 1
+    era: str  # of the lines: llm.c, ms or s
+    planned_steps: int | None  # empty where the lines do not say
+    steps: int  # the last step of any line
+    final_val_loss: float | None  # nats per token; empty without one, or if it is not finite
+    readouts: str  # other values of the last validation: name=value, with spaces between
+    train_seconds: float | None  # the last time of the training clock
+    step_ms: float | None  # by the clock, from the first validation after step 10 to the last
+    peak_memory_bytes: int | None  # allocated
+    reserved_memory_bytes: int | None
+    sha256: str  # of the file
+    duplicate_of: str  # name of the run that has the same validations; else empty
+    notes: str  # what is odd about it
+
+
+@dataclass(frozen=True)
+class PublicPoint:
+    """One row of curves/<name>.csv of `leaderboard import`: one validation.
+
+    A run without validations has one row, of its last training loss.
+    """
+
+    step: int
+    val_loss: float | None  # nats per token
+    train_loss: float | None  # nats per token, the last that was logged until then
+    train_seconds: float | None  # on the training clock; empty where the log has none
+    readouts: str  # other values of the validation: name=value, with spaces between

@@ -288,7 +288,7 @@ def _write_source(root: Path, digest: str, source: str) -> None:
 
 
 def write_rows(path: Path, cls: type, rows: Sequence[Any]) -> None:
-    """Write a whole CSV file of instances of a dataclass."""
+    """Write a whole table, or leave the old one. Raises as `append` does."""
     write_atomic(path, [_header(cls).encode(), *(_line(row).encode() for row in rows)], RESUME)
 
 

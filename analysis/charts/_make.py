@@ -16,11 +16,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 
 from analysis.charts._inputs import Inputs, MissingDataError, load
 from analysis.charts._style import drawing, freeze_layout
+from analysis.published import Data
+from analysis.published import load as load_published
 from errors import UserError
 from host import entry, paths
 from host.paths import PLOTS, RESULTS, from_here
@@ -28,6 +31,7 @@ from tracking.files import check_writable
 
 FOLDER = Path(__file__).parent
 RECORDS = RESULTS / "records"
+PUBLISHED = "published"  # the folder of charts/ and of plots/ of what others published
 
 
 @dataclass(frozen=True)
@@ -42,9 +46,21 @@ class Chart:
 @cache
 def charts() -> tuple[Chart, ...]:
     """A chart for each file of this folder whose name does not begin with "_"."""
-    names = sorted(m.name for m in pkgutil.iter_modules([str(FOLDER)]) if m.name[0] != "_")
-    modules = {name: importlib.import_module(f"analysis.charts.{name}") for name in names}
+    modules = _modules(FOLDER, "analysis.charts")
     return tuple(Chart(name, module.draw, module.OF_RACE) for name, module in modules.items())
+
+
+def published_charts() -> dict[str, Callable[[Data], Figure]]:
+    """The function of each chart of results/published, by its name."""
+    modules = _modules(FOLDER / PUBLISHED, f"analysis.charts.{PUBLISHED}")
+    return {name: module.draw for name, module in modules.items()}
+
+
+def _modules(folder: Path, package: str) -> dict[str, Any]:
+    """The files of a folder whose names do not begin with "_"."""
+    found = [m.name for m in pkgutil.iter_modules([str(folder)]) if not m.ispkg]
+    names = sorted(name for name in found if name[0] != "_")
+    return {name: importlib.import_module(f"{package}.{name}") for name in names}
 
 
 @dataclass(frozen=True)
@@ -132,12 +148,28 @@ def make_figures(records: Path, plots: Path) -> list[str]:
     return lines
 
 
+def make_published(out: Path) -> list[str]:
+    """Draws every chart of results/published into `out`; returns a line for each.
+
+    Raises UserError for data that cannot be read and for `out` that cannot be written.
+    """
+    data, lines = load_published(), []
+    check_writable(out, otherwise="make room there")
+    out.mkdir(parents=True, exist_ok=True)
+    for name, draw_one in published_charts().items():
+        with drawing():
+            figure = draw_one(data)
+            freeze_layout(figure)
+        lines.append(f"{name}: {' '.join(map(str, save(figure, out / name)))}")
+    return lines
+
+
 def command(options: argparse.Namespace) -> int:
     """Draw the charts, and print a line for each; the exit code. Raises UserError."""
     if options.figures and (options.root, options.out, options.race) != (RESULTS, PLOTS, []):
         raise UserError("--figures: takes no other option; leave the others out")
     if options.figures:
-        lines = make_figures(RECORDS, PLOTS)
+        lines = [*make_figures(RECORDS, PLOTS), *make_published(PLOTS / PUBLISHED)]
     else:
         lines = make(options.root, options.out, options.race)
     print(*map(from_here, lines), sep="\n")
@@ -160,6 +192,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--figures",
         action="store_true",
-        help="draw the committed charts of all records into plots/<record>/; no other option",
+        help="draw the committed charts into plots/<record>/ and plots/published/; no other option",
     )
     return entry.run(parser, argv, command)
