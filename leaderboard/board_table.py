@@ -43,9 +43,9 @@ def href(link: str, above: str) -> str:
 
 
 def board(entries: Sequence[Entry], track: str) -> list[Entry]:
-    """The claimed entries of a track, fewest steps first."""
-    claimed = [entry for entry in entries if entry.track == track and entry.claimed]
-    return sorted(claimed, key=lambda e: (e.steps, e.mean_loss, e.record, e.label))
+    """The claimed entries of a track that say their steps, fewest first."""
+    claimed = [e for e in entries if e.track == track and e.claimed and e.steps is not None]
+    return sorted(claimed, key=lambda e: (e.steps or 0, e.mean_loss or 0, e.record, e.label))
 
 
 def markdown(entries: Sequence[Entry], track: str, most: int = 10, results: str = "results") -> str:
@@ -64,10 +64,10 @@ def _row(entry: Entry, results: str) -> list[str]:
     name = _escaped(entry.record)
     return [
         _escaped(entry.label),
-        str(entry.steps),
+        "" if entry.steps is None else str(entry.steps),
         "" if entry.seconds is None else f"{entry.seconds:.1f}",
-        f"{entry.mean_loss:.4f}",
-        str(entry.n),
+        "" if entry.mean_loss is None else f"{entry.mean_loss:.4f}",
+        "" if entry.n is None else str(entry.n),
         "" if entry.p is None else f"{entry.p:.2g}",
         _escaped(entry.hardware),
         STATES.get(entry.state, STATES[UNCHECKED]),

@@ -48,7 +48,8 @@ class Matrix:
 def matrix(entries: Sequence[Entry], unit: str) -> Matrix:
     """All pairs of the entries of one track in STEPS, or, of one class of hardware, in SECONDS."""
     if unit == STEPS and entries and entries[0].track == TRACK3:
-        return Matrix(RULE3, 0, [_by_rule3(*pair) for pair in combinations(enumerate(entries), 2)])
+        rule3 = [_by_rule3(*pair) for pair in combinations(enumerate(entries), 2)]
+        return Matrix(RULE3, 0, [cell for cell in rule3 if cell])
     costs = [_costs(entry.runs, unit) for entry in entries]
     known = [(i, cost) for i, cost in enumerate(costs) if cost is not None]
     pairs = list(combinations(known, 2))
@@ -66,8 +67,12 @@ def matrix(entries: Sequence[Entry], unit: str) -> Matrix:
     return Matrix(WELCH, len(pairs), cells)
 
 
-def _by_rule3(first: tuple[int, Entry], second: tuple[int, Entry]) -> Cell:
+def _by_rule3(first: tuple[int, Entry], second: tuple[int, Entry]) -> Cell | None:
+    """The pair by track 3's rule; None if an entry does not say its runs, its steps or its loss."""
     (i, a), (j, b) = first, second
+    if None in (a.n, b.n, a.steps, b.steps, a.mean_loss, b.mean_loss):
+        return None
+    assert a.n and b.n and a.steps and b.steps and a.mean_loss and b.mean_loss  # for the types
     worth = b.mean_loss - a.mean_loss + SLOPE * (b.steps - a.steps) / 100
     statistic = worth / math.sqrt(1 / a.n + 1 / b.n)
     distinct = round(abs(statistic), 9) >= TRACK3_MARGIN  # rounding errors of floats

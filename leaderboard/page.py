@@ -31,6 +31,7 @@ from leaderboard import board
 from leaderboard.board import OURS, SECONDS, STEPS, YOURS, Entry
 from leaderboard.board_table import href, plain
 from leaderboard.matrix import Matrix, matrix
+from leaderboard.published_entries import published_entries
 from tracking.files import write_atomic
 
 STATIC = Path(__file__).parent / "static"
@@ -56,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _write(given: argparse.Namespace) -> None:
-    found = board.entries(paths.RESULTS)
+    found = [*board.entries(paths.RESULTS), *published_entries(paths.RESULTS)]
     path = write(found, given.out or paths.RESULTS / OUT)
     print(f"{len(found)} entries. Open {paths.from_here(str(path))}")
 
@@ -141,8 +142,8 @@ def _first(entries: Sequence[Entry]) -> str:
     yours = [entry for entry in entries if entry.origin == YOURS]
     if yours:
         return plain(max(yours, key=lambda e: e.date).track)
-    counted = Counter(e.track for e in entries if e.origin == OURS) or Counter(
-        e.track for e in entries
+    counted = Counter(entry.track for entry in entries if entry.origin == OURS) or Counter(
+        entry.track for entry in entries if entry.curve
     )
     return plain(min(counted, key=lambda track: (-counted[track], track))) if counted else ""
 

@@ -3,11 +3,22 @@
 import functools
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from analysis import stats
-from leaderboard.board import OURS, PASSED, PUBLISHED, STEPS, UNCHECKED, Entry, OneRun, Point
+from leaderboard.board import (
+    OURS,
+    PASSED,
+    PUBLISHED,
+    SECONDS,
+    STEPS,
+    UNCHECKED,
+    Entry,
+    OneRun,
+    Point,
+)
 from tracking.schema import Run
 from tracking.store import read_curve, read_runs
 
@@ -82,6 +93,14 @@ def published(number: int, steps: int, loss: float, n: int, day: int, best: bool
     )  # fmt: skip
 
 
+def in_minutes() -> Entry:
+    """A published record that says its seconds alone, on a track of its own."""
+    return replace(
+        published(6, 1, 0.0, 1, 1, False), track="minutes", n=None, steps=None, mean_loss=None,
+        seconds=180.0, hardware="8x a GPU", sets=[SECONDS], curve=[],
+    )  # fmt: skip
+
+
 @functools.cache
 def board() -> tuple[Entry, ...]:
     """What a page of the tests shows: a race with sixteen entrants, and published results."""
@@ -92,4 +111,5 @@ def board() -> tuple[Entry, ...]:
         published(3, 3250, 3.2778, 10, 9, True),
         published(4, 3375, 3.2788, 20, 12, False),
         published(5, 2690, 3.2783, 8, 28, True),
+        in_minutes(),
     )

@@ -89,8 +89,8 @@ def test_the_same_entries_give_the_same_bytes(tmp_path: Path) -> None:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     shown = json.loads((tmp_path / "a" / "board.json").read_text())
     assert shown == embedded((tmp_path / "a" / "index.html").read_text())
-    assert [track["name"] for track in shown["tracks"]] == ["gpt2", "tiny"]
-    links = {entry["href"] for entry in shown["tracks"][1]["entries"]}
+    assert [track["name"] for track in shown["tracks"]] == ["gpt2", "minutes", "tiny"]
+    links = {entry["href"] for entry in shown["tracks"][2]["entries"]}
     assert links == {"../records/tiny-league/"}
 
 
@@ -108,7 +108,7 @@ def test_a_folder_that_cannot_be_written_is_the_users_mistake(tmp_path: Path) ->
 def test_the_users_own_track_is_shown_first() -> None:
     entries = board()
     assert page.data(entries, "..")["first"] == "tiny"  # with most of ours
-    mine = replace(entries[-1], origin=YOURS, date="2026-11-27")
+    mine = replace(entries[-2], origin=YOURS, date="2026-11-27")
     assert page.data([*entries, mine], "..")["first"] == "gpt2"
 
 
@@ -193,6 +193,7 @@ def test_pairs_on_gpt2_are_those_of_track_3() -> None:
     assert found.cells[0].statistic == pytest.approx(statistic)
     assert found.cells[0].distinct and found.cells[0].ratio == pytest.approx(3100 / 3000)
     assert not found.cells[1].distinct  # 0.0005 at the same step
+    assert matrix([a, replace(b, n=None)], STEPS).cells == []
 
 
 def test_entries_without_runs_are_in_no_family() -> None:
@@ -326,6 +327,15 @@ def test_filters_leave_what_matches_and_say_how_many(show: Open) -> None:
     tab.reload()  # the address keeps the view
     assert labels(tab) == ["result 5", "result 3", "result 2", "result 1"]
     assert "5 records" in tab.locator("#history-summary").inner_text()  # the history is whole
+
+
+@pytest.mark.slow
+def test_a_track_in_seconds_alone_opens_on_its_board_of_seconds(show: Open) -> None:
+    tab = show("#track=minutes&board=steps")
+    assert tab.get_by_role("radio", name="Seconds").first.is_checked()
+    assert column(tab, "Seconds") == ["180"] and column(tab, "Steps") == ["–"]
+    assert column(tab, "Rank") == ["1"]
+    assert "1 record, from 180" in tab.locator("#history-summary").inner_text()
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ const DASHES = [[], [7, 4], [2, 3], [11, 4, 2, 4], [4, 2], [14, 5], [1, 4], [9, 
 const MARKERS = ["circle", "rect", "triangle", "rectRot", "crossRot", "star", "circle", "triangle"];
 const FILLED = [true, true, true, true, true, true, false, false];
 const FEW = 12;  // markers on a line
+const NEAR = 0.36;  // nats per token above the target: what is called near to it
 
 const Charts = (() => {
   const live = {};  // charts by the id of their canvas
@@ -144,8 +145,7 @@ const Charts = (() => {
    */
   function curves(lines, options) {
     const lowest = Math.min(options.target, ...lines.flatMap((l) => l.points.map((p) => p.y)));
-    const highest = Math.max(...lines.flatMap((l) => l.points.map((p) => p.y)));
-    const reach = options.target + 0.12 * Math.max(highest - options.target, 3);
+    const reach = options.target + NEAR;
     const datasets = lines.map((line) => {
       const visible = options.whole
         ? line.points : line.points.filter((point) => point.y <= reach);
@@ -250,7 +250,9 @@ const Charts = (() => {
               scale.ticks = [...new Set(days.map(Math.round))].map((value) => ({ value }));
             },
           }),
-          y: axis(options.title, { grace: "10%" }),
+          y: axis(options.title, options.log
+            ? { type: "logarithmic", ticks: logTicks((x) => x.toLocaleString("en-US")) }
+            : { grace: "10%" }),
         },
         plugins: {
           legend: { display: false },

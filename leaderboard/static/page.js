@@ -24,10 +24,10 @@ const chosen = () => view.slots.map((id, slot) => ({ slot, e: entries().find((e)
   .filter(({ e }) => e);
 
 const COLUMNS = {
-  steps: ["Steps", (e) => e.steps, (e) => whole(e.steps)],
+  steps: ["Steps", (e) => e.steps, (e) => maybe(e.steps, whole)],
   seconds: ["Seconds", (e) => e.seconds, (e) => digits(e.seconds)],
-  loss: ["Mean loss ± sd", (e) => e.loss, (e) => e.loss.toFixed(4)],
-  n: ["Runs", (e) => e.n, (e) => whole(e.n)],
+  loss: ["Mean loss ± sd", (e) => e.loss, (e) => maybe(e.loss, (x) => x.toFixed(4))],
+  n: ["Runs", (e) => e.n, (e) => maybe(e.n, whole)],
   p: ["p", (e) => e.p, (e) => pText(e.p)],
   peak: ["Peak memory", (e) => e.peak_memory_bytes, (e) => bytes(e.peak_memory_bytes)],
   state: ["Optimizer state", (e) => e.state_bytes, (e) => bytes(e.state_bytes)],
@@ -41,9 +41,13 @@ function classes() {
   return [...counted.keys()].sort((a, b) => counted.get(b) - counted.get(a) || (a < b ? -1 : 1));
 }
 
-/** The first choice: the best three of the board, and the baseline that they were raced against. */
+/**
+ * The first choice: the best three of the board, and the baseline that they were raced against.
+ * Where nothing is proven, the first three with curves.
+ */
 function choose() {
-  const best = ranked().map((row) => row.e).filter((e) => e.curve.length).slice(0, 3);
+  const proven = ranked().map((row) => row.e);
+  const best = (proven.length ? proven : entries()).filter((e) => e.curve.length).slice(0, 3);
   const against = best.map((e) => e.against).find((name) => name);
   const base = against && entries().find((e) => e.label === against
     && best.some((other) => other.record === e.record));
@@ -96,8 +100,14 @@ function readAddress() {
   }
 }
 
-/** The board of seconds is of one class of hardware: take the one with the most entries. */
+/**
+ * The board of seconds is of one class of hardware: take the one with the most entries. A track of
+ * which nothing says its steps has no other board.
+ */
 function settle() {
+  if (!entries().some((e) => e.steps !== null) && entries().length) {
+    Object.assign(view, { board: "seconds", sort: view.sort === "steps" ? "seconds" : view.sort });
+  }
   if (view.board === "seconds" && !view.hardware) view.hardware = classes()[0] || "";
 }
 
@@ -124,7 +134,8 @@ function filtered() {
       const [x, y] = [value(a), value(b)];
       if (x === null || y === null) return (x === null) - (y === null);
       const order = x < y ? -1 : x > y ? 1 : 0;
-      return (view.down ? -order : order) || a.steps - b.steps || a.loss - b.loss;
+      return (view.down ? -order : order) || a.steps - b.steps || a.loss - b.loss
+        || a.seconds - b.seconds;
     });
 }
 

@@ -29,6 +29,8 @@ function showCurves() {
     make("button", { type: "button", "data-drop": e.id,
       "aria-label": `Remove ${e.name} from the charts` }, "×"))));
   Charts.show("curves", lines.length > 0);
+  $("curves-axes").hidden = !picked.length;
+  $("curves-details").hidden = !lines.length;
   const absent = picked.length - lines.length;
   $("curves-summary").textContent = !picked.length
     ? "No record is chosen. Choose some in the first column of the tables."
@@ -170,7 +172,7 @@ function showHistory() {
   const points = (shown) => shown.map((e) => ({ x: day(e.date), y: value(e), name: e.name,
     published: e.origin === "published" }));
   Charts.staircase(points(steps), points(rows.filter((e) => !steps.includes(e))), {
-    start: start - margin, end: end + margin, day: dateOf, title: heading,
+    log: value(first) > 4 * value(last), start: start - margin, end: end + margin, day: dateOf, title: heading,
     format: (y) => `${seconds ? digits(y) : whole(y)} ${view.board}`,
   });
   $("history-table").replaceChildren(table(`Records of ${view.track} in ${unit}, oldest first`,

@@ -28,6 +28,7 @@ function named(text, most) {
 const whole = (value) => value.toLocaleString("en-US", { maximumFractionDigits: 0 });
 const digits = (value) => (value === null ? "–"
   : value >= 1000 ? whole(value) : value.toFixed(value < 10 ? 2 : value < 100 ? 1 : 0));
+const maybe = (value, format) => (value === null ? "–" : format(value));
 const pText = (p) => (p === null ? "–" : p < 0.001 ? "< 0.001" : p.toFixed(p < 0.1 ? 4 : 3));
 const times = (ratio) => `${ratio.toFixed(2)}×`;
 
