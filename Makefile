@@ -29,8 +29,8 @@ RACE = $(if $(filter 1,$(NPROC)),$(PY),$(TORCHRUN))
 DATA := $(if $(findstring --dataset,$(ARGS)),setup,data)
 
 .PHONY: help speedrun compare scale engines moves libraries kill-test test test-fast setup data \
-	vocab race tune sweep plots report verify leaderboard docs figures bench bench-disturbed \
-	bench-coverage agreement zero fuzz gpu-check clean
+	vocab race tune sweep plots report record verify rerun leaderboard docs figures bench \
+	bench-disturbed bench-coverage agreement zero fuzz gpu-check clean
 .DEFAULT_GOAL := help
 .NOTPARALLEL:  # a race has the machine to itself, and its charts come after it
 
@@ -78,6 +78,26 @@ plots: setup  ## draw the charts of the newest race into plots/
 report: setup  ## print the table of the newest race
 	$(PY) -m analysis.report
 
+# What a recipe reads from its environment: as it was typed after make, with its spaces, quotes and
+# dollars. A variable of the shell may have such a name for a reason of its own.
+TYPED = $(if $(filter command,$(firstword $(origin $1))),$(value $1))
+record rerun: export TYPED_NAME = $(call TYPED,NAME)
+record rerun: export TYPED_RUNS = $(call TYPED,RUNS)
+record rerun: export TYPED_CLAIM = $(call TYPED,CLAIM)
+record rerun: export TYPED_AUTHOR = $(call TYPED,AUTHOR)
+record rerun: export TYPED_NEW = $(call TYPED,NEW)
+record rerun: export TYPED_FOLDER = $(call TYPED,FOLDER)
+
+record: setup  ## make a record of your newest race (NAME= RUNS= CLAIM="muon" AUTHOR="" NEW="what is new")
+	@set -f; for label in $$TYPED_CLAIM; do set -- "$$@" --claim="$$label"; done; \
+	$(PY) -m leaderboard submit "$$@" $${TYPED_RUNS:+--runs="$$TYPED_RUNS"} \
+		$${TYPED_AUTHOR:+--author="$$TYPED_AUTHOR"} $${TYPED_NEW:+--new="$$TYPED_NEW"} \
+		$(ARGS) -- $${TYPED_NAME:+"$$TYPED_NAME"}
+
+rerun: $(DATA)  ## run the program of a record again, and compare (FOLDER=results/records/NAME)
+	@set -f; for label in $$TYPED_CLAIM; do set -- "$$@" --claim="$$label"; done; \
+	$(PY) -m leaderboard rerun "$$@" $(ARGS) -- $${TYPED_FOLDER:+"$$TYPED_FOLDER"}
+
 verify: setup  ## recompute every number, committed and yours, from its files
 	$(PY) -m leaderboard verify
 
@@ -102,6 +122,7 @@ ifneq ($(RECORD),)
 	mkdir -p results/records/$(RECORD)
 	cd results/bench && cp step.csv kinds.csv optimizer_step.csv newton_schulz.csv turns.csv data.csv ../records/$(RECORD)/
 	$(PY) -m leaderboard docs
+	$(PY) -m leaderboard seal results/records/$(RECORD)
 endif
 
 bench-disturbed: data  ## race on a quiet machine and beside a process that burns all cores

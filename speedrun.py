@@ -35,12 +35,11 @@ from torch import Tensor
 
 import engines
 import optim
-from analysis import report, table
-from analysis.price import read_prices
+from analysis import report
 from data import DATASETS, frozen, open_dataset, settled
 from data.loader import Batches, ValBatches, val_batches
 from errors import UserError
-from host import entry, launcher
+from host import entry
 from host.paths import RESULTS, from_here
 from layers.attention import WAYS
 from layers.config import GPTConfig, preset
@@ -413,9 +412,8 @@ class Trainer:
                 out.steps = step + 1
                 last = out.steps == schedule.steps
                 due = last or (track.validates(out.steps, schedule.steps) and not only_last)
-                out.unread.append(
-                    self.step(feed, factor, tau, out, measure=due)
-                )  # starts the clock
+                loss = self.step(feed, factor, tau, out, measure=due)  # starts the clock
+                out.unread.append(loss)
                 if not due and len(out.unread) < READ_EVERY[self.device.type]:
                     continue
 
@@ -723,24 +721,8 @@ def run_heat(
 def make_parser(
     description: str | None, program: str, only: Collection[str] | None = None, race: bool = True
 ) -> argparse.ArgumentParser:
-    """The parser of this command, and of others that take entrants and a track.
-
-    only: the Options that the command uses; None: all. race: with --seeds and --steps.
-    """
-    parser = entry.parser(program, description)
-    parser.usage = f"{parser.prog} [ENTRANT ...] [options]"
-    parser.add_argument("entrants", nargs="*", metavar="ENTRANT", help="default: adamw muon")
-    names = ", ".join(TRACKS)
-    parser.add_argument("--track", help=f"one of {names} (default: gpt2 with a GPU, else tiny)")
-    if race:
-        note = "runs of each entrant (default: 4)"
-        parser.add_argument("--seeds", type=int, default=4, metavar="INT", help=note)
-        note = "horizon of every entrant; makes the track custom"
-        parser.add_argument("--steps", type=int, metavar="INT", help=note)
-    command_line.add(parser, Options, "how it runs", only=only)
-    note = "the track: changing any of these makes it custom"
-    command_line.add(parser, Track, note, default="the track's")
-    return parser
+    """The parser of this command, and of others that take entrants and a track."""
+    return command_line.race_parser(description, program, [*TRACKS], Options, Track, only, race)
 
 
 def chosen_track(arguments: argparse.Namespace) -> Track:
@@ -763,8 +745,7 @@ def entrants_of(arguments: argparse.Namespace) -> list[Entrant]:
     entrants = [enter(word, arguments.track, arguments.steps) for word in words]
     if len({entrant.canonical for entrant in entrants}) < len(entrants):
         raise UserError(f"{' '.join(words)}: an entrant is named twice; name each once")
-    if arguments.seeds < 1:
-        raise UserError(f"--seeds {arguments.seeds}: must be at least 1; run with --seeds 4")
+    command_line.at_least(arguments, seeds=1)
     return entrants
 
 
@@ -780,10 +761,9 @@ def race_command(arguments: argparse.Namespace) -> None:
     for entrant in entrants:
         trainer.check(entrant)
     if first:
-        flops = trainer.gpt.flops_per_token(track.seq_len) * track.batch_tokens * arguments.seeds
-        flops *= sum(schedule_of(each).steps for each in entrants)
-        peak = trainer.matmul_peak * trainer.engine.world_size
-        note = machine.patience_note(trainer.device, flops, peak)
+        tokens = track.batch_tokens * arguments.seeds * sum(schedule_of(e).steps for e in entrants)
+        flops = trainer.gpt.flops_per_token(track.seq_len) * tokens / trainer.engine.world_size
+        note = machine.patience_note(trainer.device, flops, trainer.matmul_peak)
         print(from_here(introduce(entrants)), *([note] if note else []), sep="\n")
         spellings = [entrant.canonical for entrant in entrants]
         expected, asked = trainer.conditions() | {"target": track.target}, vars(options)
@@ -794,9 +774,7 @@ def race_command(arguments: argparse.Namespace) -> None:
         race(trainer, entrants, arguments.seeds, race_id, done)
     finally:
         if first:
-            runs = [run for run in store.read_runs(root) if run.race == race_id]
-            said = report.sentences(runs, read_prices(root, runs))
-            print("", table.text(table.summarise(runs)), *said, sep="\n")
+            print("", *report.ending(root, race_id), sep="\n")
     trainer.engine.close()
 
 
@@ -805,15 +783,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser(__doc__, "speedrun.py")
     note = "go on with RACE; without a name, with the newest race"
     parser.add_argument("--resume", nargs="?", const="", metavar="RACE", help=note)
-    try:
-        return entry.run(parser, argv, race_command, LEFT)
-    except engines.LostError:
-        return 1
-    except RuntimeError as error:
-        if not engines.lost_contact(error):
-            raise
-        engines.tell_lost(error, launcher.number("RANK", 0), LEFT)
-        return 1
+    return engines.tell_if_lost(lambda: entry.run(parser, argv, race_command, LEFT), LEFT)
 
 
 if __name__ == "__main__":

@@ -108,7 +108,7 @@ def detectable_differences(groups: Mapping[str, Sequence[Run]]) -> list[Detectab
     alone = not turn_lengths(run for runs in groups.values() for run in runs)
     found = []
     for quantity in ("steps", *(["seconds"] if alone else []), "loss"):
-        sd = pooled_deviation([_values(runs, quantity) for runs in groups.values()])
+        sd = pooled_deviation([values_of(runs, quantity) for runs in groups.values()])
         if sd is None:
             continue
         levels = (SIGNIFICANT, SIGNIFICANT / max(tests, 1))
@@ -118,7 +118,8 @@ def detectable_differences(groups: Mapping[str, Sequence[Run]]) -> list[Detectab
     return found
 
 
-def _values(runs: Sequence[Run], quantity: str) -> list[float]:
+def values_of(runs: Sequence[Run], quantity: str) -> list[float]:
+    """Final losses ("loss") of the runs, or the logarithms of what those that reached spent."""
     if quantity == "loss":
         return losses(runs)
     reached = [run for run in runs if run.status == REACHED]

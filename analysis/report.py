@@ -9,6 +9,7 @@ The pages of the documentation show the same sentences: see leaderboard/pages.py
 import argparse
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 from analysis import league
 from analysis.pairs import UNITS, Pair, Pairs
@@ -54,6 +55,12 @@ def sentences(runs: Sequence[Run], prices: Prices, baseline: str = BASELINE) -> 
     base = find(groups, baseline)
     comparisons = _comparisons(groups, prices, base) if base else []
     return [*_layouts(runs), *comparisons, *rulings(runs)]
+
+
+def ending(root: Path, race: str) -> list[str]:
+    """What is said when a race has ended: its table and its sentences."""
+    runs = [run for run in read_runs(root) if run.race == race]
+    return [text(summarise(runs)), *sentences(runs, read_prices(root, runs))]
 
 
 def _layouts(runs: Sequence[Run]) -> list[str]:

@@ -6,8 +6,9 @@ Two entrants whose steps cost a known number of seconds take turns on a machine 
 and which something else disturbs for random half of the time. `analysis.price` sees their turns
 only. The steps that each run takes to the target are drawn too; the ratio in seconds follows from
 both. Goal: 95% intervals that hold the truth in 93 to 97% of the races, whether the machine is
-quiet or not. Nothing is timed here, so the machine may be busy, and every computer gives the same
-table. docs/rules.md shows it, from results/records/coverage/coverage.csv.
+quiet or not. A second table is of the ratio in steps where runs miss the target. Nothing is timed
+here, so the machine may be busy, and every computer gives the same tables. docs/rules.md shows
+them, from coverage.csv and censored.csv in results/records/coverage.
 """
 
 import math
@@ -16,9 +17,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import norm
 
 from analysis.price import Duel, price
-from analysis.stats import Costs, Estimate, speedup
+from analysis.stats import Costs, Estimate, Ratio, speedup
 from bench import Row, run, write
 from tracking.schema import Turn
 
@@ -226,8 +228,76 @@ def row(case: Case, outcome: Outcome) -> Row:
     }
 
 
+@dataclass(frozen=True)
+class Misses:
+    """Races in which some runs of one entrant or of both end before they reach the target."""
+
+    seeds: int
+    baseline: float = 0.0  # share of the baseline's runs that miss
+    challenger: float = 0.0
+    races: int = 4000
+
+
+MISSES = tuple(
+    Misses(seeds, *shares)
+    for seeds in (5, 20)
+    for shares in ((0.0, 0.0), (0.1, 0.0), (0.3, 0.0), (0.0, 0.1), (0.0, 0.3), (0.3, 0.3))
+)
+
+
+def censored_row(case: Misses, seed: int = 0) -> Row:
+    """How often the ratio in steps says the truth where runs miss.
+
+    The horizon of an entrant is such that its share of runs misses. There are two truths: the ratio
+    of the steps that the target takes on average if no schedule ends, and the ratio of the expected
+    costs, which charges the runs that miss. A bound is only wrong on one side.
+    """
+    rng = np.random.default_rng((seed, 2))
+    needed, expected, drawn = [], [], []
+    for (mean, sd), missing in zip(TO_TARGET, (case.baseline, case.challenger), strict=True):
+        late = float(norm.isf(missing))  # infinite if no run misses
+        horizon = mean * math.exp(sd * late)
+        steps = mean * np.exp(sd * rng.standard_normal((case.races, case.seeds)))
+        needed.append(mean * math.exp(sd**2 / 2))
+        # The mean of a log-normal number where it is below the horizon; the horizon elsewhere.
+        spent = needed[-1] * float(norm.cdf(late - sd)) + (missing * horizon if missing else 0)
+        expected.append(spent / (1 - missing))
+        drawn.append((np.minimum(steps, horizon), steps <= horizon))
+    ratios = []
+    for race in range(case.races):
+        a, b = (Costs(spent[race].tolist(), met[race].tolist()) for spent, met in drawn)
+        ratio = speedup(a, b)
+        if ratio is not None and ratio.estimate.low is not None:
+            ratios.append(ratio)
+
+    def share(flags: list[bool]) -> str:
+        return f"{sum(flags) / len(ratios):.1%}"
+
+    true, of_costs = needed[0] / needed[1], expected[0] / expected[1]
+    return {
+        "seeds": case.seeds,
+        "AdamW's misses": f"{case.baseline:.0%}",
+        "Muon's misses": f"{case.challenger:.0%}",
+        "races": case.races,
+        "bounds": share([ratio.bound for ratio in ratios]),
+        "no interval": f"{1 - len(ratios) / case.races:.1%}",
+        "too high": share([_above(ratio, true) for ratio in ratios]),
+        "too low": share([_above(ratio.inverse(), 1 / true) for ratio in ratios]),
+        "too high for expected costs": share([_above(ratio, of_costs) for ratio in ratios]),
+        "too low for expected costs": share(
+            [_above(ratio.inverse(), 1 / of_costs) for ratio in ratios]
+        ),
+    }
+
+
+def _above(ratio: Ratio, true: float) -> bool:
+    """Whether all of an interval is above the truth. An upper bound never claims that."""
+    return not ratio.at_most and ratio.estimate.low is not None and ratio.estimate.low > true
+
+
 def measure_all() -> None:
     """Measure, and write the rows."""
+    write("censored", [censored_row(case) for case in MISSES], {})
     write("coverage", [row(case, simulate(case)) for case in CASES], {"turn_steps": TURN_STEPS})
 
 

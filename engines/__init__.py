@@ -234,3 +234,16 @@ def tell_lost(error: RuntimeError, rank: int, left: str) -> None:
     print(
         f"speedrun.py: rank {rank} lost {names}; {left}\n    {error}", file=sys.stderr, flush=True
     )
+
+
+def tell_if_lost(command: Callable[[], int], left: str) -> int:
+    """The exit code of a command, or 1 after another process is gone; see `tell_lost`."""
+    try:
+        return command()
+    except LostError:
+        return 1
+    except RuntimeError as error:
+        if not lost_contact(error):
+            raise
+        tell_lost(error, launcher.number("RANK", 0), left)
+        return 1

@@ -40,7 +40,9 @@ def describe() -> dict[str, str]:
         **_gpus(),
         **{name: version for name in PACKAGES if (version := _version(name))},
     }
-    found |= {key: os.environ[key] for key in sorted(os.environ) if SETTINGS.fullmatch(key)}
+    settings = {key: os.environ[key] for key in sorted(os.environ) if SETTINGS.fullmatch(key)}
+    # A path changes no step, and may have a person's name in it.
+    found |= {key: value for key, value in settings.items() if os.sep not in value}
     return {key: value[:200] for key, value in found.items() if value}
 
 
@@ -55,7 +57,10 @@ def _gpus() -> dict[str, str]:
     """The GPUs of the system and their driver; empty without one."""
     command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        done = subprocess.run(
+            command, capture_output=True, text=True, encoding="utf-8", errors="replace",
+            timeout=10, check=True,
+        )  # fmt: skip
     except (OSError, subprocess.SubprocessError):
         return {}
     rows = [line.rpartition(",") for line in done.stdout.splitlines() if line.strip()]

@@ -13,6 +13,7 @@ COMMANDS = {
     "rerun": ("rerun", "run a record again with its own program, and compare"),
     "seal": ("seal", "list what a folder of evidence consists of"),
     "page": ("page", "write the page of the boards, one HTML file"),
+    "changed": ("changed", "verify the records that a branch or a pull request adds"),
     "import": ("public_logs", "read logs of modded-nanogpt into tables"),
     "published": ("published", "recompute what others published"),
     "docs": ("pages", "write the generated parts of README.md and docs/"),

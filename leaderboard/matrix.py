@@ -9,17 +9,24 @@ logarithms of what the target costs, with Holm's correction over all pairs of th
 compared within one class of hardware.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from analysis.stats import SIGNIFICANT, TRACK3, TRACK3_MARGIN, Costs, holm, speedup
+from analysis.stats import (
+    SIGNIFICANT,
+    TRACK3,
+    Costs,
+    Mean,
+    beats_in_track3,
+    holm,
+    pairwise_track3,
+    speedup,
+)
 from leaderboard.board import STEPS, Entry, OneRun
 from tracking.schema import REACHED
 
 WELCH, RULE3 = "welch", "track3"  # the tests
-SLOPE = 0.0045  # nats per token that 100 steps are worth, by track 3's rule for pairs
 
 
 @dataclass(frozen=True)
@@ -73,9 +80,10 @@ def _by_rule3(first: tuple[int, Entry], second: tuple[int, Entry]) -> Cell | Non
     if None in (a.n, b.n, a.steps, b.steps, a.mean_loss, b.mean_loss):
         return None
     assert a.n and b.n and a.steps and b.steps and a.mean_loss and b.mean_loss  # for the types
-    worth = b.mean_loss - a.mean_loss + SLOPE * (b.steps - a.steps) / 100
-    statistic = worth / math.sqrt(1 / a.n + 1 / b.n)
-    distinct = round(abs(statistic), 9) >= TRACK3_MARGIN  # rounding errors of floats
+    one, other = Mean(a.mean_loss, a.n), Mean(b.mean_loss, b.n)
+    fewer = b.steps - a.steps
+    statistic = pairwise_track3(one, other, fewer)
+    distinct = beats_in_track3(one, other, fewer) or beats_in_track3(other, one, -fewer)
     return Cell(i, j, b.steps / a.steps, None, statistic, distinct)
 
 

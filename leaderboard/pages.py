@@ -1,4 +1,4 @@
-"""Writes the generated parts of README.md, of the docs and of the README of each record.
+"""Writes the generated parts of the pages at the root, of the docs and of each record's README.
 
     python -m leaderboard docs            # writes the pages
     python -m leaderboard docs --check    # exits with 1 if a page would change
@@ -16,6 +16,7 @@ A generated part of a page is between `<!-- begin:NAME ARGUMENT -->` and `<!-- e
     engines RECORD       losses, memory, traffic and seconds on several engines
     published PART       what others published, recomputed: headline, ratios, xl, claims, records
     tuned                the settings in optim/tuned.toml
+    rules VERSION        the numbers of the rules of the leaderboard, per track
     csv FILE             a CSV file as a table; columns with a single value are named below it
     file FILE            a program
 
@@ -36,11 +37,12 @@ from analysis.table import markdown, markdown_grid, note, summarise
 from errors import UserError
 from host import entry, paths
 from leaderboard import form, intake, published
+from leaderboard import rules as rulebook
 from tracking import tuned
 from tracking.files import write_atomic
 from tracking.schema import Run
 from tracking.spelling import display_name
-from tracking.store import read_runs, records
+from tracking.store import find_record, read_runs
 
 REPOSITORY = Path(__file__).parents[1]
 MARKED = re.compile(  # groups: first marker, name, argument or None, content, last marker
@@ -106,21 +108,10 @@ def read_file(path: Path) -> str:
 # ---- Parts from records ------------------------------------------------------------------------
 
 
-def find_record(name: str, repository: Path = REPOSITORY) -> Path:
-    """The folder of a record. Raises UserError for an unknown name."""
-    known = {path.name: path for path in records(repository / "results")}
-    if name not in known:
-        raise UserError(
-            f"no record {name!r} in results/records; known records: {', '.join(known) or 'none'}; "
-            "name one of them"
-        )
-    return known[name]
-
-
 def find_race(name: str, repository: Path = REPOSITORY) -> tuple[Path, list[Run]]:
     """The folder and the runs of RECORD or RECORD/RACE. Raises UserError if there is none."""
     record, _, race = name.partition("/")
-    folder = find_record(record, repository)
+    folder = find_record(repository / "results", record)
     runs = read_runs(folder)
     races = list(dict.fromkeys(run.race for run in runs))
     if not race and len(races) == 1:
@@ -143,7 +134,7 @@ def _of_race(make: Callable[[Sequence[Run], Prices], str]) -> Callable[[str, Pat
 
 
 def _claims(argument: str, repository: Path) -> str:
-    folder = find_record(argument, repository)
+    folder = find_record(repository / "results", argument)
     record = form.read(folder, intake.listing(folder))
     headings = ["entrant", "n", "steps", "mean loss", "p", "seconds", "optimizer state", "sets"]
     rows = [
@@ -167,17 +158,39 @@ def _finals(argument: str, repository: Path) -> str:
 
 
 def _scale(argument: str, repository: Path) -> str:
-    points = scale.measured(find_record(argument, repository))
+    points = scale.measured(find_record(repository / "results", argument))
     if not points:
         raise UserError(f"record {argument} has no points.csv; name a record of `make scale`")
     return scale.markdown(points)
 
 
 def _engines(argument: str, repository: Path) -> str:
-    found = engines.measured(find_record(argument, repository))
+    found = engines.measured(find_record(repository / "results", argument))
     if not found:
         raise UserError(f"record {argument} has no planned.csv; name a record of make engines")
     return engines.markdown(found)
+
+
+def _rules(version: str, _: Path) -> str:
+    """The numbers that a version of the rules has for each track, as Markdown."""
+    tracks = rulebook.RULES.get(int(version)) if version.isdecimal() else None
+    if tracks is None:
+        known = ", ".join(map(str, rulebook.RULES))
+        raise UserError(f"no version {version!r} of the rules; name one of {known}")
+    headings = [
+        "track", "target", "tokens of a step", "validated every", "in the last tenth", "runs",
+        "test", "track_hash", "data_hash",
+    ]  # fmt: skip
+    rows = [
+        [
+            f"`{name}`", f"{track.target:g}", f"{track.batch_tokens:,}", f"{track.val_every} steps",
+            f"{track.val_every_late} steps", f"{track.min_runs} or more",
+            rulebook.TESTS[track.test], f"`{track.track_hash}`",
+            f"`{track.data_hash[:16]}…`" if track.data_hash else "no published list",
+        ]
+        for name, track in tracks.items()
+    ]  # fmt: skip
+    return markdown_grid(headings, rows)
 
 
 def _within(name: str, repository: Path) -> Path:
@@ -201,6 +214,7 @@ MARKERS: dict[str, Callable[[str, Path], str]] = {
     "scale": _scale,
     "engines": _engines,
     "tuned": lambda _, repository: tuned_table(tuned.read(repository / "optim" / "tuned.toml")),
+    "rules": _rules,
     "csv": lambda file, repository: csv_table(_within(file, repository)),
     "file": lambda file, repository: f"```python\n{read_file(_within(file, repository))}```",
 }
@@ -235,9 +249,10 @@ def rewrite(page: str, repository: Path = REPOSITORY) -> str:
 
 
 def pages(repository: Path = REPOSITORY) -> list[Path]:
-    """The pages with generated parts: README.md, docs/*.md and the README of each record."""
+    """The pages with generated parts: those at the root, docs/*.md and each record's README."""
     notes = (repository / "results" / "records").glob("*/README.md")
-    return [repository / "README.md", *sorted((repository / "docs").glob("*.md")), *sorted(notes)]
+    docs = (repository / "docs").glob("*.md")
+    return [*sorted(repository.glob("*.md")), *sorted(docs), *sorted(notes)]
 
 
 def update_pages(repository: Path = REPOSITORY, write: bool = True) -> list[Path]:

@@ -16,6 +16,10 @@ from tracking.schema import Run
 VERSION = 1  # of the newest rules; results of different versions are not on one board
 ALPHA = stats.ALPHA  # largest p of every test: against the target, and against the standing record
 STUDENT, TRACK3 = "student", "track3"  # tests against the target
+TESTS = {
+    STUDENT: f"Student, p < {ALPHA:g}",
+    TRACK3: f"(target − mean) √n ≥ {stats.TRACK3_MARGIN:g}",
+}
 SOTU = "2b1a7a1666f2db1ca3958ae069525605323b7c6573c44be7ea9644277bb8bf71"
 
 
@@ -85,7 +89,7 @@ def averages(entrant: str) -> bool:
 def p_below_target(losses: Sequence[float], rules: TrackRules) -> float | None:
     """One-sided p that the mean final loss is below the target; None for too few runs."""
     if rules.test == TRACK3:
-        return stats.track3_p(losses, rules.target)
+        return float(norm.sf(stats.track3_statistic(losses, rules.target) / stats.TRACK3_SIGMA))
     return stats.one_sample(losses, rules.target)
 
 
@@ -102,10 +106,7 @@ def p_faster(new: Sequence[Run], old: Sequence[Run], unit: str) -> float | None:
     The logarithms of the costs of the target are compared; a run that missed is censored. None
     without a test.
     """
-    ratio = stats.speedup(stats.costs(old, unit), stats.costs(new, unit))
-    if ratio is None or ratio.p is None:
-        return None
-    return ratio.p / 2 if ratio.estimate.value > 1 else 1 - ratio.p / 2
+    return stats.cheaper(stats.costs(new, unit), stats.costs(old, unit))
 
 
 def beats(new: Sequence[Run], old: Sequence[Run], unit: str, rules: TrackRules) -> bool:
@@ -114,9 +115,9 @@ def beats(new: Sequence[Run], old: Sequence[Run], unit: str, rules: TrackRules) 
     On the track of track 3 steps are compared by its pairwise rule, everywhere else by `p_faster`.
     """
     if rules.test == TRACK3 and unit == "steps":
-        steps = new[0].steps_planned - old[0].steps_planned
-        a, b = stats.losses(new), stats.losses(old)
-        return steps < 0 and stats.better_in_track3(a, b, steps)
+        fewer = old[0].steps_planned - new[0].steps_planned
+        ours, theirs = (stats.Mean.of(stats.losses(runs)) for runs in (new, old))
+        return fewer > 0 and stats.beats_in_track3(ours, theirs, fewer)
     p = p_faster(new, old, unit)
     return spent(new, unit) < spent(old, unit) and p is not None and p < ALPHA
 

@@ -23,13 +23,12 @@ from pathlib import Path
 from analysis.report import select
 from errors import UserError
 from host import entry, paths
-from leaderboard import claims, judge, seal, standing
+from leaderboard import claims, judge, seal, standing, verify
 from leaderboard import rules as rulebook
 from leaderboard.claims import FAILED, Race
 from leaderboard.form import AVERAGED, NAME, RECORD, SKEPTICAL, WEIGHTS, Claim, Record
 from leaderboard.intake import README
 from leaderboard.pages import rewrite
-from leaderboard.verify import folders
 from tracking import store
 from tracking.files import write_atomic
 from tracking.schema import Run
@@ -65,19 +64,20 @@ def claimable(
         raise UserError(
             f"race {race.runs[0].race}: {broken[0].rule}: {broken[0].text}{more}; see RULES.md"
         )
-    made, reasons = [], []
+    made, reasons, unproven = [], [], False
     for label in wanted or race.entrants:
         runs = race.entrants.get(label)
         readout = AVERAGED if runs and rulebook.averages(runs[0].entrant) else WEIGHTS
         refused = claims.of_entrant(race, label, rules, readout)
         if refused:
             reasons.append(f"{refused[0].rule}: {refused[0].text}")
+            unproven = unproven or refused[0].rule in ("target", "number of runs")
         else:
             made.append(claims.make(race, label, rules, readout))
     if not made or (wanted and reasons):
         raise UserError(
-            f"race {race.runs[0].race}: nothing that the rules allow to claim: "
-            f"{'; '.join(reasons)}; more seeds may prove it: make speedrun SEEDS=10; see RULES.md"
+            f"race {race.runs[0].race}: {'; '.join(reasons)}; "
+            f"{'more seeds may prove it: make speedrun SEEDS=10; ' if unproven else ''}see RULES.md"
         )
     return made, reasons
 
@@ -135,7 +135,7 @@ def submit(
 def _require_new(results: Path, target: Path, race: str) -> None:
     if target.exists():
         raise UserError(f"{target}: is there already; choose another NAME")
-    for folder in folders(results):
+    for folder in verify.folders(results):
         if any(run.race == race for run in store.read_runs(folder)):
             raise UserError(
                 f"race {race}: is in {folder} already, and a run has one row; name another race "
@@ -169,7 +169,7 @@ def _copy_rows(root: Path, folder: Path, target: Path, runs: Sequence[Run]) -> N
 
 def _finish(results: Path, target: Path, record: Record) -> None:
     """Write down what the record sets among the others, and fill the README."""
-    reports = judge.examine_all(folders(results))
+    reports = judge.examine_all(verify.folders(results))
     pairs = [(r.record, r.race) for r in reports if r.record and r.race and not _broken(r)]
     held = standing.walk(pairs)
     sets = [tuple(held.get((record.folder, claim.label), ())) for claim in record.claims]
@@ -188,8 +188,9 @@ def _git_name() -> str:
     """The author as git knows the user."""
     try:
         done = subprocess.run(
-            ["git", "config", "user.name"], capture_output=True, text=True, timeout=10
-        )
+            ["git", "config", "user.name"], capture_output=True, text=True, encoding="utf-8",
+            timeout=10,
+        )  # fmt: skip
         return done.stdout.strip()[:100] or ANONYMOUS
     except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
         return ANONYMOUS
@@ -224,15 +225,16 @@ def what_next(folder: Path, reasons: Sequence[str]) -> str:
     return (
         f"written: {folder}{left}\n"
         f"next:\n"
-        f"  python -m leaderboard verify {place}    # what a reviewer's program says of it\n"
-        f"  make leaderboard                        # see it beside the other records\n"
-        f"  edit {place}/README.md: say what you did; the numbers between markers are made\n"
-        f"  git add {place}, and open a pull request: CONTRIBUTING.md"
+        f"  make leaderboard      # see it beside the other records\n"
+        f"  edit {place}/README.md: say what you did; what is between markers is made\n"
+        f"  python -m leaderboard verify {place}\n"
+        f"  git add {place}\n"
+        f"  commit it, and open a pull request: CONTRIBUTING.md"
     )
 
 
 def command(given: argparse.Namespace) -> int:
-    """Make a record and say what to do next; the exit code. Raises UserError."""
+    """Make a record, print its report and what to do next; the exit code. Raises UserError."""
     if given.name is None:
         race = race_of(given.root, given.runs)
         made, _ = claimable(race, given.claim)
@@ -245,12 +247,16 @@ def command(given: argparse.Namespace) -> int:
     folder, reasons = submit(
         given.root, given.to, given.name, given.runs, given.claim, given.author, given.new
     )
-    print(what_next(folder, reasons))
+    if verify.report([verify.of_folder(folder)]):
+        remove = f"rm -r {shlex.quote(str(folder))}"
+        print(paths.from_here(f"written: {folder}, which nobody can use; remove it: {remove}"))
+        return entry.FAILED
+    print(paths.from_here(what_next(folder, reasons)))
     return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command. Its exit code is 0, or 2 (what the rules forbid, or a mistake)."""
+    """Run the command. Its exit code is 0, 1 (rows contradict each other) or 2 (a broken rule)."""
     parser = entry.parser("leaderboard submit", __doc__)
     parser.add_argument("name", nargs="?", metavar="NAME", help="default: the claimed entrants")
     parser.add_argument("--runs", metavar="RACE", help="id of the race; default: the newest")

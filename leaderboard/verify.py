@@ -124,9 +124,8 @@ def report(sections: Sequence[Section]) -> int:
                 f"  {claim.label}: {claim.steps} steps, n = {claim.n}, mean loss "
                 f"{claim.mean_loss:.4f}, p = {claim.p:.2g}, {claim.seconds:.1f} s{sets}"
             )
-        print(
-            *(f"  {each}" for each in section.findings), sep="\n", end="\n" * bool(section.findings)
-        )
+        for each in section.findings:
+            print(paths.from_here(f"  {each}"))
     rows = sum((section.rows for section in sections), Rows([], []))
     broken = [section.name for section in sections if section.failures]
     if broken:

@@ -10,13 +10,13 @@ absent from the parsed arguments, so that `given` returns what the user typed an
 
 import argparse
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import MISSING, field, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from errors import UserError
-from host import paths
+from host import entry, paths
 
 
 def knob(help_text: str, default: Any = MISSING) -> Any:
@@ -59,6 +59,35 @@ def add(
         group.add_argument(flag(each.name), **options)
 
 
+def race_parser(
+    description: str | None,
+    program: str,
+    tracks: Sequence[str],
+    options: type,
+    track: type,
+    only: Collection[str] | None = None,
+    race: bool = True,
+) -> argparse.ArgumentParser:
+    """The parser of a command that takes entrants and a track.
+
+    options, track: the dataclasses whose knobs are flags. only: the options that the command uses;
+    None: all. race: with --seeds and --steps.
+    """
+    parser = entry.parser(program, description)
+    parser.usage = f"{parser.prog} [ENTRANT ...] [options]"
+    parser.add_argument("entrants", nargs="*", metavar="ENTRANT", help="default: adamw muon")
+    names = ", ".join(tracks)
+    parser.add_argument("--track", help=f"one of {names} (default: gpt2 with a GPU, else tiny)")
+    if race:
+        note = "runs of each entrant (default: 4)"
+        parser.add_argument("--seeds", type=int, default=4, metavar="INT", help=note)
+        note = "horizon of every entrant; makes the track custom"
+        parser.add_argument("--steps", type=int, metavar="INT", help=note)
+    add(parser, options, "how it runs", only=only)
+    add(parser, track, "the track: changing any of these makes it custom", default="the track's")
+    return parser
+
+
 def _shown(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
@@ -71,7 +100,7 @@ def given(arguments: argparse.Namespace, declared: type) -> dict[str, Any]:
 
 
 def at_least(options: Any, **least: int) -> None:
-    """Raise UserError if one of these fields of a dataclass is below its least value."""
+    """Raise UserError if one of these options, fields of a dataclass or not, is below its least."""
     for name, bound in least.items():
         value = getattr(options, name)
         if value < bound:

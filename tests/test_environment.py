@@ -146,11 +146,12 @@ for name in sys.argv[1:]:
         assert not ended.code, name
 """
 COMMANDS = [
-    "analysis.charts._make", "analysis.report", "bench.data", "bench.gpu_check.__main__",
-    "data.corpus", "data.fineweb", "data.gpt2", "data.text", "leaderboard.__main__",
-    "leaderboard.pages", "leaderboard.verify",
-    "planner.__main__", "runtime.machine", "speedrun", "studies.scale", "studies.tune",
-    "tracking.tuned",
+    "analysis.charts._make", "analysis.power", "analysis.report", "bench.data",
+    "bench.gpu_check.__main__", "data.corpus", "data.fineweb", "data.gpt2", "data.text",
+    "leaderboard.__main__", "leaderboard.changed", "leaderboard.pages", "leaderboard.public_logs",
+    "leaderboard.published", "leaderboard.rerun", "leaderboard.seal", "leaderboard.submit",
+    "leaderboard.verify", "planner.__main__", "runtime.machine", "speedrun", "studies.scale",
+    "studies.tune", "tracking.tuned",
 ]  # fmt: skip
 
 
@@ -277,6 +278,49 @@ def test_a_track_for_gpus_without_one_is_obeyed_and_announced(tmp_path: Path) ->
     assert said.index("torch uses none here") < said.index("data.fineweb")
     assert "torch uses none here" not in make(tmp_path / "bin", "data", "TRACK=gpt2", gpus="1")
     assert "gpt2 (with a GPU, else tiny)" in make(tmp_path / "bin", "help", gpus="8")
+
+
+def recorded(folder: Path, *words: str, **environment: str) -> list[str]:
+    """The arguments that a recipe gives to Python, of which each is a line."""
+    (folder / "python").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    (folder / "python").chmod(0o755)
+    skipped = ["-o", "setup", "-o", "data", f"PY={folder / 'python'}", "TRACK=tiny"]
+    kept = {k: v for k, v in os.environ.items() if k != "MAKEFLAGS"} | environment
+    done = subprocess.run(
+        ["make", *skipped, *words], cwd=ROOT, env=kept, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()[2:]  # after -m leaderboard
+
+
+def test_make_record_passes_what_was_typed_and_nothing_else(tmp_path: Path) -> None:
+    new = """it's "five" $5 $$ `x` $(shell id) $HOME * \\ %"""
+    said = recorded(
+        tmp_path, "record", "NAME=wider heads", f"NEW={new}", 'AUTHOR=A. "N" Name',
+        "CLAIM=muon *  muon:lr=0.05,a=$b", "RUNS=--odd",
+    )  # fmt: skip
+    assert said == [
+        "submit", "--claim=muon", "--claim=*", "--claim=muon:lr=0.05,a=$b", "--runs=--odd",
+        '--author=A. "N" Name', f"--new={new}", "--", "wider heads",
+    ]  # fmt: skip
+    # A shell's own variable of such a name, as some systems have it, is not meant.
+    assert recorded(tmp_path, "record", NAME="host", NEW="x", CLAIM="y") == ["submit", "--"]
+
+
+def test_make_help_lists_them() -> None:
+    done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert "\n  make record " in done.stdout and "\n  make rerun " in done.stdout
+
+
+def test_make_rerun_names_a_folder_and_takes_options(tmp_path: Path) -> None:
+    said = recorded(tmp_path, "rerun", "FOLDER=a b/it's", "CLAIM=muon", "ARGS=--seeds 1 --keep")
+    assert said == ["rerun", "--claim=muon", "--seeds", "1", "--keep", "--", "a b/it's"]
+
+
+def test_tables_of_a_bench_that_are_kept_are_sealed(tmp_path: Path) -> None:
+    said = make(tmp_path / "bin", "bench", "RECORD=bench-new", gpus="0")
+    assert said.rstrip().endswith("python -m leaderboard seal results/records/bench-new")
+    assert "leaderboard" not in make(tmp_path / "bin", "bench", gpus="0")
 
 
 @pytest.mark.slow

@@ -16,7 +16,17 @@ from analysis.pairs import Pairs, detectable_differences
 from analysis.price import DRAWS, Duel, Prices, _weighted_medians, periods, price, read_prices
 from analysis.stats import Costs, Estimate, speedup
 from analysis.table import by_label
-from bench.coverage import CASES, DISTURBED, LIKE_SHAMPOO, LIKE_SOAP, QUIET, Case, simulate
+from bench.coverage import (
+    CASES,
+    DISTURBED,
+    LIKE_SHAMPOO,
+    LIKE_SOAP,
+    MISSES,
+    QUIET,
+    Case,
+    censored_row,
+    simulate,
+)
 from tests.rows import ALONE, SOURCE, entrant, in_turns, make_points, make_run, make_turns
 from tracking import store
 from tracking.schema import Run, Turn
@@ -338,6 +348,19 @@ def test_the_committed_coverage_is_within_its_goal() -> None:
         work = f"{case.baseline.name} / {case.challenger.name}"
         shown = [row[name] for name in ("machine", "returning work", "seeds", "rounds", "races")]
         assert shown == [case.machine.name, work, *map(str, (case.seeds, case.rounds, case.races))]
+
+
+def test_no_ratio_claims_too_much_where_runs_miss() -> None:
+    with (RECORD / "censored.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(MISSES)
+    for row, case in zip(rows, MISSES, strict=True):
+        shares = [row[name] for name in ("seeds", "AdamW's misses", "Muon's misses", "races")]
+        assert shares == [str(case.seeds), f"{case.baseline:.0%}", f"{case.challenger:.0%}",
+                          str(case.races)]  # fmt: skip
+        assert float(row["too high"].rstrip("%")) <= 3.2  # 2.5%, and 3 deviations of 4000 races
+    anew = censored_row(replace(MISSES[1], races=400), seed=7)
+    assert float(str(anew["too high"]).rstrip("%")) <= 5 and anew["bounds"] != "0.0%"
 
 
 @pytest.mark.slow

@@ -95,8 +95,20 @@ def test_the_hash_of_the_program_does_not_know_line_ends(
 
 
 def test_a_checkout_has_line_feeds_whatever_git_is_told() -> None:
-    names = ["results/records/tiny-duel/runs.csv", "speedrun.py", "tests/golden/page.txt"]
-    command = ["git", "check-attr", "eol", "text", "--", *names, "plots/tiny-duel/memory.png"]
+    names = [
+        "results/records/2026-11-26_tiny_duel/runs.csv",
+        "speedrun.py",
+        "tests/golden/page.txt",
+    ]
+    command = [
+        "git",
+        "check-attr",
+        "eol",
+        "text",
+        "--",
+        *names,
+        "plots/2026-11-26_tiny_duel/memory.png",
+    ]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     if done.returncode:
         pytest.skip("this is no checkout")

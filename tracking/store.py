@@ -249,6 +249,17 @@ def records(root: Path) -> list[Path]:
     return [folder for folder in folders if any((folder / name).exists() for name in tables)]
 
 
+def find_record(results: Path, name: str) -> Path:
+    """The folder of a record below a results folder. Raises UserError for an unknown name."""
+    known = {path.name: path for path in records(results)}
+    if name not in known:
+        raise UserError(
+            f"no record {name!r} in results/records; known records: {', '.join(known) or 'none'}; "
+            "name one of them"
+        )
+    return known[name]
+
+
 def source_text(files: Mapping[str, str]) -> str:
     """A program's files (name -> text) as one text, sorted by name.
 

@@ -7,12 +7,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from analysis.along import Curve, costs_of_loss
 from analysis.charts import _style
 from analysis.charts._inputs import Inputs, MissingDataError, Series
 from analysis.charts._ratios import mark_ratios
 from analysis.charts._wording import footer, significance_note
 from analysis.stats import Costs, Estimate, speedup
-from tracking.crossing import crossing
 from tracking.schema import DIVERGED, REACHED
 
 OF_RACE = True
@@ -104,12 +104,15 @@ def _costs(entrant: Series, unit: str, loss: float) -> Costs | None:
 
     Also None where a run is there at its first validation already: what it spent is unknown.
     """
-    curves = entrant.finished()
-    met = [crossing(curve, loss) for curve in curves]
-    if not met or None in met or any(curve[0].val_loss <= loss for curve in curves):
-        return None
-    spent = [m.step if unit == "steps" else m.seconds for m in met if m]
-    return Costs(spent, [True] * len(spent))
+    curves = [
+        Curve(
+            [p.step if unit == "steps" else p.train_seconds for p in curve],
+            [p.val_loss for p in curve],
+        )
+        for curve in entrant.finished()
+    ]
+    costs = costs_of_loss(curves, loss)
+    return costs if costs is not None and all(costs.reached) else None
 
 
 def _title(inputs: Inputs, baseline: Series, entrant: Series, lines: Lines) -> str:
