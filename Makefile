@@ -29,8 +29,8 @@ RACE = $(if $(filter 1,$(NPROC)),$(PY),$(TORCHRUN))
 DATA := $(if $(findstring --dataset,$(ARGS)),setup,data)
 
 .PHONY: help speedrun compare scale engines moves libraries kill-test test test-fast setup data \
-	vocab race tune sweep plots report record verify rerun docs figures bench bench-disturbed \
-	bench-coverage agreement zero fuzz gpu-check clean
+	vocab race tune sweep plots report record verify rerun leaderboard docs figures bench \
+	bench-disturbed bench-coverage agreement zero fuzz gpu-check clean
 .DEFAULT_GOAL := help
 .NOTPARALLEL:  # a race has the machine to itself, and its charts come after it
 
@@ -100,6 +100,9 @@ rerun: $(DATA)  ## run the program of a record again, and compare (FOLDER=result
 
 verify: setup  ## recompute every number, committed and yours, from its files
 	$(PY) -m leaderboard verify
+
+leaderboard: setup  ## write the page of the boards, results/leaderboard/index.html
+	$(PY) -m leaderboard page
 
 docs: setup  ## write the generated parts of README.md and docs/
 	$(PY) -m leaderboard docs

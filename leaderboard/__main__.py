@@ -12,6 +12,7 @@ COMMANDS = {
     "submit": ("submit", "make a record from a race of yours"),
     "rerun": ("rerun", "run a record again with its own program, and compare"),
     "seal": ("seal", "list what a folder of evidence consists of"),
+    "page": ("page", "write the page of the boards, one HTML file"),
     "changed": ("changed", "verify the records that a branch or a pull request adds"),
     "import": ("public_logs", "read logs of modded-nanogpt into tables"),
     "published": ("published", "recompute what others published"),
