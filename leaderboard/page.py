@@ -148,14 +148,21 @@ def _first(entries: Sequence[Entry]) -> str:
     return plain(min(counted, key=lambda track: (-counted[track], track))) if counted else ""
 
 
+def _short(entry: Entry) -> str:
+    """The name of an entry's record without its date and track."""
+    return entry.record.removeprefix(f"{entry.date}_{entry.track}_")
+
+
 def _track(entries: Sequence[Entry], above: str) -> dict[str, Any]:
     labels = Counter(plain(entry.label) for entry in entries)
+    shorts = Counter((entry.label, _short(entry)) for entry in entries)
     seen: Counter[str] = Counter()
     shown = []
     for entry in entries:
         name = plain(entry.label)
         if labels[name] > 1:
-            name = f"{name} · {plain(entry.record)}"
+            once = shorts[entry.label, _short(entry)] == 1
+            name = f"{name} · {plain(_short(entry) if once else entry.record)}"
         identity = hashlib.sha256(f"{entry.record}\0{entry.label}".encode(errors="replace"))
         key = identity.hexdigest()[:8]
         seen[key] += 1
