@@ -105,7 +105,7 @@ def in_minutes() -> Entry:
 def board() -> tuple[Entry, ...]:
     """What a page of the tests shows: a race with sixteen entrants, and published results."""
     return (
-        *of_record("tiny-league"),
+        *of_record("2026-11-26_tiny_league"),
         published(1, 3600, 3.2777, 1, 1, True),
         published(2, 3325, 3.2782, 10, 4, True),
         published(3, 3250, 3.2778, 10, 9, True),

@@ -91,7 +91,18 @@ def test_the_same_entries_give_the_same_bytes(tmp_path: Path) -> None:
     assert shown == embedded((tmp_path / "a" / "index.html").read_text())
     assert [track["name"] for track in shown["tracks"]] == ["gpt2", "minutes", "tiny"]
     links = {entry["href"] for entry in shown["tracks"][2]["entries"]}
-    assert links == {"../records/tiny-league/"}
+    assert links == {"../records/2026-11-26_tiny_league/"}
+
+
+def test_entries_with_one_label_are_told_apart_by_their_records() -> None:
+    (entry,) = [e for e in board() if e.label == "muon"]
+    records = ["2026-11-26_tiny_a", "2026-11-27_tiny_a", "2026-11-27_tiny_b", "c"]
+    same = [replace(entry, record=record) for record in records]
+    (track,) = page.data([*same, replace(entry, label="sgd")], "..")["tracks"]
+    assert [shown["name"] for shown in track["entries"]] == [
+        "muon · 2026-11-26_tiny_a", "sgd", "muon · 2026-11-27_tiny_a", "muon · b", "muon · c",
+    ]  # fmt: skip
+    assert len({shown["id"] for shown in track["entries"]}) == 5
 
 
 def test_a_page_without_entries_is_written(tmp_path: Path) -> None:
@@ -150,7 +161,10 @@ def test_the_table_of_the_readme_has_the_best_of_a_track() -> None:
     assert len(lines) == 5 and all(line.count(" | ") == 9 for line in lines)
     claimed = sorted(e.steps for e in entries if e.track == "tiny" and e.claimed)
     assert [int(line.split(" | ")[1]) for line in lines[2:]] == claimed[:3]
-    assert "[tiny-league](results/records/tiny-league/)" in lines[2] and "✓ passed" in lines[2]
+    assert (
+        "[2026-11-26\\_tiny\\_league](results/records/2026-11-26_tiny_league/)" in lines[2]
+        and "✓ passed" in lines[2]
+    )
     odd = replace(entries[0], label="a|b <i> [x](y)\n# z", steps=1, claimed=True)
     row = markdown([odd], "tiny").splitlines()[2]
     assert row.startswith(r"| a\|b \<i\> \[x\]\(y\) \# z | 1 |")
@@ -197,20 +211,20 @@ def test_pairs_on_gpt2_are_those_of_track_3() -> None:
 
 
 def test_entries_without_runs_are_in_no_family() -> None:
-    entries = of_record("tiny-duel")
+    entries = of_record("2026-11-26_tiny_duel")
     found = matrix([*entries, replace(entries[0], runs=[])], STEPS)
     assert found.family == len(found.cells) == 1
 
 
 def test_seconds_are_compared_within_a_class_of_hardware() -> None:
-    entries = of_record("tiny-duel")
+    entries = of_record("2026-11-26_tiny_duel")
     other = [replace(e, hardware="another", record="other") for e in entries]
     pairs = page.data([*entries, *other], "..")["tracks"][0]["pairs"]
     assert pairs[STEPS]["family"] == 6
     assert {name: each["family"] for name, each in pairs[SECONDS].items()} == {
         "another": 1, entries[0].hardware: 1,
     }  # fmt: skip
-    assert {tuple(cell[:2]) for cell in pairs[SECONDS]["another"]["cells"]} == {(0, 1)}
+    assert {tuple(cell[:2]) for cell in pairs[SECONDS]["another"]["cells"]} == {(2, 3)}
 
 
 # ---- In a browser ------------------------------------------------------------------------------
