@@ -49,14 +49,19 @@ def board(entries: Sequence[Entry], track: str) -> list[Entry]:
 
 
 def markdown(entries: Sequence[Entry], track: str, most: int = 10, results: str = "results") -> str:
-    """The best entries of a track as a Markdown table, fewest steps first.
+    """The best entry of each optimizer on a track as a Markdown table, fewest steps first.
 
     most: rows. results: the results folder, as seen from the page.
     """
-    header = ["entrant", "steps", "seconds", "mean loss", "runs", "p", "hardware", "verified",
-              "origin", "record"]  # fmt: skip
-    best = board(entries, track)[:most]
-    return markdown_grid(header, [_row(entry, results) for entry in best])
+    header = [
+        "entrant", "steps", "seconds", "mean loss", "runs", "p", "hardware", "verified", "record",
+    ]  # fmt: skip
+    best: dict[str, Entry] = {}
+    newest = sorted(board(entries, track), key=lambda each: each.date, reverse=True)
+    for entry in sorted(newest, key=lambda each: each.steps or 0):  # of equals, the newest
+        best.setdefault(entry.label, entry)
+    rows = [_row(entry, results) for entry in board([*best.values()], track)]
+    return markdown_grid(header, rows[:most])
 
 
 def _row(entry: Entry, results: str) -> list[str]:
@@ -71,7 +76,6 @@ def _row(entry: Entry, results: str) -> list[str]:
         "" if entry.p is None else f"{entry.p:.2g}",
         _escaped(entry.hardware),
         STATES.get(entry.state, STATES[UNCHECKED]),
-        _escaped(entry.origin),
         f"[{name}]({link})" if link else name,
     ]
 

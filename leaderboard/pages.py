@@ -6,6 +6,7 @@
 A generated part of a page is between `<!-- begin:NAME ARGUMENT -->` and `<!-- end:NAME -->`:
 
     headline RECORD      what the race shows of each entrant against AdamW
+    board TRACK          the leaderboard of a track
     claims RECORD        what its record.toml claims
     race RECORD          its table
     machine RECORD       the machine that it ran on
@@ -36,8 +37,9 @@ from analysis.report import machine, sentences
 from analysis.table import markdown, markdown_grid, note, summarise
 from errors import UserError
 from host import entry, paths
-from leaderboard import form, intake, published
+from leaderboard import board_table, form, intake, published
 from leaderboard import rules as rulebook
+from leaderboard.board import YOURS, entries
 from tracking import tuned
 from tracking.files import write_atomic
 from tracking.schema import Run
@@ -153,6 +155,12 @@ def _claims(argument: str, repository: Path) -> str:
     return f"{markdown_grid(headings, rows)}\n\nSeconds are on {record.hardware}."
 
 
+def _board(argument: str, repository: Path) -> str:
+    """The board of a track: committed entries alone, so that a page is the same for all."""
+    found = [each for each in entries(repository / "results") if each.origin != YOURS]
+    return board_table.markdown(found, argument, most=16)
+
+
 def _finals(argument: str, repository: Path) -> str:
     return finals.markdown([find_race(each, repository) for each in argument.split(",")])
 
@@ -204,6 +212,7 @@ def _within(name: str, repository: Path) -> Path:
 # What makes each part from its argument and the folder of the repository.
 MARKERS: dict[str, Callable[[str, Path], str]] = {
     "headline": _of_race(lambda runs, prices: "\n\n".join(sentences(runs, prices))),
+    "board": _board,
     "claims": _claims,
     "race": _of_race(lambda runs, _: f"{markdown(summarise(runs))}\n\n{note(runs)}"),
     "machine": _of_race(lambda runs, _: machine(runs)),
