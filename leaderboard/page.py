@@ -40,6 +40,7 @@ SCRIPTS = ("words.js", "charts.js", "views.js", "page.js")  # in the order that 
 AGAIN = "run: make leaderboard"
 PLACE = re.compile(r"\{\{(\w+)\}\}")  # in page.html, what is filled in
 SOURCE_MAP = re.compile(r"\n//# sourceMappingURL=\S+\s*$")
+DATED = re.compile(r"^\d{4}-\d\d-\d\d_")
 CELL = ["first", "second", "ratio", "p", "statistic", "distinct", "bound"]  # as board.json has it
 DIGITS = 6  # significant digits of a number that is drawn
 
@@ -148,21 +149,10 @@ def _first(entries: Sequence[Entry]) -> str:
     return plain(min(counted, key=lambda track: (-counted[track], track))) if counted else ""
 
 
-def _short(entry: Entry) -> str:
-    """The name of an entry's record without its date and track."""
-    return entry.record.removeprefix(f"{entry.date}_{entry.track}_")
-
-
 def _track(entries: Sequence[Entry], above: str) -> dict[str, Any]:
-    labels = Counter(plain(entry.label) for entry in entries)
-    shorts = Counter((entry.label, _short(entry)) for entry in entries)
     seen: Counter[str] = Counter()
     shown = []
-    for entry in entries:
-        name = plain(entry.label)
-        if labels[name] > 1:
-            once = shorts[entry.label, _short(entry)] == 1
-            name = f"{name} · {plain(_short(entry) if once else entry.record)}"
+    for entry, name in zip(entries, _names(entries), strict=True):
         identity = hashlib.sha256(f"{entry.record}\0{entry.label}".encode(errors="replace"))
         key = identity.hexdigest()[:8]
         seen[key] += 1
@@ -178,6 +168,22 @@ def _track(entries: Sequence[Entry], above: str) -> dict[str, Any]:
             SECONDS: {plain(name): _pairs_on(entries, name) for name in classes},
         },
     }
+
+
+def _names(entries: Sequence[Entry]) -> list[str]:
+    """Short names of the entries of a track: the label, and the record where labels are alike.
+
+    The date and the track at the beginning of a record's name are left out, if what is left tells
+    the entries apart.
+    """
+    labels = [plain(entry.label) for entry in entries]
+    records = [plain(entry.record) for entry in entries]
+    short = [DATED.sub("", record).removeprefix(f"{entries[0].track}_") for record in records]
+    counted, pairs = Counter(labels), Counter(zip(labels, short, strict=True))
+    return [
+        label if counted[label] == 1 else f"{label} · {part if pairs[label, part] == 1 else record}"
+        for label, part, record in zip(labels, short, records, strict=True)
+    ]
 
 
 def _entry(entry: Entry, above: str) -> dict[str, Any]:

@@ -94,6 +94,17 @@ def test_the_same_entries_give_the_same_bytes(tmp_path: Path) -> None:
     assert links == {"../records/2026-11-26_tiny_league/"}
 
 
+def test_entries_with_one_label_are_told_apart_by_their_records() -> None:
+    (entry,) = [e for e in board() if e.label == "muon"]
+    records = ["2026-11-26_tiny_a", "2026-11-27_tiny_a", "2026-11-27_tiny_b", "c"]
+    same = [replace(entry, record=record) for record in records]
+    (track,) = page.data([*same, replace(entry, label="sgd")], "..")["tracks"]
+    assert [shown["name"] for shown in track["entries"]] == [
+        "muon · 2026-11-26_tiny_a", "sgd", "muon · 2026-11-27_tiny_a", "muon · b", "muon · c",
+    ]  # fmt: skip
+    assert len({shown["id"] for shown in track["entries"]}) == 5
+
+
 def test_a_page_without_entries_is_written(tmp_path: Path) -> None:
     page.write([], tmp_path, tmp_path)
     assert json.loads((tmp_path / "board.json").read_text()) == {"first": "", "tracks": []}

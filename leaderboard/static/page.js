@@ -43,11 +43,12 @@ function classes() {
 
 /**
  * The first choice: the best three of the board, and the baseline that they were raced against.
- * Where nothing is proven, the first three with curves.
+ * Where nothing is proven, the first three with curves. Of one entrant, one.
  */
 function choose() {
   const proven = ranked().map((row) => row.e);
-  const best = (proven.length ? proven : entries()).filter((e) => e.curve.length).slice(0, 3);
+  const best = (proven.length ? proven : entries()).filter((e) => e.curve.length)
+    .filter((e, i, all) => all.findIndex((other) => other.label === e.label) === i).slice(0, 3);
   const against = best.map((e) => e.against).find((name) => name);
   const base = against && entries().find((e) => e.label === against
     && best.some((other) => other.record === e.record));
@@ -179,7 +180,7 @@ function stateCell(e) {
   const shown = [make("span", { class: kind }, text)];
   if (e.why.length && e.claimed) {
     shown.push(make("details", {},
-      make("summary", {}, "why", make("span", { class: "hidden" }, ` for ${e.name}`)),
+      make("summary", {}, e.state === "passed" ? "remarks" : "why", make("span", { class: "hidden" }, ` for ${e.name}`)),
       make("ul", { class: "plain" }, ...e.why.map((finding) => make("li", {}, finding)))));
   }
   return shown;
