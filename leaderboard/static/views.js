@@ -160,8 +160,8 @@ function showHistory() {
   }
   const [first, last] = [rows[0], steps[steps.length - 1]];
   $("history-summary").textContent = `${view.track} in ${unit}: ${plural(rows.length, "record")}, `
-    + `from ${format(first)} (${first.name}, ${first.date}) to ${format(last)} `
-    + `(${last.name}, ${last.date}). `
+    + (steps.length > 1 ? `from ${format(first)} (${first.name}, ${first.date}) to ` : "")
+    + `${format(last)} (${last.name}, ${last.date}). `
     + "Filled circles are ours and yours, open squares are published results."
     + (steps.length < rows.length
       ? " Beside the stairs are those that were dated after a better one." : "");
