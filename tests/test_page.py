@@ -349,7 +349,7 @@ def test_a_track_in_seconds_alone_opens_on_its_board_of_seconds(show: Open) -> N
     assert tab.get_by_role("radio", name="Seconds").first.is_checked()
     assert column(tab, "Seconds") == ["180"] and column(tab, "Steps") == ["–"]
     assert column(tab, "Rank") == ["1"]
-    assert "1 record, from 180" in tab.locator("#history-summary").inner_text()
+    assert "1 record, 180" in tab.locator("#history-summary").inner_text()
 
 
 @pytest.mark.slow
