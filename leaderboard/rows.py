@@ -10,7 +10,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import pandas as pd
 from analysis import engines, scale
 from analysis.table import frame
 from errors import UserError
+from leaderboard import intake
 from tracking import tuned
 from tracking.crossing import crossing
 from tracking.schema import (
@@ -52,6 +53,11 @@ TIME_PARTS = (
     "optimizer_seconds",
     "communication_seconds",
 )
+NEVER_NEGATIVE = (
+    *TIME_PARTS, "seed", "steps", "train_seconds", "communication_bytes", "compile_seconds",
+    "val_seconds", "param_count", "param_bytes", "grad_bytes", "state_bytes", "peak_memory_bytes",
+    "flops_per_step", "matmul_peak_flops",
+)  # fmt: skip
 TIME_TOLERANCE = 0.01  # the timers of the parts overlap a little where they start and stop
 OUTCOMES = {  # possible statuses of a trial, by its stage
     "search": (FINISHED, DIVERGED),
@@ -74,6 +80,9 @@ class Rows:
 
     def __add__(self, other: "Rows") -> "Rows":
         return Rows(self.runs + other.runs, self.trials + other.trials)
+
+    def __bool__(self) -> bool:
+        return bool(self.runs or self.trials)
 
     def __str__(self) -> str:
         return f"{len(self.runs)} runs and {len(self.trials)} tuning trials"
@@ -151,17 +160,22 @@ def _check_run(root: Path, run: Run) -> Iterator[str]:
     yield from _check_curve(run, points)
     try:
         yield from _check_logits(run, read_logits(root, run.run))
-        yield from _check_turns(run, read_turns(root, run.run))
+        yield from _check_turns(run, read_turns(root, run.run), points)
     except UserError as error:
         yield str(error)
     yield from _check_outcome(run, points)
     if run.status != DIVERGED and run.steps != run.steps_planned:
         yield f"{run.status} after {run.steps} of {run.steps_planned} steps"
     parts = sum(getattr(run, part) for part in TIME_PARTS)
+    if run.world_size < 1 or run.threads < 1:
+        yield f"{run.world_size} processes of {run.threads} threads"
+    for name in NEVER_NEGATIVE:
+        if getattr(run, name) < 0:
+            yield f"{name} {getattr(run, name):g}, which is never negative"
     if parts > run.train_seconds * (1 + TIME_TOLERANCE):
         yield f"its parts take {parts:g} s, more than train_seconds {run.train_seconds:g}"
     if run.train_seconds and run.matmul_peak_flops:
-        peak = run.matmul_peak_flops * run.world_size
+        peak = run.matmul_peak_flops * max(run.world_size, 1)
         mfu = run.flops_per_step * run.steps / run.train_seconds / peak
         if not math.isclose(run.mfu, mfu, rel_tol=1e-3):
             yield f"mfu {run.mfu:g}, but its FLOPs, time and peak give {mfu:g}"
@@ -174,6 +188,8 @@ def _check_curve(run: Run, points: Sequence[Validation]) -> Iterator[str]:
             yield f"its curve goes from step {before.step} to {after.step}"
         if after.train_seconds < before.train_seconds:
             yield f"its clock runs backwards at step {after.step}"
+    if points and (points[0].step < 0 or points[0].train_seconds < 0):
+        yield f"its curve begins at step {points[0].step}, {points[0].train_seconds:g} s"
     for point in points:
         if point.tokens * run.steps != run.tokens * point.step:
             yield f"{point.tokens} tokens at step {point.step}, but {run.tokens} at {run.steps}"
@@ -189,14 +205,23 @@ def _check_curve(run: Run, points: Sequence[Validation]) -> Iterator[str]:
 
 
 def _check_intervals(run: Run, points: Sequence[Validation]) -> Iterator[str]:
-    """Whether the step times of a complete curve add up to the times of its run."""
-    for column, claimed in (("step_ms", "train_seconds"), ("optimizer_ms", "optimizer_seconds")):
-        before, seconds = 0, 0.0
-        for point in points:
-            seconds += (getattr(point, column) or 0.0) * (point.step - before) / 1000
-            before = point.step
-        if not math.isclose(getattr(run, claimed), seconds, rel_tol=1e-4, abs_tol=1e-6):
-            yield f"{claimed} {getattr(run, claimed):g}, but its curve's {column} give {seconds:g}"
+    """Whether the step times of a complete curve are those of its clock, and of its run."""
+    step, clock, optimizer = 0, 0.0, 0.0
+    for point in points:
+        steps = point.step - step
+        seconds = (point.step_ms or 0.0) * steps / 1000
+        if not math.isclose(point.train_seconds - clock, seconds, rel_tol=1e-4, abs_tol=1e-5):
+            yield (
+                f"{point.train_seconds - clock:g} s on its clock before step {point.step}, but "
+                f"{steps} steps of step_ms {point.step_ms or 0.0:g} take {seconds:g}"
+            )
+        if (point.optimizer_ms or 0.0) > (point.step_ms or 0.0) * (1 + TIME_TOLERANCE):
+            yield f"optimizer_ms {point.optimizer_ms:g} at step {point.step}, more than its step_ms"
+        optimizer += (point.optimizer_ms or 0.0) * steps / 1000
+        step, clock = point.step, point.train_seconds
+    if not math.isclose(run.optimizer_seconds, optimizer, rel_tol=1e-4, abs_tol=1e-6):
+        claimed = f"optimizer_seconds {run.optimizer_seconds:g}"
+        yield f"{claimed}, but its curve's optimizer_ms give {optimizer:g}"
 
 
 def _check_logits(run: Run, logits: Sequence[Logit]) -> Iterator[str]:
@@ -209,14 +234,15 @@ def _check_logits(run: Run, logits: Sequence[Logit]) -> Iterator[str]:
     layers = max((row.layer for row in logits), default=-1) + 1
     width = max((row.head for row in logits), default=-1) + 1
     for step, found in heads.items():
-        if found != [(layer, head) for layer in range(layers) for head in range(width)]:
+        # The number comes first: a row may name the head 10^18.
+        if len(found) != layers * width or found != list(product(range(layers), range(width))):
             yield f"its logits at step {step} are not one for each head of each layer"
     if recipe_of(run.entrant) == "muonclip" and run.status != DIVERGED and len(heads) != run.steps:
         yield f"it clips logits in {run.steps} steps, but has logits of {len(heads)}"
 
 
-def _check_turns(run: Run, turns: Sequence[Turn]) -> Iterator[str]:
-    """Whether turns are complete: they follow each other and add up to their run."""
+def _check_turns(run: Run, turns: Sequence[Turn], points: Sequence[Validation]) -> Iterator[str]:
+    """Whether turns are complete: they follow each other, and add up to their run and its curve."""
     if (run.turn_steps > 0) != bool(run.heat):
         yield f"heat {run.heat!r} with turns of {run.turn_steps} steps; a run has both or neither"
     if not run.turn_steps or not run.steps:
@@ -234,7 +260,14 @@ def _check_turns(run: Run, turns: Sequence[Turn]) -> Iterator[str]:
     for turn in whole:
         if turn.steps != run.turn_steps:
             yield f"its turn in round {turn.round} has {turn.steps}, not {run.turn_steps} steps"
-    steps, seconds = sum(t.steps for t in turns), math.fsum(t.train_seconds for t in turns)
+    steps, seconds, clock = 0, 0.0, {0: 0.0}
+    for turn in turns:
+        steps, seconds = steps + turn.steps, seconds + turn.train_seconds
+        clock[steps] = seconds
+    for point in points:  # validated within a turn, it has no clock to compare with
+        if not _equal(clock.get(point.step, point.train_seconds), point.train_seconds):
+            took = f"{clock[point.step]:g} s in its turns"
+            yield f"{took} to step {point.step}, but {point.train_seconds:g} in its curve"
     if steps != run.steps:
         yield f"{run.steps} steps, but its turns have {steps}"
     if any(turn.train_seconds < 0 for turn in turns) or not _equal(seconds, run.train_seconds):
@@ -332,11 +365,14 @@ def _check_files(root: Path, runs: Sequence[Run]) -> Iterator[str]:
 
 def _check_sources(root: Path, rows: Sequence[Run | Trial]) -> Iterator[str]:
     for digest in dict.fromkeys(row.source_hash for row in rows):
-        path = source_path(root, digest)
-        if not path.is_file():
-            yield f"{path}: missing, although rows name it"
-        elif source_hash(path.read_bytes().decode(errors="replace")) != digest:
-            yield f"{path}: not the text that it is named after"
+        try:
+            path = source_path(root, digest)
+            if not path.exists():
+                yield f"{path}: missing, although rows name it"
+            elif source_hash(intake.read(path).decode()) != digest:
+                yield f"{path}: not the text that it is named after"
+        except UserError as error:
+            yield str(error)
 
 
 def _check_pool(root: Path, rows: Rows) -> Iterator[str]:
