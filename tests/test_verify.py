@@ -11,7 +11,7 @@ import pytest
 from analysis import report
 from errors import UserError
 from leaderboard import rows, seal, verify
-from tests.rows import SOURCE, make_points, make_run, make_trial, make_turns
+from tests.rows import SOURCE, make_points, make_run, make_trial, make_turns, on_the_clock
 from tracking import store, tuned
 from tracking.schema import Run, Trial, Turn
 
@@ -35,7 +35,8 @@ def fill_runs(root: Path) -> None:
                 points, label=label, entrant=label, seed=seed, run=f"{label}-{seed}",
                 heat=f"tiny-1-s{seed}", turn_steps=3,
             )  # fmt: skip
-            store.record(root, run, points, SOURCE, turns=make_turns(run))
+            turns = on_the_clock(make_turns(run), points)
+            store.record(root, run, points, SOURCE, turns=turns)
     points = make_points(steps=40)
     lost = make_run(points, label="lion", entrant="lion", run="lion-0", status="diverged")
     lost = replace(lost, steps=50, tokens=4096 * 50, train_seconds=5.0)
