@@ -21,7 +21,7 @@ FILE_BYTES, FOLDER_BYTES = 16 << 20, 256 << 20  # many times the largest record 
 FILES, LINES = 5000, 200_000
 LONGEST_LINE = 64 << 10  # bytes; a row of runs.csv has about a thousand
 # A reader of TOML takes a time that grows with the square of a line: a key may have many dots.
-FORM_BYTES, FORM_LINE = 64 << 10, 8 << 10
+FORM_BYTES, FORM_LINE = 32 << 10, 8 << 10
 FOLDERS = ("curves", "logits", "sources", "turns")
 # A name is plain ASCII, so that it is one name on every file system.
 PLAIN = r"[A-Za-z0-9][A-Za-z0-9._+=-]{0,199}"

@@ -7,7 +7,7 @@ made them and whatever they are for; `leaderboard.judge` checks what a record cl
 """
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
@@ -299,18 +299,29 @@ def _check_outcome(run: Run, points: Sequence[Validation]) -> Iterator[str]:
 
 def _repeated(rows: pd.DataFrame, by: str | list[str]) -> Iterator[tuple[Any, int]]:
     """The values of one or more columns that several rows share, and how many rows do."""
-    for values, times in rows.groupby(by, sort=False, dropna=False).size().items():
+    for values, times in Counter(_cells(rows, by)).items():
         if times > 1:
             yield values, times
 
 
 def _differing(rows: pd.DataFrame, by: str | list[str], column: str) -> Iterator[tuple[Any, str]]:
     """The groups of rows whose values of a column differ, and the values."""
-    for name, values in rows.groupby(by, sort=False)[column].unique().items():
+    groups: dict[Any, dict[Any, None]] = {}
+    for name, value in zip(_cells(rows, by), _cells(rows, column), strict=True):
+        groups.setdefault(name, {})[value] = None
+    for name, values in groups.items():
         if len(values) > 1:
-            numbers = pd.api.types.is_float_dtype(rows[column])
-            shown = map("{:g}".format, values) if numbers else map(str, values)
-            yield name, ", ".join(shown)
+            yield name, ", ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in values)
+
+
+def _cells(rows: pd.DataFrame, by: str | list[str]) -> list[Any]:
+    """The values of a column, or tuples of those of several; None where there is none.
+
+    Most folders have few rows, of which pandas would make groups more slowly than a loop does.
+    """
+    if isinstance(by, list):
+        return list(zip(*(_cells(rows, name) for name in by), strict=True))
+    return [None if value != value else value for value in rows[by]]
 
 
 def _check_unique(runs: pd.DataFrame) -> Iterator[str]:
@@ -345,6 +356,9 @@ def _check_constants(runs: pd.DataFrame) -> Iterator[str]:
     measured = ended[ended.final_bits_per_byte.notna() & (ended.final_loss > 0)]
     for track, counts in _differing(ended, "track_hash", "param_count"):
         yield f"track {track}: its runs differ in param_count: {counts}"
+    bytes_known = ended.assign(known=ended.final_bits_per_byte.notna())
+    for track, _ in _differing(bytes_known[ended.final_loss.notna()], "track_hash", "known"):
+        yield f"track {track}: some of its runs have a final_bits_per_byte, others have none"
     for track, ratios in _differing(measured, "track_hash", "bits"):
         yield f"track {track}: its runs differ in final_bits_per_byte over final_loss: {ratios}"
     for column in ("state_bytes", "flops_per_step"):

@@ -441,7 +441,7 @@ def repeat_line(name: str):
         ),
         (
             change_point("muon-0", 2, step_ms=50.0),
-            "muon-0: train_seconds 10, but its curve's step_ms give 9",
+            "muon-0: 2 s on its clock before step 40, but 20 steps of step_ms 50 take 1",
         ),
         (change_run("muon-0", state_bytes=1), "tiny-1: muon: its runs differ in state_bytes: 1, 5"),
         (change_run("muon-0", flops_per_step=1e9, mfu=0.025), "muon: .* in flops_per_step: 1e"),

@@ -20,6 +20,7 @@ with its line number, because a guessed number is worse than none.
 import csv
 import errno
 import fcntl
+import functools
 import hashlib
 import io
 import json
@@ -420,6 +421,7 @@ def _row(names: list[str], cells: list[str], cls: type[T]) -> T:
     return cls(**values)
 
 
+@functools.cache
 def _columns(cls: type) -> dict[str, tuple[type, bool]]:
     """Each column's name, its type, and whether it may be empty, in the order of declaration."""
     columns = {}
