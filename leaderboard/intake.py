@@ -18,7 +18,7 @@ from errors import UserError
 
 FORM, MANIFEST, README = "record.toml", "manifest.csv", "README.md"
 FILE_BYTES, FOLDER_BYTES = 16 << 20, 256 << 20  # many times the largest record of the project
-FILES, LINES = 5000, 200_000
+FILES, LINES = 5000, 500_000  # a run with QK-Clip on gpt2-2024 has 450,000 rows of logits
 LONGEST_LINE = 64 << 10  # bytes; a row of runs.csv has about a thousand
 # A reader of TOML takes a time that grows with the square of a line: a key may have many dots.
 FORM_BYTES, FORM_LINE = 32 << 10, 8 << 10

@@ -20,7 +20,6 @@ with its line number, because a guessed number is worse than none.
 import csv
 import errno
 import fcntl
-import functools
 import hashlib
 import io
 import json
@@ -51,6 +50,7 @@ BOM = "\ufeff"  # spreadsheets begin a file with it
 
 # int() and float() would also take "nan", "1_000" and " 1".
 INT = re.compile(r"-?\d+", re.ASCII)
+_columns_of: dict[type, dict[str, tuple[type, bool]]] = {}  # what `_columns` has found
 LARGEST = 2**63 - 1  # of an int, which pandas then holds
 _NAMES = {float: "a finite float", int: "an int of 64 bits"}  # of types, in messages
 FLOAT = re.compile(r"-?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
@@ -421,14 +421,14 @@ def _row(names: list[str], cells: list[str], cls: type[T]) -> T:
     return cls(**values)
 
 
-@functools.cache
 def _columns(cls: type) -> dict[str, tuple[type, bool]]:
     """Each column's name, its type, and whether it may be empty, in the order of declaration."""
-    columns = {}
-    for name, hint in get_type_hints(cls).items():
-        kinds = [kind for kind in get_args(hint) or (hint,) if kind is not NoneType]
-        columns[name] = (kinds[0], NoneType in get_args(hint))
-    return columns
+    if cls not in _columns_of:  # to look at the types takes longer than to read a row
+        columns = _columns_of[cls] = {}
+        for name, hint in get_type_hints(cls).items():
+            kinds = [kind for kind in get_args(hint) or (hint,) if kind is not NoneType]
+            columns[name] = (kinds[0], NoneType in get_args(hint))
+    return _columns_of[cls]
 
 
 def _parse(cell: str, kind: type, optional: bool) -> Any:
