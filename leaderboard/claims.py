@@ -217,6 +217,8 @@ def _target(label: str, runs: Sequence[Run], rules: TrackRules) -> Iterator[Find
         yield failed("target", f"{label}: a run has no final loss")
         return
     losses = stats.losses(runs)
+    if len(losses) > 1 and len(set(losses)) == 1:  # to the last digit, as no seeds do
+        yield failed("curves", f"{label}: all {len(losses)} runs end at the loss {losses[0]:.9g}")
     if rulebook.proven(losses, rules):
         return
     p = rulebook.p_below_target(losses, rules)

@@ -192,7 +192,14 @@ def _finish(home: Path, folder: Path, record: Record, others: Sequence[judge.Rep
     sets = [tuple(held.get((record.folder, claim.label), ())) for claim in record.claims]
     claimed = tuple(replace(c, sets=s) for c, s in zip(record.claims, sets, strict=True))
     seal.seal(folder, replace(record, claims=claimed))
-    _passed(judge.compare([*others, judge.examine(folder)])[-1])
+    *after, report = judge.compare([*others, judge.examine(folder)])
+    _passed(report)
+    for was, now in zip(judge.compare(others), after, strict=True):
+        if was.state != now.state:
+            raise UserError(
+                f"race {record.race}: is older than {now.name}, and would change what that record "
+                f"sets ({now.findings[-1].text}); race again: make speedrun"
+            )
     page = folder / README
     write_atomic(page, [rewrite(page.read_text("utf-8"), home).encode()])
 

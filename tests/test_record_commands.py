@@ -152,6 +152,18 @@ def test_a_record_that_is_refused_leaves_nothing(
     assert (root / "records").exists() == (tamper in (taken, stray))
 
 
+def test_a_race_does_not_change_what_newer_records_set(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert make(root, "x") == 0
+    before = left(root)
+    make_race(root, "older", "2026-07-01", (3.105, 2.905), 3, 80, 0.08)
+    assert make(root, "y", "--runs=older") == 2
+    message = "race older: is older than 2026-08-01_tiny_x, and would change what that record sets"
+    assert message in refusal(capsys)
+    assert left(root) == before
+
+
 def test_an_entrant_that_proves_nothing_is_not_claimed(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

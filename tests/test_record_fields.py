@@ -98,7 +98,7 @@ def values_of(cls: type, name: str) -> st.SearchStrategy[Any]:
     """Other values of a field."""
     hint = get_type_hints(cls)[name]
     kinds = getattr(hint, "__args__", (hint,))
-    return OTHERS.get(name) or st.one_of(*(KIND_OF[kind] for kind in kinds))
+    return OTHERS[name] if name in OTHERS else st.one_of(*(KIND_OF[kind] for kind in kinds))
 
 
 def rows_of(cls: type, folder: Path) -> tuple[Path, list[Any]]:

@@ -299,6 +299,14 @@ CAREFUL: dict[str, tuple[Tamper, str]] = {
         several(*(shift(f"one-muon-{n}", 3.3 + n / 10) for n in (1, 3))),
         r"target: muon: mean loss 3.* of 4 runs against 3.5: p = 0\.\d+, not below 0.01",
     ),
+    "the same end of all runs": (
+        lambda root: [
+            forge(root, f"one-muon-{n}", [replace(p, val_loss=p.val_loss + n / 10 * (p.step < 100))
+                                          for p in make_points()])
+            for n in range(4)
+        ],
+        "curves: muon: all 4 runs end at the loss 3",
+    ),
     "another layout": (change("", engine="ddp@2+single@1"), "clock: muon: went on on another layo"),
     "a start of no time": (change(started="yesterday"), f"date: run {RUN}: started 'yesterday', "),
     "a start without a zone": (change(started="2026-08-01T12:00:00"), "date: .*, not as 2026"),

@@ -2,6 +2,7 @@
 
 import io
 import re
+import shutil
 from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -67,6 +68,15 @@ def fill_records(results: Path) -> None:
 def seal_evidence(folder: Path) -> None:
     (folder / "README.md").write_text("# A record\n\nQuestion: does it hold?\n")
     seal.seal(folder)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of rows and a results folder with records, of which each test takes a copy."""
+    home = tmp_path_factory.mktemp("made")
+    fill(home / "rows")
+    fill_records(home / "results")
+    return home
 
 
 def test_verify_accepts_what_the_trainer_writes(tmp_path, capsys):
@@ -183,8 +193,8 @@ def search_more(results: Path) -> None:
         ),
     ],
 )
-def test_verify_finds_in_records(tmp_path, tamper, message):
-    fill_records(tmp_path)
+def test_verify_finds_in_records(tmp_path, made, tamper, message):
+    shutil.copytree(made / "results", tmp_path, dirs_exist_ok=True)
     tamper(tmp_path)
     assert re.search(message, said(tmp_path))
 
@@ -497,9 +507,8 @@ def repeat_line(name: str):
         (write("sources/ffff.txt", "text"), "sources/ffff.txt: no row names this source"),
     ],
 )
-def test_verify_finds(tmp_path, capsys, tamper, message):
-    root = tmp_path / "results"
-    fill(root)
+def test_verify_finds(tmp_path, made, capsys, tamper, message):
+    root = shutil.copytree(made / "rows", tmp_path / "results")
     tamper(root)
     assert verify.main([str(root)]) == 1
     assert re.search(message, capsys.readouterr().out)
