@@ -393,8 +393,8 @@ def _check_sources(root: Path, rows: Sequence[Run | Trial]) -> Iterator[str]:
 def _check_pool(root: Path, rows: Rows) -> Iterator[str]:
     """Whether a row names each program text in root/sources."""
     named = {row.source_hash for row in (*rows.runs, *rows.trials)}
-    for path in sorted((root / "sources").glob("*.txt")):
-        if path.stem not in named:
+    for path in sorted((root / "sources").glob("[!.]*")):  # a hidden one is being written
+        if path.stem not in named or path.suffix != ".txt":
             yield (
                 f"{path}: no row names this source; its row was removed, or the race was killed "
                 "in between: go on with --resume, or remove the file"

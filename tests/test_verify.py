@@ -165,6 +165,10 @@ def search_more(results: Path) -> None:
             lambda results: (results / "records" / "sources" / "ffff.txt").write_text("text"),
             "sources/ffff.txt: no row names this source",
         ),
+        (
+            lambda results: (results / "records" / "sources" / "run.py").write_text("text"),
+            "sources/run.py: no row names this source",
+        ),
         (search_more, "recipes differ in their number of search trials: muon 3, adamw 2"),
         (write_tuned("[tiny.muon]\nlr = 0.003\n" + CHOSEN), "settings differ from trial 1"),
         (write_tuned("[tiny.muon]\nc = 1\n" + CHOSEN), "settings differ from trial 1"),
