@@ -12,7 +12,12 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         """The message in one line: the value in it can be a whole file, or no text at all."""
-        line = " ".join(super().__str__().splitlines())
-        line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
-        half = LONGEST // 2
-        return line if len(line) <= LONGEST else f"{line[:half]} [...] {line[-half:]}"
+        return one_line(super().__str__())
+
+
+def one_line(text: str) -> str:
+    """A text that a person can read in one line: printable, and not longer than LONGEST."""
+    line = " ".join(text.splitlines())
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+    half = LONGEST // 2
+    return line if len(line) <= LONGEST else f"{line[:half]} [...] {line[-half:]}"

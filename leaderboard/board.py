@@ -22,7 +22,7 @@ from leaderboard.form import RECORD, SKEPTICAL, Claim, Record
 from leaderboard.intake import FORM
 from leaderboard.judge import Report
 from leaderboard.verify import folders
-from tracking.schema import DIVERGED, Run, Validation
+from tracking.schema import Run, Validation
 from tracking.store import RECORDS
 
 OURS, YOURS, PUBLISHED = "ours", "yours", "published"  # origins: committed, not in git, of others
@@ -97,7 +97,7 @@ def entries(results: Path) -> list[Entry]:
     found = []
     for report in reports:
         if report.record is not None and report.record.kind == RECORD and report.race:
-            origin = OURS if committed is None or report.folder.name in committed else YOURS
+            origin = OURS if committed is None or report.name in committed else YOURS
             found += _of_record(report, report.record, origin, doubts)
     return found
 
@@ -114,7 +114,7 @@ def _committed(results: Path) -> set[str] | None:
 
 def _doubts(reports: Sequence[Report]) -> dict[tuple[str, str], list[str]]:
     """The skeptical results about each claim, by the record's folder and the label."""
-    named = {r.record.folder: r for r in reports if r.record and r.race}
+    named = {r.name: r for r in reports if r.record and r.race}
     found: dict[tuple[str, str], list[str]] = {}
     for report in reports:
         record, race = report.record, report.race
@@ -133,25 +133,26 @@ def _of_record(
 ) -> list[Entry]:
     race, rules = report.race, rulebook.of(record.track, record.rules)
     assert race is not None and rules is not None  # a race was read, so its track has rules
-    prices = read_prices(report.folder, race.runs)
+    # The clocks of a record that fails are not compared: its turns may be missing, or of anything.
+    against = find(race.entrants, BASELINE) if report.state != FAILED else None
+    prices = read_prices(report.folder, race.runs) if against else Prices((), {})
     made = {claim.label: claim for claim in record.claims}
     found = []
     for label, runs in race.entrants.items():
         why = [str(each) for each in report.findings if each.state != PASSED]
         claim = made.get(label)
         if claim is None:
-            if any(run.status == DIVERGED for run in runs):
+            if not claims.ended(runs):
                 continue  # no mean loss
             why = [each.text for each in claims.of_entrant(race, label, rules)]
             claim = claims.make(race, label, rules)
-        against = find(race.entrants, BASELINE)
         fewer, less = _against(race.entrants, against, label, prices)
         found.append(
             replace(
                 _entry(report, record, claim, runs, origin),
                 claimed=label in made,
                 why=tuple(why),
-                doubts=tuple(doubts.get((record.folder, label), ())),
+                doubts=tuple(doubts.get((report.name, label), ())),
                 against=against if against and against != label else "",
                 fewer_steps=fewer,
                 less_time=less,
@@ -163,7 +164,7 @@ def _of_record(
 
 def _entry(report: Report, record: Record, claim: Claim, runs: Sequence[Run], origin: str) -> Entry:
     return Entry(
-        record=record.folder,
+        record=report.name,
         origin=origin,
         date=record.date,
         track=record.track,
@@ -185,7 +186,7 @@ def _entry(report: Report, record: Record, claim: Claim, runs: Sequence[Run], or
         claimed=True,
         state=report.state,
         sets=claim.sets,
-        link=f"{RECORDS}/{record.folder}/",
+        link=f"{RECORDS}/{report.name}/",
         runs=tuple(
             OneRun(
                 run.seed, run.status, run.final_loss, run.steps_to_target, run.seconds_to_target,

@@ -11,15 +11,20 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
+from itertools import islice
 
 from analysis import stats
 from analysis.table import by_label, count
+from errors import one_line
 from leaderboard import rules as rulebook
 from leaderboard.form import AVERAGED, WEIGHTS, Claim
 from leaderboard.rules import ALPHA, STUDENT, TrackRules
 from tracking.schema import DIVERGED, Run, Validation
 
 PASSED, FAILED, UNCHECKED = "passed", "failed", "cannot be checked"
+SHOWN = 20  # findings of one rule that are reported
+ALIKE = 1e-4  # nats per token: losses of two seeds do not agree so far, at every validation
 RELATIVE = 1e-6  # by which a claimed number may differ: it was computed on another machine
 
 
@@ -32,7 +37,7 @@ class Finding:
     text: str  # the value, and the limit
 
     def __str__(self) -> str:
-        return f"{self.state}: {self.rule}: {self.text}"
+        return one_line(f"{self.state}: {self.rule}: {self.text}")  # the text may be of a cheat
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,7 @@ def of_race(race: Race, rules: TrackRules) -> list[Finding]:
     return [
         *_track(race, rules),
         *_batches(race, rules),
+        *_starts(race),
         *_validations(race, rules),
         *_seeds(race),
         *_alike(race),
@@ -92,14 +98,28 @@ def _batches(race: Race, rules: TrackRules) -> Iterator[Finding]:
             )
 
 
+def _starts(race: Race) -> Iterator[Finding]:
+    """Each run says when it began: the order of records depends on it."""
+    for run in race.runs:
+        try:
+            offset = datetime.fromisoformat(run.started).utcoffset()
+        except ValueError:
+            offset = None
+        if offset != timedelta(0):
+            wanted = "2026-11-27T01:02:03+00:00"
+            yield failed("date", f"run {run.run}: started {run.started!r}, not as {wanted}")
+
+
 def _validations(race: Race, rules: TrackRules) -> Iterator[Finding]:
     """Validated where the track says: more often would be another look at the validation loss."""
     for run in race.runs:
-        ends = range(1, run.steps + 1)
-        wanted = [step for step in ends if rules.validates(step, run.steps_planned)]
-        found = [point.step for point in race.curves.get(run.run, ()) if point.step]
-        for step in sorted({*wanted} ^ {*found}):
-            verb = "is not" if step in wanted else "is"
+        found = {point.step for point in race.curves.get(run.run, ()) if point.step}
+        # A row may claim 10^18 steps: no more are counted than it takes to find some missing.
+        steps = rules.validations(run.steps, run.steps_planned)
+        wanted = {*islice(steps, len(found) + SHOWN)}
+        extra = {step for step in found if not rules.validates(step, run.steps_planned)}
+        for step in sorted(wanted - found | extra)[:SHOWN]:
+            verb = "is" if step in extra else "is not"
             if run.status != DIVERGED or step in found:
                 yield failed(
                     "validation",
@@ -116,21 +136,44 @@ def _seeds(race: Race) -> Iterator[Finding]:
         for seed, times in seeds.items():
             if times > 1:
                 yield failed("seeds", f"{label}: seed {seed} has {times} runs, but may have one")
-        for seed in sorted({*range(most)} - {*seeds}):
+        for seed in islice((seed for seed in range(most) if seed not in seeds), SHOWN):
             yield failed(
                 "dropped run", f"{label}: seed {seed} is missing of the seeds 0 to {most - 1}"
             )
-        for seed in sorted({*seeds} - {*range(most)}):
+        for seed in sorted(seed for seed in seeds if not 0 <= seed < most):
             yield failed("seeds", f"{label}: seed {seed}, but the {most} runs have 0 to {most - 1}")
 
 
 def _alike(race: Race) -> Iterator[Finding]:
-    """No two curves have the same losses: one run would count twice."""
+    """No run counts twice: two seeds of an entrant differ, and no two runs have the same losses."""
     first: dict[tuple[float, ...], str] = {}
-    for run in race.runs:
-        found = tuple(point.val_loss for point in race.curves.get(run.run, ()) if point.step)
-        if len(found) > 1 and first.setdefault(found, run.run) != run.run:
-            yield failed("curves", f"run {run.run}: has the losses of run {first[found]}")
+    for label, runs in race.entrants.items():
+        own = []
+        for run in runs:
+            found = tuple(point.val_loss for point in race.curves.get(run.run, ()) if point.step)
+            if len(found) < 2:
+                continue
+            if first.setdefault(found, run.run) != run.run:
+                yield failed("curves", f"run {run.run}: has the losses of run {first[found]}")
+            else:
+                own.append((found[-1], found, run.run))
+        yield from _near(label, sorted(own))
+
+
+def _near(label: str, curves: Sequence[tuple[float, tuple[float, ...], str]]) -> Iterator[Finding]:
+    """Two runs of an entrant with nearly the same losses, such as a copy with another last digit.
+
+    curves: the last loss, all losses and the id of each run, sorted.
+    """
+    for index, (last, losses, name) in enumerate(curves):
+        for other_last, others, other in curves[index + 1 :]:
+            if other_last - last > ALIKE:
+                break
+            if len(losses) == len(others) and all(
+                abs(a - b) <= ALIKE for a, b in zip(losses, others, strict=True)
+            ):
+                text = f"{label}: the losses of runs {name} and {other} differ by {ALIKE:g} at most"
+                yield failed("curves", text)
 
 
 # ---- One entrant -------------------------------------------------------------------------------
@@ -170,11 +213,16 @@ def _target(label: str, runs: Sequence[Run], rules: TrackRules) -> Iterator[Find
     if diverged:
         yield failed("target", f"{label}: {diverged} of {len(runs)} runs diverged, none may")
         return
+    if not ended(runs):
+        yield failed("target", f"{label}: a run has no final loss")
+        return
     losses = stats.losses(runs)
+    if len(losses) > 1 and len(set(losses)) == 1:  # to the last digit, as no seeds do
+        yield failed("curves", f"{label}: all {len(losses)} runs end at the loss {losses[0]:.9g}")
     if rulebook.proven(losses, rules):
         return
     p = rulebook.p_below_target(losses, rules)
-    mean = math.fsum(losses) / len(losses)
+    mean = sum(losses) / len(losses)
     what = f"{label}: mean loss {mean:.5f} of {len(losses)} runs against {rules.target:g}"
     if rules.test != STUDENT:
         statistic = stats.track3_statistic(losses, rules.target)
@@ -188,8 +236,13 @@ def _target(label: str, runs: Sequence[Run], rules: TrackRules) -> Iterator[Find
         yield failed("target", f"{what}: p = {p:.2g}, not below {ALPHA:g}")
 
 
+def ended(runs: Sequence[Run]) -> bool:
+    """Whether all runs have a final loss and none diverged, so that their mean can be claimed."""
+    return all(run.status != DIVERGED and run.final_loss is not None for run in runs)
+
+
 def make(race: Race, label: str, rules: TrackRules, readout: str = WEIGHTS) -> Claim:
-    """The numbers of a claim, from runs of which none diverged."""
+    """The numbers of a claim, from runs that `ended`."""
     runs = race.entrants[label]
     losses = stats.losses(runs)
     return Claim(
@@ -197,10 +250,10 @@ def make(race: Race, label: str, rules: TrackRules, readout: str = WEIGHTS) -> C
         entrant=runs[0].entrant,
         n=len(runs),
         steps=max(run.steps for run in runs),
-        mean_loss=math.fsum(losses) / len(losses),
+        mean_loss=sum(losses) / len(losses),
         loss_sd=stats.deviation(losses),
         p=rulebook.p_below_target(losses, rules) or 0.0,
-        seconds=math.fsum(run.train_seconds for run in runs) / len(runs),
+        seconds=sum(run.train_seconds for run in runs) / len(runs),
         state_bytes=max(run.state_bytes for run in runs),
         peak_memory_bytes=max(run.peak_memory_bytes for run in runs),
         readout=readout,

@@ -13,12 +13,13 @@ Folders of the first and the last kind are named <date>_<track>_<name>. Claims a
 `leaderboard submit` from the rows, and `leaderboard verify` computes them again.
 """
 
+import datetime
 import json
 import math
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_type_hints
@@ -33,8 +34,10 @@ RECORD, EVIDENCE, SKEPTICAL = "record", "evidence", "skeptical"
 KINDS = (RECORD, EVIDENCE, SKEPTICAL)
 LONGEST_TEXT = 2000  # characters
 LONGEST_LIST = 100
-DATE = re.compile(r"\d{4}-\d\d-\d\d")
+LARGEST = 2**63 - 1  # of a whole number, as in the tables
+DATE = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 NAME = re.compile(r"[a-z0-9][a-z0-9.+-]{0,79}")
+FOLDER = re.compile(rf"{DATE.pattern}_[a-z0-9-]+_{NAME.pattern}", re.ASCII)
 WEIGHTS, AVERAGED = "weights", "averaged"  # what is validated
 
 
@@ -93,17 +96,24 @@ def read(folder: Path, files: Mapping[str, bytes]) -> Record:
             f"name it as evidence: python -m leaderboard seal {folder}"
         )
     try:
-        values = tomllib.loads(files[FORM].decode())
-        claims = values.pop("claim", [])
-        if not isinstance(claims, list) or not all(isinstance(each, dict) for each in claims):
-            raise ValueError("claim: must be tables [[claim]]")
-        record = _build(Record, values | {"claims": ()})
-        record = Record(
-            **(vars(record) | {"claims": tuple(_build(Claim, each) for each in claims)})
-        )
-        _check(record)
-    except (ValueError, TypeError, RecursionError) as error:
+        return _parse(files[FORM].decode())
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: {error}; see RULES.md, or make it again") from error
+
+
+def _parse(text: str) -> Record:
+    """The content of record.toml from its text. Raises ValueError or RecursionError."""
+    values = tomllib.loads(text)
+    claims = values.pop("claim", [])
+    if not isinstance(claims, list) or not all(isinstance(each, dict) for each in claims):
+        raise ValueError("claim: must be tables [[claim]]")
+    if "claims" in values:
+        raise ValueError("'claims' is unknown; a claim is a table [[claim]]")
+    if len(claims) > LONGEST_LIST:
+        raise ValueError(f"{len(claims)} claims, more than {LONGEST_LIST}")
+    record = _build(Record, values)
+    record = replace(record, claims=tuple(_build(Claim, each) for each in claims))
+    _check(record)
     return record
 
 
@@ -125,9 +135,12 @@ def _required(each: Any) -> bool:
 def _typed(name: str, value: Any, hint: Any) -> Any:
     kind, *_ = [part for part in get_args(hint) or (hint,) if part is not NoneType]
     if hint is float or (kind is float and NoneType in get_args(hint)):
-        good = type(value) in (int, float) and math.isfinite(value)
-    elif kind in (int, str) and hint is kind:
-        good = type(value) is kind and len(str(value)) <= LONGEST_TEXT
+        good = type(value) is float or (type(value) is int and abs(value) <= LARGEST)
+        good = good and math.isfinite(value)
+    elif hint is int:
+        good = type(value) is int and abs(value) <= LARGEST
+    elif hint is str:  # one line that shows what it is
+        good = type(value) is str and len(value) <= LONGEST_TEXT and value.isprintable()
     elif str(hint).startswith("tuple"):
         if isinstance(value, list | tuple) and len(value) <= LONGEST_LIST:
             return tuple(_typed(name, each, str) if kind is str else each for each in value)
@@ -137,7 +150,9 @@ def _typed(name: str, value: Any, hint: Any) -> Any:
         if good:
             return {_typed(name, k, str): _typed(name, v, str) for k, v in value.items()}
     if not good:
-        raise ValueError(f"{name} = {str(value)[:80]!r} is not {hint}")
+        shown = f"{value:#x}" if type(value) is int else str(value)
+        what = getattr(hint, "__name__", hint) if hint in (int, float, str) else hint
+        raise ValueError(f"{name} = {shown[:80]!r} is not {what}, finite and in one line")
     return float(value) if kind is float else value
 
 
@@ -145,30 +160,49 @@ def _check(record: Record) -> None:
     """Raise ValueError for a value that no record has."""
     if record.kind not in KINDS:
         raise ValueError(f"kind {record.kind!r} must be one of {', '.join(KINDS)}")
-    if not DATE.fullmatch(record.date):
+    if not DATE.fullmatch(record.date) or not _is_day(record.date):
         raise ValueError(f"date {record.date!r} must be as 2026-11-27")
     if not NAME.fullmatch(record.name):
         raise ValueError(f"name {record.name!r} must be of a-z, 0-9 and -.+, 80 at most")
     if not record.authors or not all(record.authors):
         raise ValueError("authors: name at least one")
-    if record.kind == EVIDENCE and record.claims:
-        raise ValueError("evidence claims nothing of a target; its kind is record")
+    if record.kind != RECORD and record.claims:
+        raise ValueError(f"{record.kind} claims nothing of a target; its kind is record")
+    if record.kind == EVIDENCE and (record.track or record.rules or record.race):
+        raise ValueError("evidence has no track, rules and race; its kind is record")
     if record.kind == RECORD and not record.claims:
         raise ValueError("a record needs a [[claim]]; without one it is evidence")
     if (record.kind == SKEPTICAL) != bool(record.questions):
         raise ValueError("questions: names a record in a skeptical result, and only there")
+    if record.questions and not FOLDER.fullmatch(record.questions):
+        raise ValueError(f"questions {record.questions!r}: is no folder <date>_<track>_<name>")
+
+
+def _is_day(date: str) -> bool:
+    try:
+        return bool(datetime.date.fromisoformat(date))
+    except ValueError:
+        return False
 
 
 def write(folder: Path, record: Record) -> None:
-    """Write record.toml. Raises UserError."""
-    _check(record)
+    """Write record.toml. Raises UserError for what could not be read back."""
+    text = _text(record)
+    try:
+        assert _parse(text) == record, "what is read back is another record"
+    except ValueError as error:
+        raise UserError(f"{folder / FORM}: {error}; see RULES.md") from error
+    write_atomic(folder / FORM, [text.encode()])
+
+
+def _text(record: Record) -> str:
     lines = _table(record)
     if record.environment:
         lines += ["", "[environment]"]
         lines += [f"{_key(k)} = {_value(v)}" for k, v in record.environment.items()]
     for claim in record.claims:
         lines += ["", "[[claim]]", *_table(claim)]
-    write_atomic(folder / FORM, ["\n".join([*lines, ""]).encode()])
+    return "\n".join([*lines, ""])
 
 
 def _table(row: Record | Claim) -> list[str]:
@@ -183,7 +217,7 @@ def _table(row: Record | Claim) -> list[str]:
 
 def _key(name: str) -> str:
     """A key of TOML: in quotes if it has other characters."""
-    return name if re.fullmatch(r"[\w-]+", name, re.ASCII) else json.dumps(name)
+    return name if re.fullmatch(r"[\w-]+", name, re.ASCII) else _value(name)
 
 
 def _value(value: Any) -> str:

@@ -18,8 +18,11 @@ from errors import UserError
 
 FORM, MANIFEST, README = "record.toml", "manifest.csv", "README.md"
 FILE_BYTES, FOLDER_BYTES = 16 << 20, 256 << 20  # many times the largest record of the project
-FILES, LINES = 5000, 200_000
+FILES, LINES = 5000, 500_000  # a run with QK-Clip on gpt2-2024 has 450,000 rows of logits
 LONGEST_LINE = 64 << 10  # bytes; a row of runs.csv has about a thousand
+# A reader of TOML takes a time that grows with the square of a line: a key may have many dots.
+FORM_BYTES, FORM_LINE = 32 << 10, 8 << 10
+FOLDERS = ("curves", "logits", "sources", "turns")
 # A name is plain ASCII, so that it is one name on every file system.
 PLAIN = r"[A-Za-z0-9][A-Za-z0-9._+=-]{0,199}"
 DIGEST = re.compile(r"[0-9a-f]{16}")  # of a program text
@@ -36,12 +39,14 @@ def listing(folder: Path) -> dict[str, bytes]:
     """
     content, total = {}, 0
     for name in _names(folder):
+        path = folder / name
         if not KINDS.fullmatch(name):
+            kind = "a link" if path.is_symlink() else "a folder" if path.is_dir() else "a file"
             raise UserError(
-                f"{folder / name}: no file of a record; it holds record.toml, manifest.csv, "
+                f"{path}: {kind} that no record has; it holds record.toml, manifest.csv, "
                 "README.md, tables *.csv, curves/, turns/, logits/ and sources/: move it away"
             )
-        content[name] = read(folder / name)
+        content[name] = read(path)
         total += len(content[name])
         if total > FOLDER_BYTES:
             raise UserError(f"{folder}: more than {FOLDER_BYTES >> 20} MiB, which no record needs")
@@ -49,22 +54,29 @@ def listing(folder: Path) -> dict[str, bytes]:
 
 
 def _names(folder: Path) -> list[str]:
-    """The paths of all files in a folder and its folders, without following a link."""
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; name a record: ls results/records")
+    """The paths of all that is in a folder and in its FOLDERS, without following a link."""
+    if folder.is_symlink() or not folder.is_dir():
+        what = "a link" if folder.is_symlink() else "no such folder"
+        raise UserError(f"{folder}: {what}; name the folder of a record: ls results/records")
     found: list[str] = []
-    for place, folders, files in os.walk(folder, onerror=_raise):
-        for name in folders:
-            if os.path.islink(os.path.join(place, name)):
-                raise UserError(f"{place}/{name}: a link, which no record holds; remove it")
-        found += [os.path.relpath(os.path.join(place, name), folder) for name in files]
-        if len(found) > FILES:
-            raise UserError(f"{folder}: more than {FILES} files, which no record needs")
+    places = [""]
+    while places:
+        place = places.pop()
+        try:
+            with os.scandir(folder / place) as entries:
+                for each in entries:
+                    name = f"{place}/{each.name}" if place else each.name
+                    if name in FOLDERS and each.is_dir(follow_symlinks=False):
+                        places.append(name)
+                    else:
+                        found.append(name)
+                    if len(found) > FILES:
+                        text = f"{folder}: more than {FILES} files, which no record needs"
+                        raise UserError(f"{text}; remove what is not of its runs")
+        except OSError as error:
+            what = f"cannot read {error.filename}: {error.strerror}"
+            raise UserError(f"{what}; check its owner") from error
     return sorted(found)
-
-
-def _raise(error: OSError) -> None:
-    raise UserError(f"cannot read {error.filename}: {error.strerror}; check its owner") from error
 
 
 def read(path: Path) -> bytes:
@@ -92,11 +104,18 @@ def read(path: Path) -> bytes:
 
 
 def _check_text(path: Path, content: bytes) -> None:
-    lines = content.split(b"\n")
-    if len(lines) > LINES or (path.suffix == ".csv" and max(map(len, lines)) > LONGEST_LINE):
+    if path.name == FORM and len(content) > FORM_BYTES:
         raise UserError(
-            f"{path}: more than {LINES} lines, or a row of more than {LONGEST_LINE} bytes, which "
-            "no record needs"
+            f"{path}: {len(content)} bytes, more than the {FORM_BYTES} of a form; make it again: "
+            "python -m leaderboard submit"
+        )
+    longest = {FORM: FORM_LINE}.get(path.name, LONGEST_LINE if path.suffix == ".csv" else None)
+    if content.count(b"\n") > LINES or (
+        longest is not None and max(map(len, content.split(b"\n"))) > longest
+    ):
+        raise UserError(
+            f"{path}: more than {LINES} lines, or one of more than {longest} bytes, which no "
+            "record needs; restore the file"
         )
     try:
         text = content.decode()

@@ -7,6 +7,7 @@ Nothing of a record is run. What cannot be read is a finding, too, so a damaged 
 like any other.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,13 +17,13 @@ from analysis.table import by_label
 from errors import UserError
 from leaderboard import claims, form, intake, standing
 from leaderboard import rules as rulebook
-from leaderboard.claims import FAILED, PASSED, UNCHECKED, Finding, Race, failed
+from leaderboard.claims import FAILED, PASSED, SHOWN, UNCHECKED, Finding, Race, failed
 from leaderboard.form import EVIDENCE, SKEPTICAL, Record
 from leaderboard.rows import Rows, problems, read_rows
 from tracking import store
-from tracking.schema import DIVERGED, Run
+from tracking.schema import Run
 
-SHOWN = 20  # findings of one rule that are reported
+SAME = ("source_hash", "data_hash", "track_hash", "dtype")  # of a record and its rerun
 
 
 @dataclass(frozen=True)
@@ -36,13 +37,31 @@ class Report:
     findings: tuple[Finding, ...] = ()
 
     @property
+    def name(self) -> str:
+        """The name of the folder, from wherever it is named."""
+        return Path(self.folder).resolve().name
+
+    @property
+    def date(self) -> str:
+        """When the first run began; empty without a race."""
+        return min((run.started for run in self.race.runs), default="") if self.race else ""
+
+    @property
     def state(self) -> str:
         """FAILED if anything has; else PASSED, though something could not be checked."""
         return FAILED if any(each.state == FAILED for each in self.findings) else PASSED
 
     def with_findings(self, more: Sequence[Finding]) -> "Report":
-        """The report with further findings."""
-        return replace(self, findings=(*self.findings, *more))
+        """The report with further findings, as many of each rule as can be read."""
+        known = Counter(each.rule for each in self.findings)
+        kept = []
+        for each in more:
+            known[each.rule] += 1
+            if known[each.rule] <= SHOWN or each.state == UNCHECKED:
+                kept.append(each)
+            elif known[each.rule] == SHOWN + 1:
+                kept.append(failed(each.rule, f"and more than the {SHOWN} above"))
+        return replace(self, findings=(*self.findings, *kept))
 
 
 def examine(folder: Path) -> Report:
@@ -52,32 +71,44 @@ def examine(folder: Path) -> Report:
     except UserError as error:
         return Report(folder, findings=(failed("files", str(error)),))
     try:
+        report = Report(folder, rows=read_rows(folder))
+    except UserError as error:
+        report = Report(folder, findings=(failed("rows", str(error)),))
+    try:
         record = form.read(folder, files)
     except UserError as error:
-        return Report(folder, findings=(failed("form", str(error)),))
-    report = Report(folder, record)
-    name = Path(folder).resolve().name
-    if name != record.folder:
-        text = f"folder {name}, but date, track and name give {record.folder}"
+        return report.with_findings([failed("form", str(error))])
+    report = replace(report, record=record)
+    if report.name != record.folder:
+        text = f"folder {report.name}, but date, track and name give {record.folder}"
         report = report.with_findings([failed("form", text)])
     try:
-        found = read_rows(folder)
-        programs, missing = _programs(folder, found)
-        report = replace(report, rows=found).with_findings(
-            [*missing, *_manifest(folder, record, files, programs)]
-        )
+        programs, missing = _programs(folder, files, report.rows)
+        report = report.with_findings([*missing, *_manifest(folder, record, files, programs)])
+        if any(each.rule == "rows" for each in report.findings):
+            return report  # rows that cannot be read
         report = report.with_findings([failed("rows", text) for text in problems(folder)])
         if record.kind != EVIDENCE:
             report = _examine_race(report, record)
     except UserError as error:
         report = report.with_findings([failed("rows", str(error))])
+    except ArithmeticError as error:  # sums and powers of numbers near the end of their range
+        text = f"its numbers cannot be computed with: {error}"
+        report = report.with_findings([failed("rows", text)])
     return report
 
 
-def _programs(folder: Path, found: Rows) -> tuple[dict[str, str], list[Finding]]:
-    """The program texts that the rows name, by their hash."""
-    texts, missing = {}, []
-    for digest in sorted({row.source_hash for row in (*found.runs, *found.trials)}):
+def _programs(
+    folder: Path, files: Mapping[str, bytes], found: Rows
+) -> tuple[dict[str, str], list[Finding]]:
+    """The program texts that the rows name, by their hash; and which are missing or too many."""
+    texts, named = {}, {row.source_hash for row in (*found.runs, *found.trials)}
+    missing = [
+        failed("program", f"{name}: no row names this source")
+        for name in files
+        if name.startswith("sources/") and Path(name).stem not in named
+    ]
+    for digest in sorted(named):
         if not intake.DIGEST.fullmatch(digest):
             missing.append(failed("program", f"source_hash {digest[:40]!r} is none"))
             continue
@@ -95,12 +126,17 @@ def _manifest(
 ) -> list[Finding]:
     """Whether manifest.csv lists what is there."""
     try:
-        claimed = {(row.program, row.name): row for row in form.read_manifest(folder)}
+        rows = form.read_manifest(folder)
+        claimed = {(row.program, row.name): row for row in rows}
         each = record.kind != EVIDENCE
         found = {(r.program, r.name): r for r in form.listed(files, programs, each)}
     except UserError as error:
         return [failed("files", str(error))]
     findings = []
+    for key, times in Counter((row.program, row.name) for row in rows).items():
+        if times > 1:
+            name = "/".join(filter(None, key))
+            findings.append(failed("files", f"{name}: {times} rows of manifest.csv"))
     for key in sorted({*claimed} | {*found}):
         rule, name = ("program" if key[0] else "files"), "/".join(filter(None, key))
         if key not in found:
@@ -111,7 +147,7 @@ def _manifest(
             what = f"sha256 {found[key].sha256[:16]}, {found[key].bytes} bytes"
             listed = f"{claimed[key].sha256[:16]}, {claimed[key].bytes} bytes"
             findings.append(failed(rule, f"{name}: {what}, but manifest.csv has {listed}"))
-    return findings[:SHOWN]
+    return findings
 
 
 def _examine_race(report: Report, record: Record) -> Report:
@@ -137,7 +173,7 @@ def _examine_race(report: Report, record: Record) -> Report:
         broken = claims.of_entrant(race, claim.label, rules, claim.readout)
         findings += broken
         own = race.entrants.get(claim.label, [])
-        if own and not any(run.status == DIVERGED for run in own):
+        if own and claims.ended(own):
             computed = claims.make(race, claim.label, rules, claim.readout)
             findings += claims.differences(claim, computed)
     return replace(report, race=race).with_findings(findings)
@@ -164,11 +200,36 @@ def _identity(record: Record, runs: Sequence[Run]) -> list[Finding]:
 
 def examine_all(folders: Sequence[Path]) -> list[Report]:
     """The reports of records that stand beside each other, with what they say of each other."""
-    reports = [examine(folder) for folder in folders]
+    return compare([examine(folder) for folder in folders])
+
+
+def compare(reports: Sequence[Report]) -> list[Report]:
+    """Reports of `examine`, with what the records say of each other."""
     held = standing.walk(
         [(r.record, r.race) for r in reports if r.record and r.race and r.state == PASSED]
     )
-    return [report.with_findings(_compare(report, reports, held)) for report in reports]
+    return [
+        report.with_findings([*_compare(report, reports, held), *copies])
+        for report, copies in zip(reports, _copies(reports), strict=True)
+    ]
+
+
+def _copies(reports: Sequence[Report]) -> list[list[Finding]]:
+    """The runs of each record that are in another one, too, by another name.
+
+    A run can be repeated to the last digit of its losses, but not of its clock.
+    """
+    first: dict[tuple[tuple[float, float], ...], tuple[Report, str]] = {}
+    found: list[list[Finding]] = [[] for _ in reports]
+    in_order = sorted(enumerate(reports), key=lambda each: (each[1].date, each[1].name))
+    for index, report in in_order:
+        for name, points in report.race.curves.items() if report.race else ():
+            key = tuple((p.val_loss, p.train_seconds) for p in points if p.step)
+            other, run = first.setdefault(key, (report, name))
+            if len(key) > 1 and other is not report:
+                text = f"run {name}: has the losses and the clock of run {run} of {other.name}"
+                found[index].append(failed("curves", text))
+    return found
 
 
 def _compare(
@@ -191,9 +252,13 @@ def _compare(
 
 def _doubt(report: Report, record: Record, others: Sequence[Report]) -> list[Finding]:
     """Whether the runs of a skeptical result do fail to reach what the record claims."""
-    named = [r for r in others if r.record and r.record.folder == record.questions and r.race]
+    named = [r for r in others if r.name == record.questions and r.record and r.race]
     if not named or named[0].record is None or named[0].race is None or report.race is None:
         return [Finding(UNCHECKED, "rerun", f"{record.questions}: is not beside this folder")]
+    for column in SAME:  # a rerun is of the record's own program
+        own, first = (getattr(race.runs[0], column) for race in (report.race, named[0].race))
+        if own != first:
+            return [failed("rerun", f"{column} {own}, but {record.questions} has {first}")]
     found = outcome(named[0].record, named[0].race, report.race)
     if not found:
         return [failed("rerun", f"shares no entrant with the claims of {record.questions}")]

@@ -29,7 +29,7 @@ from errors import UserError
 from host import entry, paths
 from leaderboard import intake, judge, submit
 from leaderboard.claims import Race
-from leaderboard.form import Record
+from leaderboard.form import RECORD, Record
 from tracking import store
 from tracking.schema import Run
 
@@ -46,15 +46,24 @@ def unpack(folder: Path, record: Record, commit: str, place: Path) -> None:
     files = store.source_files(intake.read(source).decode())
     if PRINTS not in files:
         files = _from_git(folder, commit) | files
-    for name, text in files.items():
-        path = place / name
-        if ".." in Path(name).parts or Path(name).is_absolute():
-            raise UserError(f"{source}: names the file {name}, outside of the program; refused")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    for path in paths.DATA.iterdir():  # prepared data sets
-        if path.suffix != ".py" and not (place / "data" / path.name).exists():
-            (place / "data" / path.name).symlink_to(path)
+    try:
+        for name, text in files.items():
+            path = place / name
+            if ".." in Path(name).parts or Path(name).is_absolute():
+                raise UserError(f"{source}: names the file {name}, outside of the program; refused")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        (place / "data").mkdir(exist_ok=True)
+        for path in paths.DATA.iterdir():  # prepared data sets
+            if path.suffix != ".py" and not (place / "data" / path.name).exists():
+                (place / "data" / path.name).symlink_to(path)
+    except OSError as error:  # such as a file in the place of a folder
+        raise UserError(
+            f"{source}: cannot be unpacked in {place}: {error.strerror}; make room there, or read "
+            "the text: it may be no program"
+        ) from error
+    if not (place / "speedrun.py").is_file():
+        raise UserError(f"{source}: has no speedrun.py, so it is no program of a race")
 
 
 def _from_git(folder: Path, commit: str) -> dict[str, str]:
@@ -97,9 +106,14 @@ def rerun(folder: Path, labels: Sequence[str], seeds: int | None, place: Path) -
     """Run a record's claimed entrants again in `place`; their race. Raises UserError."""
     report = judge.examine(folder)
     record, race = report.record, report.race
+    if record is not None and record.kind != RECORD:
+        named = f"run again what it questions: {record.questions}" if record.questions else ""
+        raise UserError(
+            f"{folder}: {record.kind}, which claims nothing; {named or 'name a record'}"
+        )
     if record is None or race is None or report.state != judge.PASSED:
         raise UserError(f"{folder}: does not verify; run: python -m leaderboard verify {folder}")
-    known = [claim.label for claim in record.claims] or list(race.entrants)
+    known = [claim.label for claim in record.claims]
     unknown = [label for label in labels if label not in known]
     if unknown:
         raise UserError(f"--claim {unknown[0]}: the record claims {', '.join(known)}; name one")
@@ -108,10 +122,11 @@ def rerun(folder: Path, labels: Sequence[str], seeds: int | None, place: Path) -
     command = command_line(chosen, seeds or len({run.seed for run in chosen}), place)
     print(f"runs the program of {record.folder} in {place}:\n  {' '.join(command[1:])}", flush=True)
     done = subprocess.run(command, cwd=place)
-    if done.returncode:
+    if done.returncode or not (place / "results" / "runs.csv").is_file():
+        ended = f"with exit code {done.returncode}" if done.returncode else "without a row"
         raise UserError(
-            f"{folder}: its program ended with exit code {done.returncode}, see above; it needs "
-            "the packages of its time: requirements.txt among its sources"
+            f"{folder}: its program ended {ended}, see above; it needs the packages of its time: "
+            "requirements.txt among its sources"
         )
     _add_columns(place / "results" / "runs.csv")
     return submit.race_of(place / "results", None)
@@ -158,6 +173,13 @@ def compare(record: Record, race: Race, again: Race) -> tuple[str, Mapping[str, 
     return aligned(lines), found
 
 
+def _free_name(results: Path, name: str) -> str:
+    """The name, or with a number if a record has it: a rerun may be repeated."""
+    names = [name, *(f"{name}{number}" for number in range(2, 1000))]
+    taken = [path.name for path in (results / store.RECORDS).glob("*")]
+    return next(each for each in names if not any(x.endswith(f"_{each}") for x in taken))
+
+
 def command(given: argparse.Namespace) -> int:
     """Run a record again and print what came out; the exit code. Raises UserError."""
     if given.seeds is not None and given.seeds < 1:
@@ -177,7 +199,7 @@ def command(given: argparse.Namespace) -> int:
             raise UserError(f"--keep: every claim of {folder.name} holds, so no doubt is to keep")
         if given.keep:
             record = report.record
-            name = f"{record.name}-rerun"
+            name = _free_name(given.to, f"{record.name[:70]}-rerun")
             new = f"A rerun of {record.folder} does not give what it claims."
             target, _ = submit.submit(
                 place / "results", given.to, name, authors=given.author, new=new,

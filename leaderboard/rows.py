@@ -7,10 +7,10 @@ made them and whatever they are for; `leaderboard.judge` checks what a record cl
 """
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import pandas as pd
 from analysis import engines, scale
 from analysis.table import frame
 from errors import UserError
+from leaderboard import intake
 from tracking import tuned
 from tracking.crossing import crossing
 from tracking.schema import (
@@ -52,6 +53,11 @@ TIME_PARTS = (
     "optimizer_seconds",
     "communication_seconds",
 )
+NEVER_NEGATIVE = (
+    *TIME_PARTS, "seed", "steps", "train_seconds", "communication_bytes", "compile_seconds",
+    "val_seconds", "param_count", "param_bytes", "grad_bytes", "state_bytes", "peak_memory_bytes",
+    "flops_per_step", "matmul_peak_flops",
+)  # fmt: skip
 TIME_TOLERANCE = 0.01  # the timers of the parts overlap a little where they start and stop
 OUTCOMES = {  # possible statuses of a trial, by its stage
     "search": (FINISHED, DIVERGED),
@@ -74,6 +80,9 @@ class Rows:
 
     def __add__(self, other: "Rows") -> "Rows":
         return Rows(self.runs + other.runs, self.trials + other.trials)
+
+    def __bool__(self) -> bool:
+        return bool(self.runs or self.trials)
 
     def __str__(self) -> str:
         return f"{len(self.runs)} runs and {len(self.trials)} tuning trials"
@@ -151,17 +160,22 @@ def _check_run(root: Path, run: Run) -> Iterator[str]:
     yield from _check_curve(run, points)
     try:
         yield from _check_logits(run, read_logits(root, run.run))
-        yield from _check_turns(run, read_turns(root, run.run))
+        yield from _check_turns(run, read_turns(root, run.run), points)
     except UserError as error:
         yield str(error)
     yield from _check_outcome(run, points)
     if run.status != DIVERGED and run.steps != run.steps_planned:
         yield f"{run.status} after {run.steps} of {run.steps_planned} steps"
     parts = sum(getattr(run, part) for part in TIME_PARTS)
+    if run.world_size < 1 or run.threads < 1:
+        yield f"{run.world_size} processes of {run.threads} threads"
+    for name in NEVER_NEGATIVE:
+        if getattr(run, name) < 0:
+            yield f"{name} {getattr(run, name):g}, which is never negative"
     if parts > run.train_seconds * (1 + TIME_TOLERANCE):
         yield f"its parts take {parts:g} s, more than train_seconds {run.train_seconds:g}"
     if run.train_seconds and run.matmul_peak_flops:
-        peak = run.matmul_peak_flops * run.world_size
+        peak = run.matmul_peak_flops * max(run.world_size, 1)
         mfu = run.flops_per_step * run.steps / run.train_seconds / peak
         if not math.isclose(run.mfu, mfu, rel_tol=1e-3):
             yield f"mfu {run.mfu:g}, but its FLOPs, time and peak give {mfu:g}"
@@ -174,6 +188,8 @@ def _check_curve(run: Run, points: Sequence[Validation]) -> Iterator[str]:
             yield f"its curve goes from step {before.step} to {after.step}"
         if after.train_seconds < before.train_seconds:
             yield f"its clock runs backwards at step {after.step}"
+    if points and (points[0].step < 0 or points[0].train_seconds < 0):
+        yield f"its curve begins at step {points[0].step}, {points[0].train_seconds:g} s"
     for point in points:
         if point.tokens * run.steps != run.tokens * point.step:
             yield f"{point.tokens} tokens at step {point.step}, but {run.tokens} at {run.steps}"
@@ -189,14 +205,24 @@ def _check_curve(run: Run, points: Sequence[Validation]) -> Iterator[str]:
 
 
 def _check_intervals(run: Run, points: Sequence[Validation]) -> Iterator[str]:
-    """Whether the step times of a complete curve add up to the times of its run."""
-    for column, claimed in (("step_ms", "train_seconds"), ("optimizer_ms", "optimizer_seconds")):
-        before, seconds = 0, 0.0
-        for point in points:
-            seconds += (getattr(point, column) or 0.0) * (point.step - before) / 1000
-            before = point.step
-        if not math.isclose(getattr(run, claimed), seconds, rel_tol=1e-4, abs_tol=1e-6):
-            yield f"{claimed} {getattr(run, claimed):g}, but its curve's {column} give {seconds:g}"
+    """Whether the step times of a complete curve are those of its clock, and of its run."""
+    step, clock, optimizer = 0, 0.0, 0.0
+    for point in points:
+        steps = point.step - step
+        seconds = (point.step_ms or 0.0) * steps / 1000
+        if not math.isclose(point.train_seconds - clock, seconds, rel_tol=1e-4, abs_tol=1e-5):
+            yield (
+                f"{point.train_seconds - clock:g} s on its clock before step {point.step}, but "
+                f"{steps} steps of step_ms {point.step_ms or 0.0:g} take {seconds:g}"
+            )
+        part, whole = point.optimizer_ms or 0.0, point.step_ms or 0.0
+        if part > max(whole, 0.0) * (1 + TIME_TOLERANCE):
+            yield f"optimizer_ms {part:g} at step {point.step}, more than its step_ms {whole:g}"
+        optimizer += (point.optimizer_ms or 0.0) * steps / 1000
+        step, clock = point.step, point.train_seconds
+    if not math.isclose(run.optimizer_seconds, optimizer, rel_tol=1e-4, abs_tol=1e-6):
+        claimed = f"optimizer_seconds {run.optimizer_seconds:g}"
+        yield f"{claimed}, but its curve's optimizer_ms give {optimizer:g}"
 
 
 def _check_logits(run: Run, logits: Sequence[Logit]) -> Iterator[str]:
@@ -209,14 +235,15 @@ def _check_logits(run: Run, logits: Sequence[Logit]) -> Iterator[str]:
     layers = max((row.layer for row in logits), default=-1) + 1
     width = max((row.head for row in logits), default=-1) + 1
     for step, found in heads.items():
-        if found != [(layer, head) for layer in range(layers) for head in range(width)]:
+        # The number comes first: a row may name the head 10^18.
+        if len(found) != layers * width or found != list(product(range(layers), range(width))):
             yield f"its logits at step {step} are not one for each head of each layer"
     if recipe_of(run.entrant) == "muonclip" and run.status != DIVERGED and len(heads) != run.steps:
         yield f"it clips logits in {run.steps} steps, but has logits of {len(heads)}"
 
 
-def _check_turns(run: Run, turns: Sequence[Turn]) -> Iterator[str]:
-    """Whether turns are complete: they follow each other and add up to their run."""
+def _check_turns(run: Run, turns: Sequence[Turn], points: Sequence[Validation]) -> Iterator[str]:
+    """Whether turns are complete: they follow each other, and add up to their run and its curve."""
     if (run.turn_steps > 0) != bool(run.heat):
         yield f"heat {run.heat!r} with turns of {run.turn_steps} steps; a run has both or neither"
     if not run.turn_steps or not run.steps:
@@ -234,7 +261,14 @@ def _check_turns(run: Run, turns: Sequence[Turn]) -> Iterator[str]:
     for turn in whole:
         if turn.steps != run.turn_steps:
             yield f"its turn in round {turn.round} has {turn.steps}, not {run.turn_steps} steps"
-    steps, seconds = sum(t.steps for t in turns), math.fsum(t.train_seconds for t in turns)
+    steps, seconds, clock = 0, 0.0, {0: 0.0}
+    for turn in turns:
+        steps, seconds = steps + turn.steps, seconds + turn.train_seconds
+        clock[steps] = seconds
+    for point in points:  # validated within a turn, it has no clock to compare with
+        if not _equal(clock.get(point.step, point.train_seconds), point.train_seconds):
+            took = f"{clock[point.step]:g} s in its turns"
+            yield f"{took} to step {point.step}, but {point.train_seconds:g} in its curve"
     if steps != run.steps:
         yield f"{run.steps} steps, but its turns have {steps}"
     if any(turn.train_seconds < 0 for turn in turns) or not _equal(seconds, run.train_seconds):
@@ -265,18 +299,29 @@ def _check_outcome(run: Run, points: Sequence[Validation]) -> Iterator[str]:
 
 def _repeated(rows: pd.DataFrame, by: str | list[str]) -> Iterator[tuple[Any, int]]:
     """The values of one or more columns that several rows share, and how many rows do."""
-    for values, times in rows.groupby(by, sort=False, dropna=False).size().items():
+    for values, times in Counter(_cells(rows, by)).items():
         if times > 1:
             yield values, times
 
 
 def _differing(rows: pd.DataFrame, by: str | list[str], column: str) -> Iterator[tuple[Any, str]]:
     """The groups of rows whose values of a column differ, and the values."""
-    for name, values in rows.groupby(by, sort=False)[column].unique().items():
+    groups: dict[Any, dict[Any, None]] = {}
+    for name, value in zip(_cells(rows, by), _cells(rows, column), strict=True):
+        groups.setdefault(name, {})[value] = None
+    for name, values in groups.items():
         if len(values) > 1:
-            numbers = pd.api.types.is_float_dtype(rows[column])
-            shown = map("{:g}".format, values) if numbers else map(str, values)
-            yield name, ", ".join(shown)
+            yield name, ", ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in values)
+
+
+def _cells(rows: pd.DataFrame, by: str | list[str]) -> list[Any]:
+    """The values of a column, or tuples of those of several; None where there is none.
+
+    Most folders have few rows, of which pandas would make groups more slowly than a loop does.
+    """
+    if isinstance(by, list):
+        return list(zip(*(_cells(rows, name) for name in by), strict=True))
+    return [None if value != value else value for value in rows[by]]
 
 
 def _check_unique(runs: pd.DataFrame) -> Iterator[str]:
@@ -311,6 +356,9 @@ def _check_constants(runs: pd.DataFrame) -> Iterator[str]:
     measured = ended[ended.final_bits_per_byte.notna() & (ended.final_loss > 0)]
     for track, counts in _differing(ended, "track_hash", "param_count"):
         yield f"track {track}: its runs differ in param_count: {counts}"
+    bytes_known = ended.assign(known=ended.final_bits_per_byte.notna())
+    for track, _ in _differing(bytes_known[ended.final_loss.notna()], "track_hash", "known"):
+        yield f"track {track}: some of its runs have a final_bits_per_byte, others have none"
     for track, ratios in _differing(measured, "track_hash", "bits"):
         yield f"track {track}: its runs differ in final_bits_per_byte over final_loss: {ratios}"
     for column in ("state_bytes", "flops_per_step"):
@@ -332,18 +380,21 @@ def _check_files(root: Path, runs: Sequence[Run]) -> Iterator[str]:
 
 def _check_sources(root: Path, rows: Sequence[Run | Trial]) -> Iterator[str]:
     for digest in dict.fromkeys(row.source_hash for row in rows):
-        path = source_path(root, digest)
-        if not path.is_file():
-            yield f"{path}: missing, although rows name it"
-        elif source_hash(path.read_bytes().decode(errors="replace")) != digest:
-            yield f"{path}: not the text that it is named after"
+        try:
+            path = source_path(root, digest)
+            if not path.exists():
+                yield f"{path}: missing, although rows name it"
+            elif source_hash(intake.read(path).decode()) != digest:
+                yield f"{path}: not the text that it is named after"
+        except UserError as error:
+            yield str(error)
 
 
 def _check_pool(root: Path, rows: Rows) -> Iterator[str]:
     """Whether a row names each program text in root/sources."""
     named = {row.source_hash for row in (*rows.runs, *rows.trials)}
-    for path in sorted((root / "sources").glob("*.txt")):
-        if path.stem not in named:
+    for path in sorted((root / "sources").glob("[!.]*")):  # a hidden one is being written
+        if path.stem not in named or path.suffix != ".txt":
             yield (
                 f"{path}: no row names this source; its row was removed, or the race was killed "
                 "in between: go on with --resume, or remove the file"

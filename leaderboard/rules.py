@@ -5,8 +5,10 @@ A test holds that the newest version is what `speedrun.TRACKS` and `speedrun.RUL
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from heapq import merge
+from itertools import groupby
 
 from scipy.stats import norm, t
 
@@ -40,6 +42,16 @@ class TrackRules:
         """Whether a run of `steps` is validated after `step` of them."""
         late = step > 0.9 * steps and step % self.val_every_late == 0
         return late or step % self.val_every == 0 or step == steps
+
+    def validations(self, last: int, steps: int) -> Iterator[int]:
+        """The steps up to `last` that are validated, in order; a caller may stop early."""
+        early = range(self.val_every, last + 1, self.val_every)
+        first = int(0.9 * steps) // self.val_every_late * self.val_every_late
+        late = range(max(first, self.val_every_late), last + 1, self.val_every_late)
+        ends = [steps] if 0 < steps <= last else []
+        for step, _ in groupby(merge(early, late, ends)):
+            if self.validates(step, steps):
+                yield step
 
 
 def _gpt2(track_hash: str, target: float = 3.28, **changes: object) -> TrackRules:

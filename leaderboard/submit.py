@@ -23,14 +23,14 @@ from pathlib import Path
 from analysis.report import select
 from errors import UserError
 from host import entry, paths
-from leaderboard import claims, judge, seal, standing, verify
+from leaderboard import claims, intake, judge, seal, standing, verify
 from leaderboard import rules as rulebook
 from leaderboard.claims import FAILED, Race
 from leaderboard.form import AVERAGED, NAME, RECORD, SKEPTICAL, WEIGHTS, Claim, Record
 from leaderboard.intake import README
 from leaderboard.pages import rewrite
 from tracking import store
-from tracking.files import write_atomic
+from tracking.files import cannot_write, write_atomic
 from tracking.schema import Run
 from tracking.spelling import recipe_of
 
@@ -117,29 +117,38 @@ def submit(
         claims=tuple(made),
     )
     target = results / store.RECORDS / record.folder
-    _require_new(results, target, record.race)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    home = Path(tempfile.mkdtemp(prefix=".record-", dir=target.parent))
+    others = [judge.examine(folder) for folder in verify.folders(results)]
+    _require_new(others, target, record.race)
     try:
-        folder = home / store.RECORDS / record.folder
-        _copy_rows(root, folder, target, runs)
-        write_atomic(folder / README, [_page(record, runs).encode()])
-        seal.seal(folder, record)
-        os.replace(folder, target)
-    finally:
-        shutil.rmtree(home)
-    _finish(results, target, record)
+        home = Path(tempfile.mkdtemp(prefix=".record-", dir=_existing(target.parent)))
+        try:  # nothing is left of a record that is refused
+            folder = home / "results" / store.RECORDS / record.folder
+            _copy_rows(root, folder, target, runs)
+            _finish(home, folder, record, others)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(folder, target)
+        finally:
+            shutil.rmtree(home)
+    except OSError as error:
+        raise cannot_write(target, error) from error
     return target, reasons
 
 
-def _require_new(results: Path, target: Path, race: str) -> None:
-    if target.exists():
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that is there."""
+    while not os.path.lexists(folder):
+        folder = folder.parent
+    return folder
+
+
+def _require_new(others: Sequence[judge.Report], target: Path, race: str) -> None:
+    if os.path.lexists(target):
         raise UserError(f"{target}: is there already; choose another NAME")
-    for folder in verify.folders(results):
-        if any(run.race == race for run in store.read_runs(folder)):
+    for report in others:
+        if any(run.race == race for run in report.rows.runs):
             raise UserError(
-                f"race {race}: is in {folder} already, and a run has one row; name another race "
-                "with --runs, or race again: make speedrun"
+                f"race {race}: is in {report.folder} already, and a run has one row; name another "
+                "race with --runs, or race again: make speedrun"
             )
 
 
@@ -148,11 +157,13 @@ def _copy_rows(root: Path, folder: Path, target: Path, runs: Sequence[Run]) -> N
 
     target: where the folder will be.
     """
-    source = store.source_path(root, runs[0].source_hash)
-    try:
-        text = source.read_bytes().decode()
-    except OSError as error:
-        raise UserError(f"cannot read {source}: {error.strerror}; restore the file") from error
+    digest = runs[0].source_hash
+    source = store.source_path(root, digest)
+    text = intake.read(source).decode()
+    if store.source_hash(text) != digest:
+        raise UserError(f"{source}: not the text that it is named after; restore the file")
+    if any(run.source_hash != digest for run in runs):
+        raise UserError(f"race {runs[0].race}: its runs have several programs; race again")
     pool = target.parent / "sources" / source.name
     if not pool.exists():  # what the records share already is not stored again
         write_atomic(folder / "sources" / source.name, [text.encode()])
@@ -167,21 +178,39 @@ def _copy_rows(root: Path, folder: Path, target: Path, runs: Sequence[Run]) -> N
         )
 
 
-def _finish(results: Path, target: Path, record: Record) -> None:
-    """Write down what the record sets among the others, and fill the README."""
-    reports = judge.examine_all(verify.folders(results))
-    pairs = [(r.record, r.race) for r in reports if r.record and r.race and not _broken(r)]
-    held = standing.walk(pairs)
+def _finish(home: Path, folder: Path, record: Record, others: Sequence[judge.Report]) -> None:
+    """Write down what the record is and what it sets among the others. Raises UserError.
+
+    home: the folder that has results/records/ with the new record alone. The README is filled from
+    there. What `leaderboard verify` would say is said now.
+    """
+    write_atomic(folder / README, [_page(record).encode()])
+    seal.seal(folder, record)
+    report = _passed(judge.examine(folder))
+    known = [r for r in (*others, report) if r.state == judge.PASSED]
+    held = standing.walk([(r.record, r.race) for r in known if r.record and r.race])
     sets = [tuple(held.get((record.folder, claim.label), ())) for claim in record.claims]
     claimed = tuple(replace(c, sets=s) for c, s in zip(record.claims, sets, strict=True))
-    seal.seal(target, replace(record, claims=claimed))
-    page = target / README
-    write_atomic(page, [rewrite(page.read_text("utf-8"), results.parent).encode()])
+    seal.seal(folder, replace(record, claims=claimed))
+    *after, report = judge.compare([*others, judge.examine(folder)])
+    _passed(report)
+    for was, now in zip(judge.compare(others), after, strict=True):
+        if was.state != now.state:
+            raise UserError(
+                f"race {record.race}: is older than {now.name}, and would change what that record "
+                f"sets ({now.findings[-1].text}); race again: make speedrun"
+            )
+    page = folder / README
+    write_atomic(page, [rewrite(page.read_text("utf-8"), home).encode()])
 
 
-def _broken(report: judge.Report) -> bool:
-    """Whether a record fails for another reason than what it sets, which is written last."""
-    return any(f.state == FAILED and f.rule != "standing record" for f in report.findings)
+def _passed(report: judge.Report) -> judge.Report:
+    """The report, if it has passed. Raises UserError with what failed first."""
+    broken = [each for each in report.findings if each.state == FAILED]
+    if broken:
+        more = f" (and {len(broken) - 1} more)" if len(broken) > 1 else ""
+        raise UserError(f"{report.name}: {broken[0].rule}: {broken[0].text}{more}; see RULES.md")
+    return report
 
 
 def _git_name() -> str:
@@ -196,7 +225,7 @@ def _git_name() -> str:
         return ANONYMOUS
 
 
-def _page(record: Record, runs: Sequence[Run]) -> str:
+def _page(record: Record) -> str:
     """The README of a record, with its generated parts still empty."""
     name = record.folder
     parts = ["headline", *(["claims"] if record.claims else []), "race", "machine"]
@@ -247,16 +276,13 @@ def command(given: argparse.Namespace) -> int:
     folder, reasons = submit(
         given.root, given.to, given.name, given.runs, given.claim, given.author, given.new
     )
-    if verify.report([verify.of_folder(folder)]):
-        remove = f"rm -r {shlex.quote(str(folder))}"
-        print(paths.from_here(f"written: {folder}, which nobody can use; remove it: {remove}"))
-        return entry.FAILED
+    verify.report([verify.of_folder(folder)])
     print(paths.from_here(what_next(folder, reasons)))
     return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command. Its exit code is 0, 1 (rows contradict each other) or 2 (a broken rule)."""
+    """Run the command. Its exit code is 0, or 2 (a broken rule, or a mistake)."""
     parser = entry.parser("leaderboard submit", __doc__)
     parser.add_argument("name", nargs="?", metavar="NAME", help="default: the claimed entrants")
     parser.add_argument("--runs", metavar="RACE", help="id of the race; default: the newest")

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from errors import UserError
+from errors import UserError, one_line
 from host import entry, paths
 from leaderboard import judge
 from leaderboard.claims import FAILED, PASSED, Finding, failed
@@ -53,7 +53,7 @@ class Section:
 
 def folders(results: Path) -> list[Path]:
     """The folders of records in a results folder."""
-    found = sorted(path for path in (results / RECORDS).glob("*") if path.is_dir())
+    found = sorted(path for path in (results / RECORDS).glob("[!.]*") if path.is_dir())
     return [path for path in found if path.name != "sources"]
 
 
@@ -61,7 +61,7 @@ def of_report(report: judge.Report) -> Section:
     """The section of a record."""
     record = report.record
     kind, claims = (record.kind, record.claims) if record else ("no record", ())
-    return Section(report.folder.name, kind, report.rows, report.findings, claims)
+    return Section(one_line(report.name), kind, report.rows, report.findings, claims)
 
 
 def of_rows(name: str, root: Path) -> Section:
@@ -72,11 +72,11 @@ def of_rows(name: str, root: Path) -> Section:
 
 def of_folder(folder: Path) -> Section:
     """The section of a folder that the user names. Raises UserError if it has nothing to verify."""
-    if (folder / FORM).exists() or (folder / FORM).is_symlink():
-        home = folder.resolve().parent
-        beside = folders(home.parent) if home.name == RECORDS else [folder.resolve()]
-        reports = judge.examine_all(beside)
-        return of_report(next(r for r in reports if r.folder == folder.resolve()))
+    own, home = folder.resolve(), folder.resolve().parent
+    in_records = home.name == RECORDS and own.is_dir()
+    if in_records or (folder / FORM).exists() or (folder / FORM).is_symlink():
+        beside = [each for each in folders(home.parent) if each != own] if in_records else []
+        return of_report(judge.examine_all([*beside, own])[-1])
     section = of_rows(str(folder), folder)
     if not section.rows.runs and not section.rows.trials:
         raise UserError(f"nothing to verify in {folder}; run: make speedrun")
@@ -89,10 +89,10 @@ def everything(results: Path = paths.RESULTS, settings: Path = tuned.TUNED) -> l
     """The sections of all records, of what must agree between them, of GPU checks and of the
     user's own results. Raises UserError if there is nothing to verify.
     """
-    found = folders(results)
-    sections = [of_report(report) for report in judge.examine_all(found)]
-    if sections:
-        between = problems_between(results, settings, list(filter(_is_readable, found)))
+    reports = judge.examine_all(folders(results))
+    sections = [of_report(report) for report in reports]
+    if sections:  # between the records that could be read; what is wrong with others is said there
+        between = problems_between(results, settings, [r.folder for r in reports if r.rows])
         lines = [failed("rows", line) for line in between]
         sections.append(Section("between records", "rows", Rows([], []), lines))
     own = read_rows(results)
@@ -103,14 +103,6 @@ def everything(results: Path = paths.RESULTS, settings: Path = tuned.TUNED) -> l
     if not sections:
         raise UserError(f"nothing to verify in {results}; run: make speedrun")
     return sections
-
-
-def _is_readable(folder: Path) -> bool:
-    """Whether a record's rows can be read; what is wrong with others is in their own section."""
-    try:
-        return bool(read_rows(folder))
-    except UserError:
-        return False
 
 
 def report(sections: Sequence[Section]) -> int:

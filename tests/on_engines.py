@@ -6,7 +6,7 @@ from pathlib import Path
 from analysis.engines import ENGINES
 from planner.layouts import Group, Layout, Model, layout
 from studies.engines import planned
-from tests.rows import SOURCE, make_points, make_run, make_turns
+from tests.rows import SOURCE, make_points, make_run, make_turns, on_the_clock
 from tracking.schema import Planned, Run, Validation
 from tracking.store import append, record
 
@@ -46,7 +46,7 @@ def write_engines(root: Path, wrong: float = 1.0) -> None:
             costs = layout(engine, model, 1 if engine == "single" else 2)
             points = points_of(engine)
             run = run_of(engine, recipe, costs, points)
-            turns = make_turns(run) if run.heat else []
+            turns = on_the_clock(make_turns(run), points) if run.heat else []
             held = replace(run, state_bytes=round(run.state_bytes * wrong))
             record(root / ENGINES, held, points, SOURCE, (), turns)
             plans.append(planned(run, model, len(points)))

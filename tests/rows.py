@@ -170,6 +170,22 @@ def make_turns(run: Run, jitter: float = 0.01) -> list[Turn]:
     return [Turn(*row) for row in zip(range(len(steps)), steps, seconds, strict=True)]
 
 
+def on_the_clock(turns: Sequence[Turn], points: Sequence[Validation]) -> list[Turn]:
+    """The turns, stretched so that they end at a validation when the clock of the curve says."""
+    clock = {point.step: point.train_seconds for point in points}
+    timed: list[Turn] = []
+    waiting: list[Turn] = []
+    step, start = 0, 0.0
+    for turn in turns:
+        waiting.append(turn)
+        step += turn.steps
+        if step in clock:
+            scale = (clock[step] - start) / sum(each.train_seconds for each in waiting)
+            timed += [replace(each, train_seconds=scale * each.train_seconds) for each in waiting]
+            waiting, start = [], clock[step]
+    return timed + waiting
+
+
 def in_turns(
     runs: Sequence[Run], turn_steps: int = 2, jitter: float = 0.01
 ) -> tuple[list[Run], Prices]:

@@ -2,6 +2,7 @@
 
 import io
 import re
+import shutil
 from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from analysis import report
 from errors import UserError
 from leaderboard import rows, seal, verify
-from tests.rows import SOURCE, make_points, make_run, make_trial, make_turns
+from tests.rows import SOURCE, make_points, make_run, make_trial, make_turns, on_the_clock
 from tracking import store, tuned
 from tracking.schema import Run, Trial, Turn
 
@@ -35,7 +36,8 @@ def fill_runs(root: Path) -> None:
                 points, label=label, entrant=label, seed=seed, run=f"{label}-{seed}",
                 heat=f"tiny-1-s{seed}", turn_steps=3,
             )  # fmt: skip
-            store.record(root, run, points, SOURCE, turns=make_turns(run))
+            turns = on_the_clock(make_turns(run), points)
+            store.record(root, run, points, SOURCE, turns=turns)
     points = make_points(steps=40)
     lost = make_run(points, label="lion", entrant="lion", run="lion-0", status="diverged")
     lost = replace(lost, steps=50, tokens=4096 * 50, train_seconds=5.0)
@@ -66,6 +68,15 @@ def fill_records(results: Path) -> None:
 def seal_evidence(folder: Path) -> None:
     (folder / "README.md").write_text("# A record\n\nQuestion: does it hold?\n")
     seal.seal(folder)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of rows and a results folder with records, of which each test takes a copy."""
+    home = tmp_path_factory.mktemp("made")
+    fill(home / "rows")
+    fill_records(home / "results")
+    return home
 
 
 def test_verify_accepts_what_the_trainer_writes(tmp_path, capsys):
@@ -154,6 +165,10 @@ def search_more(results: Path) -> None:
             lambda results: (results / "records" / "sources" / "ffff.txt").write_text("text"),
             "sources/ffff.txt: no row names this source",
         ),
+        (
+            lambda results: (results / "records" / "sources" / "run.py").write_text("text"),
+            "sources/run.py: no row names this source",
+        ),
         (search_more, "recipes differ in their number of search trials: muon 3, adamw 2"),
         (write_tuned("[tiny.muon]\nlr = 0.003\n" + CHOSEN), "settings differ from trial 1"),
         (write_tuned("[tiny.muon]\nc = 1\n" + CHOSEN), "settings differ from trial 1"),
@@ -182,8 +197,8 @@ def search_more(results: Path) -> None:
         ),
     ],
 )
-def test_verify_finds_in_records(tmp_path, tamper, message):
-    fill_records(tmp_path)
+def test_verify_finds_in_records(tmp_path, made, tamper, message):
+    shutil.copytree(made / "results", tmp_path, dirs_exist_ok=True)
     tamper(tmp_path)
     assert re.search(message, said(tmp_path))
 
@@ -440,7 +455,7 @@ def repeat_line(name: str):
         ),
         (
             change_point("muon-0", 2, step_ms=50.0),
-            "muon-0: train_seconds 10, but its curve's step_ms give 9",
+            "muon-0: 2 s on its clock before step 40, but 20 steps of step_ms 50 take 1",
         ),
         (change_run("muon-0", state_bytes=1), "tiny-1: muon: its runs differ in state_bytes: 1, 5"),
         (change_run("muon-0", flops_per_step=1e9, mfu=0.025), "muon: .* in flops_per_step: 1e"),
@@ -496,9 +511,8 @@ def repeat_line(name: str):
         (write("sources/ffff.txt", "text"), "sources/ffff.txt: no row names this source"),
     ],
 )
-def test_verify_finds(tmp_path, capsys, tamper, message):
-    root = tmp_path / "results"
-    fill(root)
+def test_verify_finds(tmp_path, made, capsys, tamper, message):
+    root = shutil.copytree(made / "rows", tmp_path / "results")
     tamper(root)
     assert verify.main([str(root)]) == 1
     assert re.search(message, capsys.readouterr().out)

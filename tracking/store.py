@@ -44,11 +44,15 @@ RECORDS = "records"  # the folder of committed records in results/
 ROOM = 16 << 20  # bytes: several times the size of what a long race writes
 TABLES = {"runs.csv": Run, "tuning.csv": Trial}
 FOLDERS = ("curves", "turns", "logits", "setups", "sources")
+LONGEST_NAME = 240  # bytes: a file system takes 255, with a suffix
 LOCK_SECONDS, LOCK_WAIT = 30.0, 0.01  # an append takes milliseconds
 BOM = "\ufeff"  # spreadsheets begin a file with it
 
 # int() and float() would also take "nan", "1_000" and " 1".
 INT = re.compile(r"-?\d+", re.ASCII)
+_columns_of: dict[type, dict[str, tuple[type, bool]]] = {}  # what `_columns` has found
+LARGEST = 2**63 - 1  # of an int, which pandas then holds
+_NAMES = {float: "a finite float", int: "an int of 64 bits"}  # of types, in messages
 FLOAT = re.compile(r"-?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 
 SOURCE_HEAD = re.compile(r"==== (.{1,200}) \((\d{1,9}) characters\) ====\n", re.ASCII)
@@ -180,12 +184,15 @@ def read_turns(root: Path, run_id: str) -> list[Turn]:
 
 def curve_path(root: Path, run_id: str) -> Path:
     """The path of a run's curve. Raises UserError if the id cannot be a file name."""
-    if not run_id or Path(run_id).name != run_id or run_id.startswith("."):
-        raise UserError(
-            f"run id {run_id!r}: must be a file name, as its curve is curves/<run>.csv; "
-            "restore runs.csv"
-        )
+    _check_name("run id", run_id, "curve is curves/<run>.csv")
     return root / "curves" / f"{run_id}.csv"
+
+
+def _check_name(what: str, name: str, why: str) -> None:
+    """Raise UserError for a name from a row that is no file name, such as "../x"."""
+    plain = name and Path(name).name == name and not name.startswith(".") and "\0" not in name
+    if not plain or len(name.encode()) > LONGEST_NAME:
+        raise UserError(f"{what} {name!r}: must be a file name, as its {why}; restore runs.csv")
 
 
 def logits_path(root: Path, run_id: str) -> Path:
@@ -229,8 +236,10 @@ def checkpoints_path(root: Path, race: str) -> Path:
 def source_path(root: Path, digest: str) -> Path:
     """The path of the program text with this hash.
 
-    All records share the folder records/sources, so that a text is stored once.
+    All records share the folder records/sources, so that a text is stored once. Raises UserError if
+    the hash cannot be a file name.
     """
+    _check_name("source_hash", digest, "text is sources/<source_hash>.txt")
     own = root / "sources" / f"{digest}.txt"
     if is_record(root) and not own.exists():
         return Path(os.path.abspath(root)).parent / "sources" / own.name
@@ -281,6 +290,8 @@ def source_files(source: str) -> dict[str, str]:
             raise UserError(
                 f"no text of a program at character {place}; restore the file in sources/"
             )
+        if head[1] in files:
+            raise UserError(f"the program has two files {head[1]}; restore the file in sources/")
         files[head[1]] = source[head.end() : end]
         place = end + 1
     return files
@@ -423,11 +434,12 @@ def _row(names: list[str], cells: list[str], cls: type[T]) -> T:
 
 def _columns(cls: type) -> dict[str, tuple[type, bool]]:
     """Each column's name, its type, and whether it may be empty, in the order of declaration."""
-    columns = {}
-    for name, hint in get_type_hints(cls).items():
-        kinds = [kind for kind in get_args(hint) or (hint,) if kind is not NoneType]
-        columns[name] = (kinds[0], NoneType in get_args(hint))
-    return columns
+    if cls not in _columns_of:  # to look at the types takes longer than to read a row
+        columns = _columns_of[cls] = {}
+        for name, hint in get_type_hints(cls).items():
+            kinds = [kind for kind in get_args(hint) or (hint,) if kind is not NoneType]
+            columns[name] = (kinds[0], NoneType in get_args(hint))
+    return _columns_of[cls]
 
 
 def _parse(cell: str, kind: type, optional: bool) -> Any:
@@ -437,11 +449,11 @@ def _parse(cell: str, kind: type, optional: bool) -> Any:
         return cell
     if kind is bool and cell in ("true", "false", "TRUE", "FALSE"):  # the last of spreadsheets
         return cell.lower() == "true"
-    if kind is int and INT.fullmatch(cell):
+    if kind is int and INT.fullmatch(cell) and abs(int(cell)) <= LARGEST:
         return int(cell)
     if kind is float and FLOAT.fullmatch(cell) and math.isfinite(float(cell)):
         return float(cell)
-    raise ValueError(f"{cell!r} is not {'a finite float' if kind is float else kind.__name__}")
+    raise ValueError(f"{cell!r} is not {_NAMES.get(kind, kind.__name__)}")
 
 
 def _format(value: Any, kind: type, optional: bool) -> str:
@@ -453,11 +465,12 @@ def _format(value: Any, kind: type, optional: bool) -> str:
         return " ".join(value.splitlines())  # one line a row: a torn line must not look complete
     if kind is bool and isinstance(value, bool):
         return str(value).lower()
-    if kind is int and type(value) is int:
+    if kind is int and type(value) is int and abs(value) <= LARGEST:
         return str(value)
     if kind is float and type(value) in (int, float) and math.isfinite(value):
         return repr(float(value))
-    raise ValueError(f"{value!r} is not {'a finite float' if kind is float else kind.__name__}")
+    shown = f"{value:#x}" if type(value) is int else repr(value)  # it may have 10,000 digits
+    raise ValueError(f"{shown} is not {_NAMES.get(kind, kind.__name__)}")
 
 
 def _line(row: Any, names: Sequence[str] | None = None, end: str = "\n") -> str:
