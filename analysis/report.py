@@ -256,7 +256,7 @@ def select(runs: Sequence[Run], race: str | None) -> list[Run]:
     if not chosen:
         known = list(dict.fromkeys(run.race for run in runs))
         raise UserError(
-            f"no race {race!r} in runs.csv; its races: {', '.join(known)}; run with --race {newest}"
+            f"no race {race!r} in runs.csv; its races: {', '.join(known)}; name one, as {newest}"
         )
     return chosen
 

@@ -206,7 +206,7 @@ def test_the_report_command(tmp_path, capsys):
     assert "adamw" in printed and "Muon reached" in printed and "race tiny-1" in printed
     assert report.main([*options, "--race", "tiny-9"]) == 2
     error = capsys.readouterr().err
-    assert "no race 'tiny-9' in runs.csv; its races: tiny-0, c, tiny-1; run with --race c" in error
+    assert "no race 'tiny-9' in runs.csv; its races: tiny-0, c, tiny-1; name one, as c" in error
 
 
 def test_a_race_of_several_layouts_says_that_its_seconds_cannot_be_compared() -> None:
