@@ -1,6 +1,6 @@
 """What a race ran on, as far as no column of its rows says it: packages, driver, processor.
 
-    describe()    {"system": "Linux-6.1-x86_64", "cpu": "...", "gpu": "...", "numpy": "2.4.6", ...}
+    describe()    {"system": "Linux x86_64 glibc 2.36", "cpu": "...", "gpu": "...", "numpy": "2.4.6", ...}
 
 The trainer keeps it in setups/<race>.json when a race is opened, and a record shows it.
 """
@@ -32,7 +32,7 @@ def describe() -> dict[str, str]:
         flag for line in lines if line.startswith(("flags", "Features")) for flag in line.split()
     }
     found = {
-        "system": platform.platform(),
+        "system": " ".join([platform.system(), platform.machine(), *platform.libc_ver()]).strip(),
         "python": platform.python_version(),
         "cpu": named[0] if named else platform.machine(),
         "cpu_units": " ".join(unit for unit in UNITS if unit in flags),

@@ -75,7 +75,7 @@ DUEL = ("iso_loss", "loss_curves", "memory", "speedup", "step_time", "time_to_ta
 LEAGUE = (*DUEL, "loss_by_seconds", "loss_by_steps", "pareto", "significance")
 MUON_SPLIT = ("20261125T204909-tiny-mla-73df", "20261125T204909-tiny-gqa-f608")
 FIGURES = {
-    "2026-11-26_tiny_duel": Figures(DUEL),
+    "2026-11-27_tiny_duel": Figures(DUEL),
     "2026-11-26_tiny_league": Figures(LEAGUE),
     "tiny-search": Figures(("lr_sensitivity",)),
     "tiny-sweep": Figures(("lr_sweep",)),
