@@ -1,6 +1,6 @@
 """What a race ran on, as far as no column of its rows says it: packages, driver, processor.
 
-    describe()    {"system": "Linux x86_64 glibc 2.36", "cpu": "...", "gpu": "...", "numpy": "2.4.6", ...}
+    describe()    {"system": "Linux x86_64 glibc 2.36", "cpu": "...", "numpy": "2.4.6", ...}
 
 The trainer keeps it in setups/<race>.json when a race is opened, and a record shows it.
 """
