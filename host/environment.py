@@ -43,7 +43,7 @@ def describe() -> dict[str, str]:
     settings = {key: os.environ[key] for key in sorted(os.environ) if SETTINGS.fullmatch(key)}
     # A path changes no step, and may have a person's name in it.
     found |= {key: value for key, value in settings.items() if os.sep not in value}
-    return {key: value[:200] for key, value in found.items() if value}
+    return {key: value[:200] for key, value in found.items() if value and value.isprintable()}
 
 
 def _version(package: str) -> str:

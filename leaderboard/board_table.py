@@ -5,6 +5,7 @@
 The table is made from the same entries as the page (`leaderboard.page`).
 """
 
+import math
 import posixpath
 import re
 import unicodedata
@@ -57,8 +58,10 @@ def markdown(entries: Sequence[Entry], track: str, most: int = 10, results: str 
         "entrant", "steps", "seconds", "mean loss", "runs", "p", "hardware", "verified", "record",
     ]  # fmt: skip
     best: dict[str, Entry] = {}
-    newest = sorted(board(entries, track), key=lambda each: each.date, reverse=True)
-    for entry in sorted(newest, key=lambda each: each.steps or 0):  # of equals, the newest
+    # Of equals in steps, the newest, and of equals in age the fastest.
+    newest = sorted(board(entries, track), key=lambda each: each.seconds or math.inf)
+    newest.sort(key=lambda each: each.date, reverse=True)
+    for entry in sorted(newest, key=lambda each: each.steps or 0):
         best.setdefault(entry.label, entry)
     rows = [_row(entry, results) for entry in board([*best.values()], track)]
     return markdown_grid(header, rows[:most])

@@ -241,7 +241,7 @@ def make(folder: Path, *words: str, gpus: str | None = None, **environment: str)
         (folder / name).chmod(0o755)
     environment = {"PATH": f"{folder}:{os.environ['PATH']}"} | environment
     kept = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "TRACK", "NPROC")}
-    command = ["make", "-n", *words, *fake]
+    command = ["make", "--no-print-directory", "-n", *words, *fake]
     done = subprocess.run(
         command, cwd=ROOT, env=kept | environment, capture_output=True, text=True, timeout=120
     )
@@ -287,7 +287,12 @@ def recorded(folder: Path, *words: str, **environment: str) -> list[str]:
     skipped = ["-o", "setup", "-o", "data", f"PY={folder / 'python'}", "TRACK=tiny"]
     kept = {k: v for k, v in os.environ.items() if k != "MAKEFLAGS"} | environment
     done = subprocess.run(
-        ["make", *skipped, *words], cwd=ROOT, env=kept, capture_output=True, text=True, timeout=60
+        ["make", "--no-print-directory", *skipped, *words],
+        cwd=ROOT,
+        env=kept,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()[2:]  # after -m leaderboard

@@ -77,7 +77,7 @@ def test_a_race_keeps_it_when_it_is_opened(tmp_path: Path) -> None:
 
 
 def test_a_record_keeps_it_word_for_word(tmp_path: Path) -> None:
-    facts = environment.describe() | {"odd key": 'a "quoted" \\ value\x7f'}
+    facts = environment.describe() | {"odd key": 'a "quoted" \\ value'}
     record = Record(EVIDENCE, "2026-11-27", "x", ("A. Name",), "Does it hold?", environment=facts)
     form.write(tmp_path, record)
     assert form.read(tmp_path, listing(tmp_path)).environment == facts

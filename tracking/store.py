@@ -52,7 +52,7 @@ BOM = "\ufeff"  # spreadsheets begin a file with it
 INT = re.compile(r"-?\d+", re.ASCII)
 _columns_of: dict[type, dict[str, tuple[type, bool]]] = {}  # what `_columns` has found
 LARGEST = 2**63 - 1  # of an int, which pandas then holds
-_NAMES = {float: "a finite float", int: "an int of 64 bits"}  # of types, in messages
+_NAMES = {float: "a finite float"}  # of types, in messages
 FLOAT = re.compile(r"-?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 
 SOURCE_HEAD = re.compile(r"==== (.{1,200}) \((\d{1,9}) characters\) ====\n", re.ASCII)
@@ -453,7 +453,8 @@ def _parse(cell: str, kind: type, optional: bool) -> Any:
         return int(cell)
     if kind is float and FLOAT.fullmatch(cell) and math.isfinite(float(cell)):
         return float(cell)
-    raise ValueError(f"{cell!r} is not {_NAMES.get(kind, kind.__name__)}")
+    of = " of 64 bits" if kind is int and INT.fullmatch(cell) else ""
+    raise ValueError(f"{cell!r} is not {_NAMES.get(kind, kind.__name__)}{of}")
 
 
 def _format(value: Any, kind: type, optional: bool) -> str:
@@ -469,8 +470,10 @@ def _format(value: Any, kind: type, optional: bool) -> str:
         return str(value)
     if kind is float and type(value) in (int, float) and math.isfinite(value):
         return repr(float(value))
-    shown = f"{value:#x}" if type(value) is int else repr(value)  # it may have 10,000 digits
-    raise ValueError(f"{shown} is not {_NAMES.get(kind, kind.__name__)}")
+    large = type(value) is int and abs(value) > LARGEST
+    shown = f"{value:#x}" if large else repr(value)  # it may have 10,000 digits
+    of = " of 64 bits" if kind is int and large else ""
+    raise ValueError(f"{shown} is not {_NAMES.get(kind, kind.__name__)}{of}")
 
 
 def _line(row: Any, names: Sequence[str] | None = None, end: str = "\n") -> str:
