@@ -3,7 +3,7 @@
     make bench-coverage        # about ten minutes on one core
 
 Two entrants whose steps cost a known number of seconds take turns on a machine whose speed drifts,
-and which something else disturbs for random half of the time. `analysis.price` sees their turns
+and which something else disturbs for a random half of the time. `analysis.price` sees their turns
 only. The steps that each run takes to the target are drawn too; the ratio in seconds follows from
 both. Goal: 95% intervals that hold the truth in 93 to 97% of the races, whether the machine is
 quiet or not. A second table is of the ratio in steps where runs miss the target. Nothing is timed
@@ -40,7 +40,7 @@ class Machine:
     name: str
     jitter: float = 0.015  # deviation of the logarithm of single steps
     drift: float = 0.01  # of a random walk of the logarithm of the speed, in one second
-    disturbed: bool = False  # for random half of the time, in bursts
+    disturbed: bool = False  # for a random half of the time, in bursts
     burst_seconds: tuple[float, float] = (1.0, 20.0)  # of a burst, and of a pause; log-uniform
     slower: float = 10.0  # most, in a burst; each step by its own factor, log-uniform from 1
 

@@ -3,7 +3,8 @@
     python -m bench.disturbed    # or: make bench-disturbed; a quarter of an hour on two CPU cores
 
 It races AdamW against Muon on the track `tiny`, three seeds, four times: in lockstep and a run at a
-time, each on a quiet machine and while another process burns all cores for random half of the time.
+time, each on a quiet machine and while another process burns all cores for a random half of the
+time.
 The goal: disturbed and in lockstep, the ratio in seconds is within 3% of the quiet race's just
 before, and its 95% interval is no wider than 8% to either side. Nothing else may run meanwhile.
 
@@ -36,7 +37,7 @@ ORDERS = {"lockstep": Options.turn_steps, "a run at a time": 0}  # turn_steps
 
 
 def burn(seed: int, begun: float) -> None:
-    """Keep a core busy for random half of the time since `begun`; with one seed all do together."""
+    """Keep a core busy for a random half of the time since `begun`, with one seed together."""
     draw, until = random.Random(seed), 0.0
     while True:
         until += draw.expovariate(1 / MEAN_SECONDS)

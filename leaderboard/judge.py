@@ -163,6 +163,12 @@ def _examine_race(report: Report, record: Record) -> Report:
     curves = {run.run: store.read_curve(report.folder, run.run) for run in runs}
     race = Race(record.track, runs, curves)
     findings = [*_identity(record, runs), *claims.of_race(race, rules)]
+    for name in ("torch", "python"):
+        noted = record.environment.get(name)
+        had = {getattr(run, name).partition("+")[0] for run in runs}
+        if noted and had != {noted.partition("+")[0]}:
+            text = f"{name} {noted}, but its rows have {', '.join(sorted(had))}"
+            findings.append(failed("environment", text))
     if not record.environment:
         text = "not written down: the race is older than this part of the form"
         findings.append(Finding(UNCHECKED, "environment", text))

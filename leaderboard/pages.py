@@ -94,7 +94,7 @@ def csv_table(path: Path) -> str:
 
     grid = markdown_grid(shown(headings), list(map(shown, rows)))
     note = "; ".join(f"{headings[i]} {value}" for i, value in alike.items())
-    return f"{grid}\n\nAll rows: {note}." if note else grid
+    return f"{grid}\n\nIn each row: {note}." if note else grid
 
 
 def read_file(path: Path) -> str:

@@ -77,6 +77,8 @@ def of_folder(folder: Path) -> Section:
     if in_records or (folder / FORM).exists() or (folder / FORM).is_symlink():
         beside = [each for each in folders(home.parent) if each != own] if in_records else []
         return of_report(judge.examine_all([*beside, own])[-1])
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; name one, as results/records/NAME")
     section = of_rows(str(folder), folder)
     if not section.rows.runs and not section.rows.trials:
         raise UserError(f"nothing to verify in {folder}; run: make speedrun")

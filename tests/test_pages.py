@@ -100,7 +100,7 @@ def test_a_csv_on_a_page_names_below_it_what_its_rows_share(tmp_path):
         "| Muon | 20.5 |  |",  # a column that is empty in all rows stays
         "| AdamW | 0.8 |  |",
         "",
-        "All rows: device A processor, 2 cores; threads 2.",
+        "In each row: device A processor, 2 cores; threads 2.",
     ]
     path.write_text("step,ms,device\nMuon,20.5,one\nAdamW,0.8,another\n")
     assert pages.csv_table(path).endswith("| AdamW | 0.8 | another |")

@@ -45,10 +45,10 @@ def wait_for_rows(root: Path, process: "subprocess.Popen[str]", rows: int) -> No
         time.sleep(0.02)
 
 
-def test_five_kills_at_random_moments_lose_double_and_change_no_row(tmp_path: Path) -> None:
+def test_three_kills_at_random_moments_lose_double_and_change_no_row(tmp_path: Path) -> None:
     seed = random.randrange(1000)
-    rows = list(kills.kill_all(5, seed, tmp_path))
-    assert [(row.processes, row.kill) for row in rows] == [(1, 1), (1, 2), (1, 3), (2, 4), (2, 5)]
+    rows = list(kills.kill_all(3, seed, tmp_path))
+    assert [(row.processes, row.kill) for row in rows] == [(1, 1), (1, 2), (2, 3)]
     assert all(row[-4:] == (0, 0, 0, 0) for row in rows), (seed, rows)
 
 

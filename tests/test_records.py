@@ -445,6 +445,10 @@ FORMS: dict[str, tuple[tuple[str, str], str]] = {
     "readout": (("n = 4", 'readout = "averaged"\nn = 4'), "adamw: declared 'averaged', but it is"),
     "a word more": (("n = 4", "n = 4\nm = 4"), "form: .*'m' is unknown; it has label"),
     "no value": (("n = 4", "n ="), "form: .*Invalid value"),
+    "another torch": (
+        ("[environment]", '[environment]\ntorch = "9.9"'),
+        "environment: torch 9.9, ",
+    ),
     "a NUL": (("A. Name", "\0"), "files: .*has a NUL character"),
 }
 

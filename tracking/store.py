@@ -52,7 +52,7 @@ BOM = "\ufeff"  # spreadsheets begin a file with it
 INT = re.compile(r"-?\d+", re.ASCII)
 _columns_of: dict[type, dict[str, tuple[type, bool]]] = {}  # what `_columns` has found
 LARGEST = 2**63 - 1  # of an int, which pandas then holds
-_NAMES = {float: "a finite float"}  # of types, in messages
+_NAMES: dict[type, str] = {float: "a finite float"}  # of types, in messages
 FLOAT = re.compile(r"-?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 
 SOURCE_HEAD = re.compile(r"==== (.{1,200}) \((\d{1,9}) characters\) ====\n", re.ASCII)

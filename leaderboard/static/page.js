@@ -155,7 +155,8 @@ function nameCell(e) {
   const on = make("div", { class: "small" }, e.hardware || "hardware not known");
   const badges = make("div", {}, make("span", { class: `badge ${e.origin}` }, e.origin));
   if (e.sets.length) {
-    badges.append(make("span", { class: "badge sets" }, `★ record in ${e.sets.join(" and ")}`));
+    const what = e.origin === "published" ? "by its own list, record" : "record";
+    badges.append(make("span", { class: "badge sets" }, `★ ${what} in ${e.sets.join(" and ")}`));
   }
   cell.append(of, on, badges);
   if (e.doubts.length) {

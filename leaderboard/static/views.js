@@ -162,7 +162,8 @@ function showHistory() {
   $("history-summary").textContent = `${view.track} in ${unit}: ${plural(rows.length, "record")}, `
     + (steps.length > 1 ? `from ${format(first)} (${first.name}, ${first.date}) to ` : "")
     + `${format(last)} (${last.name}, ${last.date}). `
-    + "Filled circles are ours and yours, open squares are published results."
+    + "A record of ours beats the one before it by a test (RULES.md). Filled circles are ours and "
+    + "yours; open squares are published results, as their own lists have them."
     + (steps.length < rows.length
       ? " Beside the stairs are those that were dated after a better one." : "");
   const days = entries().map((e) => day(e.date)).filter(Number.isFinite);
