@@ -21,7 +21,7 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import norm, t
+from scipy.special import ndtr, stdtrit
 
 from analysis.stats import CONFIDENCE, Estimate
 from analysis.table import by_label
@@ -139,8 +139,8 @@ def _interval(model: "_Model", rounds: "_Rounds") -> tuple[float, float] | None:
     # Always the same seed, so that the same turns give the same interval.
     weights = np.random.default_rng(0).standard_exponential(shape, dtype=np.float32)
     draws = model.price(lambda each: _weighted_medians(each.values, weights[:, each.block]))
-    z = float(t.isf((1 - CONFIDENCE) / 2, blocks - 1)) * (blocks / (blocks - 1)) ** 0.5
-    low, high = np.quantile(draws, [norm.sf(z), norm.cdf(z)])
+    z = -float(stdtrit(blocks - 1, (1 - CONFIDENCE) / 2)) * (blocks / (blocks - 1)) ** 0.5
+    low, high = np.quantile(draws, [ndtr(-z), ndtr(z)])
     return float(low), float(high)
 
 

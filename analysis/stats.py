@@ -12,8 +12,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
-from scipy import optimize
-from scipy.stats import nct, norm, t
+from scipy.special import ndtri, stdtr, stdtrit
 
 from errors import UserError
 from tracking.schema import DIVERGED, REACHED, Run
@@ -241,14 +240,16 @@ def min_detectable_difference(
     over u. A difference with the wrong sign is not counted: from a power of one half on, it is
     found less than once in 10,000 tests.
     """
+    from scipy import optimize, stats  # here, because a race needs neither, and they take a second
+
     df = 2 * (n - 1)
     u = (np.arange(16) + 0.5) / 16 * math.pi / 2
     weights = np.cos(u) ** (n - 2)  # density of u
-    critical = t.isf(alpha / 2, df / (1 + np.sin(u) ** 2))
+    critical = -stdtrit(df / (1 + np.sin(u) ** 2), alpha / 2)
 
     def missing(difference: float) -> float:
         """The power that is missing at a difference, which is in standard deviations."""
-        found = nct.sf(critical, df, difference * math.sqrt(n / 2))
+        found = stats.nct.sf(critical, df, difference * math.sqrt(n / 2))
         return power - float(np.average(found, weights=weights))
 
     high = 1.0
@@ -409,7 +410,7 @@ def _error_of(estimate: Estimate) -> _Sample:
     if estimate.low is None or estimate.high is None:
         return _Sample(0.0, None, 0, 0)
     wide = math.log(estimate.high / estimate.low)
-    deviation = wide / (2 * float(norm.isf((1 - CONFIDENCE) / 2)))
+    deviation = wide / (2 * -float(ndtri((1 - CONFIDENCE) / 2)))
     return _Sample(0.0, deviation**2, math.inf, 0)
 
 
@@ -427,7 +428,7 @@ def _estimate(sample: _Sample, exponentiate: bool = False) -> Estimate:
     scale = math.exp if exponentiate else float
     if sample.variance is None:
         return Estimate(scale(sample.value), None, None, sample.n)
-    half = float(t.isf((1 - CONFIDENCE) / 2, sample.df)) * math.sqrt(sample.variance)
+    half = -float(stdtrit(sample.df, (1 - CONFIDENCE) / 2)) * math.sqrt(sample.variance)
     low, high = sample.value - half, sample.value + half
     return Estimate(scale(sample.value), scale(low), scale(high), sample.n)
 
@@ -441,9 +442,9 @@ def _t(sample: _Sample) -> float:
 
 def _two_sided(sample: _Sample) -> float | None:
     """The p-value of an estimate, if its true value is zero; None if its error is unknown."""
-    return None if sample.variance is None else 2 * float(t.sf(abs(_t(sample)), sample.df))
+    return None if sample.variance is None else 2 * float(stdtr(sample.df, -abs(_t(sample))))
 
 
 def _below_zero(sample: _Sample) -> float | None:
     """The one-sided p-value that the true value is below zero; None if the error is unknown."""
-    return None if sample.variance is None else float(t.cdf(_t(sample), sample.df))
+    return None if sample.variance is None else float(stdtr(sample.df, _t(sample)))

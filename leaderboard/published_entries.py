@@ -12,7 +12,7 @@ nothing else.
 from collections.abc import Sequence
 from pathlib import Path
 
-from scipy.stats import norm
+from scipy.special import ndtr
 
 from analysis import claims, evidence, histories, published
 from analysis.published import TARGET, TARGETS, Curve, Data
@@ -82,7 +82,7 @@ def _result(verdict: claims.Verdict, points: Sequence[Track3Point]) -> Entry:
         steps=claim.claimed_steps,
         mean_loss=claim.claimed_mean_loss if verdict.mean is None else verdict.mean,
         loss_sd=verdict.sd,
-        p=float(norm.sf(verdict.statistic / TRACK3_SIGMA)),
+        p=float(ndtr(-verdict.statistic / TRACK3_SIGMA)),
         claimed=verdict.holds,
         state=STATES[verdict.state] if verdict.holds else FAILED,
         why=why,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from heapq import merge
 from itertools import groupby
 
-from scipy.stats import norm, t
+from scipy.special import ndtr, ndtri, stdtrit
 
 from analysis import stats
 from tracking.schema import Run
@@ -101,7 +101,7 @@ def averages(entrant: str) -> bool:
 def p_below_target(losses: Sequence[float], rules: TrackRules) -> float | None:
     """One-sided p that the mean final loss is below the target; None for too few runs."""
     if rules.test == TRACK3:
-        return float(norm.sf(stats.track3_statistic(losses, rules.target) / stats.TRACK3_SIGMA))
+        return float(ndtr(-stats.track3_statistic(losses, rules.target) / stats.TRACK3_SIGMA))
     return stats.one_sample(losses, rules.target)
 
 
@@ -151,5 +151,5 @@ def rerun_limit(losses: Sequence[float], more: int, rules: TrackRules) -> float:
     width = (1 / n + 1 / more) ** 0.5
     sd = stats.deviation(losses)
     if rules.test == TRACK3 or sd is None:
-        return float(mean + norm.isf(ALPHA) * stats.TRACK3_SIGMA * width)
-    return float(mean + t.isf(ALPHA, n - 1) * sd * width)
+        return float(mean - ndtri(ALPHA) * stats.TRACK3_SIGMA * width)
+    return float(mean - stdtrit(n - 1, ALPHA) * sd * width)

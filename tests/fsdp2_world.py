@@ -6,10 +6,7 @@ One gloo world of three processes, with a group of two and a group of three in i
 writes FOLDER/RANK.pt: a list of (name of the case, processes, what was seen).
 """
 
-import os
 import sys
-import traceback
-import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +21,7 @@ sys.path.insert(0, str(ROOT))
 
 import engines  # noqa: E402
 import optim  # noqa: E402
+from bench._forked import work_in_world  # noqa: E402
 from layers.config import GPTConfig  # noqa: E402
 from model import GPT  # noqa: E402
 
@@ -307,37 +305,15 @@ def work(rank: int, folder: Path) -> Iterator[tuple[str, int, dict[str, Any]]]:
     dist.barrier()
 
 
-def process(rank: int, port: int, folder: Path) -> int:
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    os.environ |= {"RANK": str(rank), "GLOO_SOCKET_IFNAME": "lo"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    store = dist.PrefixStore("group", dist.TCPStore("127.0.0.1", port))
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=PROCESSES)
-    try:
-        torch.save(list(work(rank, folder)), folder / f"{rank}.pt")
-    except BaseException:
-        traceback.print_exc()
-        return 1
-    return 0
-
-
-def main(out: str) -> int:
-    """Fork the processes: what is imported is imported once, and no thread runs yet."""
+def main(out: str) -> None:
+    folder = Path(out)
     optim.recipes()
-    children, folder = [], Path(out)
-    server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    for rank in range(PROCESSES):
-        child = os.fork()
-        if child == 0:
-            code = process(rank, server.port, folder)
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
-        children.append(child)
-    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-    return int(any(codes))
+
+    def write(rank: int) -> None:
+        torch.save(list(work(rank, folder)), folder / f"{rank}.pt")
+
+    work_in_world(PROCESSES, write, limit=200)
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    main(*sys.argv[1:])
