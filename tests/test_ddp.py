@@ -47,16 +47,24 @@ def nameless_host() -> list[str]:
     return []
 
 
-def torchrun(
+def started(*command: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [*nameless_host(), sys.executable, *command],
+        capture_output=True, text=True, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        timeout=240,
+    )  # fmt: skip
+
+
+def torchrun(scenario: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = ["-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
+    return started(*command, "--nproc_per_node=2", str(SCRIPT), scenario, *arguments)
+
+
+def launched(
     scenario: str, *arguments: str, restarts: int = 0
 ) -> "subprocess.CompletedProcess[str]":
-    command = [*nameless_host(), sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--local-addr=127.0.0.1", "--nproc_per_node=2"]
-    command += [f"--max-restarts={restarts}", str(SCRIPT), scenario, *arguments]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=240
-    )
+    """As torchrun does it, without its command line."""
+    return started(str(SCRIPT), "launch", str(restarts), scenario, *arguments)
 
 
 def race_flags(micro_flags: list[str], results: Path, seeds: int = 1) -> list[str]:
@@ -65,7 +73,9 @@ def race_flags(micro_flags: list[str], results: Path, seeds: int = 1) -> list[st
 
 
 def fineweb_flags(micro_flags: list[str], shards: Path, results: Path) -> list[str]:
+    # The vocabulary is that of GPT-2, so a token costs much: batches are small.
     flags = race_flags(micro_flags, results)
+    flags += ["--seq-len=8", "--batch-tokens=64", "--val-tokens=128"]
     return [*flags, "--track=gpt2", "--model=tiny", f"--dataset=fineweb:{shards}", "--target=10"]
 
 
@@ -73,11 +83,11 @@ def fineweb_flags(micro_flags: list[str], shards: Path, results: Path) -> list[s
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The shards of six batches, fetched from a hub; and what two processes will leave behind."""
     folder = tmp_path_factory.mktemp("world")
-    files = {"fineweb_val_000000.bin": shard(600, 0)}
-    files |= {f"fineweb_train_{n:06d}.bin": shard(500 + n, n) for n in range(1, 9)}
+    files = {"fineweb_val_000000.bin": shard(150, 0)}
+    files |= {f"fineweb_train_{n:06d}.bin": shard(125 + n, n) for n in range(1, 9)}
     hub = Hub(files)
     hub.start()
-    command = [sys.executable, "-m", "data.fineweb", "--tokens=1536", f"--root={folder / 'shards'}"]
+    command = [sys.executable, "-m", "data.fineweb", "--tokens=384", f"--root={folder / 'shards'}"]
     settings = {"HF_ENDPOINT": hub.url, "HF_HOME": str(folder / "home")}
     done = subprocess.run(
         command, cwd=ROOT, env=os.environ | settings, capture_output=True, text=True
@@ -184,7 +194,7 @@ def test_only_the_first_process_speaks(two: Path) -> None:
 def test_a_rank_that_dies_is_named_and_a_restart_goes_on_with_the_race(
     micro_flags: list[str], tmp_path: Path
 ) -> None:
-    done = torchrun("die", *race_flags(micro_flags, tmp_path / "r", seeds=2), restarts=1)
+    done = launched("die", *race_flags(micro_flags, tmp_path / "r", seeds=2), restarts=1)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "exitcode: 7" in done.stderr and "local_rank: 1" in done.stderr
     assert "rank 0 lost rank 1, which has ended" in done.stderr
@@ -201,7 +211,7 @@ def hung(world: Path, micro_flags: list[str]) -> Path:
     if not (world / "hung.txt").exists():
         flags = race_flags(micro_flags, world / "hung", seeds=2)
         flags = [each for each in flags if each != "--no-compile"]
-        done = torchrun("hang", *flags, "--timeout=4")
+        done = launched("hang", *flags, "--timeout=4")
         assert done.returncode != 0
         (world / "hung.txt").write_text(done.stderr)
     return world

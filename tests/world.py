@@ -2,12 +2,16 @@
 
     torchrun --standalone --local-addr=127.0.0.1 --nproc_per_node=2 tests/world.py SCENARIO ...
 
+    python tests/world.py launch RESTARTS SCENARIO ...
+
 `race` only races. `die`: rank 1 ends without a word in seed 1, in the first attempt alone. `hang`:
 rank 1 can compile nothing, and sleeps in seed 1. `engine` trains for a comparison with
 one process, races MuonClip for another, goes on with a race of one process, is stopped in another
-race, and then races as told.
+race, and then races as told. `launch`: torchrun's agent in this process, whose ranks are forks, so
+that each of them need not import the trainer again.
 """
 
+import gc
 import os
 import sys
 import time
@@ -16,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo  # each fork would import it
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -31,6 +37,7 @@ from tracking.schema import Run  # noqa: E402
 
 CONFIG = GPTConfig(vocab_size=37, block_size=16, n_layer=2, n_head=2, n_embd=32)
 TAU = 0.2  # of MuonClip
+PEAK = 1e11  # FLOP/s; to measure it takes longer than a race
 
 
 def fail_in_second_heat(how: str) -> None:
@@ -97,7 +104,7 @@ def clip(results: Path) -> engines.Engine:
     track = replace(speedrun.TRACKS["tiny-mla"], name="custom", **(MICRO | {"width": 64}))
     options = speedrun.Options(dtype="float32", threads=1, compile=False, results=results)
     trainer = speedrun.Trainer(track, options)
-    trainer.matmul_peak = 1e11  # to measure it takes longer than the race
+    trainer.matmul_peak = PEAK
     entrant = speedrun.enter(f"muonclip:lr=0.1,weight_decay=0.1,tau={TAU}", "tiny-mla", 8)
     speedrun.race(trainer, [entrant], seeds=1, race_id="clip", done=[])
     return trainer.engine
@@ -123,7 +130,7 @@ def moving(results: Path, stop_at: int = 0) -> list[Run]:
     )
     entrants = [speedrun.enter(name, "tiny", 8) for name in ("adamw", "muon")]
     trainer = speedrun.Trainer(track, options)
-    trainer.matmul_peak = 1e11
+    trainer.matmul_peak = PEAK
     speedrun.Trainer.step = step  # type: ignore[method-assign]
     try:
         return speedrun.race(trainer, entrants, 1, "moving", store.read_runs(results))
@@ -135,8 +142,28 @@ def moving(results: Path, stop_at: int = 0) -> list[Run]:
             trainer.engine._watch.close()  # type: ignore[attr-defined]
 
 
+def launch(restarts: str, *task: str) -> None:
+    """Do a task in two ranks. Raises ChildFailedError if one fails more often than it may."""
+    config = LaunchConfig(
+        min_nodes=1, max_nodes=1, nproc_per_node=2, max_restarts=int(restarts),
+        monitor_interval=0.1, run_id="world", rdzv_backend="c10d", rdzv_endpoint="127.0.0.1:0",
+        local_addr="127.0.0.1", start_method="fork",
+    )  # fmt: skip
+    gc.freeze()  # what is imported need not be searched again and again
+    elastic_launch(config, rank_of)(*task)
+
+
+def rank_of(*task: str) -> None:
+    if code := main(*task):
+        sys.exit(code)
+
+
 def main(scenario: str, *arguments: str) -> int:
+    if scenario == "launch":
+        launch(*arguments)
+        return 0
     torch.set_num_threads(1)
+    speedrun.Trainer.matmul_peak = PEAK  # type: ignore[assignment]
     if scenario == "engine":
         rank, out = int(os.environ["RANK"]), Path(arguments[0])
         engine = engines.make("ddp", torch.device("cpu"), timeout=60)
