@@ -12,7 +12,7 @@ import pytest
 from hypothesis import strategies as st
 
 from errors import UserError
-from leaderboard import public_logs
+from leaderboard import log_file, public_logs
 from leaderboard.log_lines import Memory, Result, parse
 from leaderboard.public_logs import read_logs
 from tests.fuzzing import damage, damaged, fuzz, ran
@@ -230,9 +230,9 @@ def test_other_encodings_and_line_ends_are_read(tmp_path: Path, encoding: str) -
 def test_a_file_that_is_not_read_is_named_with_its_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, reason: str
 ) -> None:
-    monkeypatch.setattr(public_logs, "MOST_LINE", 1000)
-    monkeypatch.setattr(public_logs, "MOST_FILE_BYTES", 10_000)
-    monkeypatch.setattr(public_logs, "MOST_LINES", 100)
+    monkeypatch.setattr(log_file, "MOST_LINE", 1000)
+    monkeypatch.setattr(log_file, "MOST_FILE_BYTES", 10_000)
+    monkeypatch.setattr(log_file, "MOST_LINES", 100)
     (tmp_path / "log.txt").write_bytes(content)
     ((file, found),) = read_logs([tmp_path / "log.txt"]).unread
     assert file.endswith("log.txt") and reason in found
@@ -263,7 +263,7 @@ def test_too_many_runs_files_and_validations_are_refused(
     monkeypatch.setattr(public_logs, "MOST_IN_ALL", 8)
     with pytest.raises(UserError, match="more than 8 validations"):
         read_logs([tmp_path])
-    monkeypatch.setattr(public_logs, "MOST_RUNS", 2)
+    monkeypatch.setattr(log_file, "MOST_RUNS", 2)
     assert "more than 2 runs" in read_logs([tmp_path]).unread[0][1]
     monkeypatch.setattr(public_logs, "MOST_FILES", 1)
     with pytest.raises(UserError, match="more than 1 files"):
