@@ -78,6 +78,8 @@ class Found:
             self.seconds = result.train_seconds
         if not all(math.isfinite(x) for x in (result.val_loss, result.train_loss) if x is not None):
             self.odd.setdefault("a loss is not finite", line)
+        if _validates(result) and not all(math.isfinite(x) for x, _ in result.readouts.values()):
+            self.odd.setdefault("a read-out is not finite", line)
         self.step = result.step
         self.train_loss = _finite(result.train_loss) or self.train_loss
         if _validates(result):
@@ -88,7 +90,8 @@ class Found:
     def _add_point(self, result: Result) -> None:
         before = self.points.get(result.step)
         words = [before.readouts] if before and before.readouts else []
-        words += [f"{k}={v:g}" for k, v in result.readouts.items() if math.isfinite(v)]
+        finite = [(k, x, unit) for k, (x, unit) in result.readouts.items() if math.isfinite(x)]
+        words += [f"{name}={value!r}{unit}" for name, value, unit in finite]
         val_loss = _finite(result.val_loss)
         self.points[result.step] = PublicPoint(
             result.step,

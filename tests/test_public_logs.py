@@ -90,7 +90,11 @@ def losses(points: list[PublicPoint]) -> list[tuple[int, float | None, float | N
         ),
         (
             "step:125/3250 val_loss:4.7 val_ema_loss:4.8 train_time:18.2s step_avg:145.1ms x:2",
-            Result("s", 125, 3250, 4.7, None, 18.2, {"val_ema_loss": 4.8, "x": 2}),
+            Result("s", 125, 3250, 4.7, None, 18.2, {"val_ema_loss": (4.8, ""), "x": (2, "")}),
+        ),
+        (
+            "step:125/3250 val_loss:4.7 train_time:18.2s step_avg:145.1ms mfu:45.72%",
+            Result("s", 125, 3250, 4.7, None, 18.2, {"mfu": (45.72, "%")}),
         ),
         ("peak memory consumption: 41403 MiB", Memory(41403 * MIB)),
         (
@@ -197,7 +201,9 @@ def test_a_program_without_a_rule_behind_it_is_read_with_a_note(tmp_path: Path) 
     [
         ("step:300/300 val_loss:nan train_time:40s", "a loss is not finite"),
         ("step:300/300 val_loss:3.0 train_time:4s", "the clock runs backwards"),
+        ("step:300/300 val_loss:3.0 val_ema_loss:inf", "a read-out is not finite"),
         ("step:300/250 val_loss:3.0 train_time:40", "train_time is no time with a unit"),
+        ("step:300/250 val_loss:3.0 train_time:40%", "train_time is no time with a unit"),
         ("step:300/400 val_loss:3.0 train_time:40s", "the planned steps change"),
     ],
 )
@@ -273,7 +279,12 @@ def test_too_many_runs_files_and_validations_are_refused(
 def test_a_step_with_very_many_readouts_keeps_the_first_ones(tmp_path: Path) -> None:
     words = " ".join(f"val_{i}:{i}" for i in range(1000))
     (run,), _ = import_one(tmp_path, f"step:5/5 {words}\n")
-    assert run.readouts.split()[-1] == "val_15=15"
+    assert run.readouts.split()[-1] == "val_15=15.0"
+
+
+def test_a_readout_keeps_all_its_digits_and_its_unit(tmp_path: Path) -> None:
+    (run,), _ = import_one(tmp_path, "step:5/5 val_loss:3.0 val_ema_loss:10.82584 mfu:45.70%\n")
+    assert run.readouts == "val_ema_loss=10.82584 mfu=45.7%"
 
 
 def test_the_command_writes_tables_that_the_strict_reader_reads(

@@ -289,7 +289,7 @@ class PublicRun:
     planned_steps: int | None  # empty where the lines do not say
     steps: int  # the last step of any line
     final_val_loss: float | None  # nats per token; empty without one, or if it is not finite
-    readouts: str  # other values of the last validation: name=value, with spaces between
+    readouts: str  # other values of that validation: name=value, with spaces between
     train_seconds: float | None  # the last time of the training clock
     step_ms: float | None  # by the clock, from the first validation after step 10 to the last
     peak_memory_bytes: int | None  # allocated
