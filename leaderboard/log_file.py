@@ -25,6 +25,8 @@ MOST_RUNS, MOST_POINTS = 1000, 300_000  # in a file
 UNTIMED_STEPS = 10  # early logs set the clock to 0 after so many steps
 
 RULE = re.compile(r"={20,}\s*")  # between a program, the machine and the results
+NAMED_RULE = re.compile(r"={3,} [^=]+ ={3,}\s*")  # such as "===== run output ====="
+QUOTES = re.compile(r"\"\"\"|'''")  # around text of several lines in a program
 PROGRAM = re.compile(  # a line at which a program's text begins or goes on
     r"(?:import |from [\w.]+ import |def |class |async def |@\w|if __name__|#!|\"\"\"|''')"
 )
@@ -213,6 +215,7 @@ class Reader:
         self.in_text, self.first_in_text = 0, 0  # lines in a program that look like results
         self.replaced = 0  # the first line with bytes of another encoding
         self._keeps, self._is_program, self._is_first_part = keeps_program, False, True
+        self._is_quoted = False  # within quotes of a program
         self._points, self._previous = 0, ""
         self._open: Found | None = None  # the run that goes on
 
@@ -224,9 +227,12 @@ class Reader:
             self._take(number, part)
 
     def _take(self, number: int, line: str) -> None:
-        if RULE.fullmatch(line):
-            self._is_program = self._is_first_part = False
+        # A program prints a named rule too, and its text may hold one between its quotes.
+        if RULE.fullmatch(line) or (not self._is_quoted and NAMED_RULE.fullmatch(line)):
+            self._is_program = self._is_first_part = self._is_quoted = False
             return
+        if self._is_program or self._is_first_part or PROGRAM.match(line):
+            self._is_quoted ^= len(QUOTES.findall(line)) % 2 == 1
         if PROGRAM.match(line):
             if self._is_first_part and not self._keeps:  # what came before was its text too
                 self.in_text += sum(len(run.curve()) for run in self.runs)

@@ -196,6 +196,31 @@ def test_a_program_without_a_rule_behind_it_is_read_with_a_note(tmp_path: Path) 
     assert "no rule of '=' ends its program text" in run.notes
 
 
+def test_a_rule_with_words_ends_the_program_text(tmp_path: Path) -> None:
+    (run,), (points,) = import_one(tmp_path, f"{PROGRAM}===== run output =====\n{SECONDS}")
+    assert len(points) == 3 and run.final_val_loss == 3.3
+    assert "no rule of '='" not in run.notes and "from line 3: left out" in run.notes
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "# ===== run output =====\n",
+        "    ===== run output =====\n",
+        'print("===== run output =====")\n',
+        'TEXT = """\n===== run output =====\n"""\n',
+        "print('''\n===== run output =====\n",
+        "====== = ======\n",
+        "=======\n",
+    ],
+)
+def test_a_rule_with_words_in_the_program_text_ends_it_not(tmp_path: Path, text: str) -> None:
+    result = "step:7/250 val_loss:1.0 train_time:1.0s\n"
+    (run,), (points,) = import_one(tmp_path, f"{PROGRAM}{text}{result}{RULE}\n{SECONDS}")
+    assert len(points) == 3 and run.final_val_loss == 3.3
+    assert "3 lines that look like results are in its program text" in run.notes
+
+
 @pytest.mark.parametrize(
     ("line", "note"),
     [
