@@ -49,6 +49,8 @@ class Found:
     last_other: int = -1  # step of the last line without a validation
     train_loss: float | None = None  # the last
     seconds: float | None = None
+    untimed: str = ""  # the first steps, which the clock leaves out: how many
+    timed: list[tuple[int, float]] = field(default_factory=list)  # first, last without validation
     memory: Memory | None = None
     odd: dict[str, int] = field(default_factory=dict)  # what is odd, and the first line of it
 
@@ -74,10 +76,7 @@ class Found:
         if result.odd:
             self.odd.setdefault(result.odd, line)
         if result.train_seconds is not None:
-            backwards = self.seconds is not None and result.train_seconds < self.seconds
-            if backwards and result.step > 2 * UNTIMED_STEPS:
-                self.odd.setdefault("the clock runs backwards", line)
-            self.seconds = result.train_seconds
+            self._add_time(result, result.train_seconds, line)
         if not all(math.isfinite(x) for x in (result.val_loss, result.train_loss) if x is not None):
             self.odd.setdefault("a loss is not finite", line)
         if _validates(result) and not all(math.isfinite(x) for x, _ in result.readouts.values()):
@@ -88,6 +87,17 @@ class Found:
             self._add_point(result)
         else:
             self.last_other = result.step
+
+    def _add_time(self, result: Result, seconds: float, line: int) -> None:
+        if self.seconds is not None and seconds < self.seconds:
+            if result.step > 2 * UNTIMED_STEPS:
+                self.odd.setdefault("the clock runs backwards", line)
+            elif result.step > 1:  # lines between may be missing
+                least, most = self.step, max(self.step, result.step - 1)
+                self.untimed = f"{most}" if least == most else f"{least} to {most}"
+        self.seconds = seconds
+        if result.step > UNTIMED_STEPS and not _validates(result):
+            self.timed = [*self.timed[:1], (result.step, seconds)]
 
     def _add_point(self, result: Result) -> None:
         before = self.points.get(result.step)

@@ -29,6 +29,7 @@ MOST_FILES, MOST_FOLDERS = 20_000, 20_000
 MOST_IN_ALL = 2_000_000  # validations, about 500 MB
 SUFFIXES = (".txt", ".log")  # of the files that are read in folders
 NAME_LENGTH = 80
+FEWEST_STEPS = 10  # fewer steps do not tell the milliseconds of one
 
 
 @dataclass(frozen=True)
@@ -129,10 +130,9 @@ def _identity(found: Found) -> tuple | None:
 
 def _row(name: str, log: Log, found: Found) -> PublicRun:
     points = found.curve()
-    last = next((p for p in reversed(points) if p.val_loss is not None or p.readouts), None)
-    notes = [f"line {line}: {text}" for text, line in found.odd.items()]
-    if found.planned and found.step < found.planned:
-        notes.append("ends before its planned steps")
+    last = points[-1]
+    # A loss of an earlier step says nothing of the run's last step.
+    is_final = bool(found.points) and last.step == found.step
     return PublicRun(
         name=name,
         file=shown(log.file),
@@ -140,28 +140,49 @@ def _row(name: str, log: Log, found: Found) -> PublicRun:
         era=found.era,
         planned_steps=found.planned,
         steps=found.step,
-        final_val_loss=last.val_loss if last else None,
-        readouts=last.readouts if last else "",
+        final_val_loss=last.val_loss if is_final else None,
+        readouts=last.readouts if is_final else "",
         train_seconds=found.seconds,
-        step_ms=_step_ms(points),
+        step_ms=_step_ms(found),
         peak_memory_bytes=found.memory.peak_bytes if found.memory else None,
         reserved_memory_bytes=found.memory.reserved_bytes if found.memory else None,
         sha256=log.sha256,
         duplicate_of="",
-        notes="; ".join([*notes, *log.notes]),
+        notes="; ".join([*_notes(found), *log.notes]),
     )
 
 
-def _step_ms(points: Sequence[PublicPoint]) -> float | None:
-    """Milliseconds a step by the clock; None with fewer than two times."""
+def _notes(found: Found) -> list[str]:
+    """What a reader of a run's row has to know beside its numbers."""
+    notes = [f"line {line}: {text}" for text, line in found.odd.items()]
+    if found.untimed:
+        notes.append(f"its seconds leave out the first {found.untimed} steps: the clock restarts")
+    validated = max(found.points, default=None)
+    if validated is None:
+        notes.append("no validation")
+    elif validated < found.step:
+        last = f"its last line is of step {found.step}"
+        notes.append(f"no validation after step {validated} ({last})")
+    if found.planned and found.step < found.planned:
+        notes.append("ends before its planned steps")
+    return notes
+
+
+def _step_ms(found: Found) -> float | None:
+    """Milliseconds a step by the clock; None where it tells of too few steps."""
     timed = [
         (p.step, p.train_seconds)
-        for p in points
+        for p in found.points.values()
         if p.train_seconds is not None and p.step > UNTIMED_STEPS
     ]
-    if len(timed) < 2 or timed[-1][1] <= timed[0][1]:
+    if len(timed) < 2:
+        timed = found.timed
+    if len(timed) < 2:
         return None
-    return round(1000 * (timed[-1][1] - timed[0][1]) / (timed[-1][0] - timed[0][0]), 3)
+    (first, start), (last, end) = timed[0], timed[-1]
+    if last - first < FEWEST_STEPS or end <= start:
+        return None
+    return round(1000 * (end - start) / (last - first), 3)
 
 
 # ---- The command -------------------------------------------------------------------------------

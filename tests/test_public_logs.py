@@ -4,7 +4,7 @@ The logs are small files of numbers that were made up for these tests.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
@@ -131,7 +131,48 @@ def test_a_clock_in_milliseconds_that_restarts_after_ten_steps(tmp_path: Path) -
     assert [p.train_loss for p in points] == [None, 9.5, 9.5]
     assert run.step_ms == pytest.approx(1000 * 27 / 125)  # not the step_avg of the log
     assert run.peak_memory_bytes == 41403 * MIB
-    assert (run.era, run.steps, run.notes) == ("ms", 250, "ends before its planned steps")
+    assert (run.era, run.steps) == ("ms", 250)
+    assert run.notes == (
+        "its seconds leave out the first 1 to 10 steps: the clock restarts; "
+        "ends before its planned steps"
+    )
+
+
+def test_seconds_without_the_first_ten_steps_are_said_to_be_so(tmp_path: Path) -> None:
+    text = MILLISECONDS.replace("step:11/", "step:10/6200 train_time:6000ms\nstep:11/")
+    (run,), _ = import_one(tmp_path, text)
+    assert "its seconds leave out the first 10 steps" in run.notes
+    (run,), _ = import_one(tmp_path, "step:0/5 val_loss:9.0 train_time:9ms\n" + one_validation())
+    assert "its seconds" not in run.notes  # no step is left out
+
+
+def one_validation(losses: str = "val_loss:3.1", steps: Iterable[int] = range(1, 61)) -> str:
+    """A run that validates at step 60, with 20 ms a step after a slow start."""
+    lines = [f"step:{i}/60 train_time:{0 if i == 1 else 500 + 20 * i}ms" for i in steps]
+    return "\n".join([*lines, f"step:60/60 {losses} train_time:1800ms"])
+
+
+def test_a_run_with_one_validation_has_the_milliseconds_of_its_training_lines(
+    tmp_path: Path,
+) -> None:
+    (run,), _ = import_one(tmp_path, one_validation())
+    assert (run.train_seconds, run.step_ms, run.notes) == (1.8, 20.0, "")
+    (run,), _ = import_one(tmp_path, one_validation(steps=range(51, 61)))
+    assert run.step_ms is None  # nine steps
+
+
+def test_a_loss_before_the_last_step_is_no_final_loss(tmp_path: Path) -> None:
+    text = SECONDS.replace("step:250/250 val_loss:3.3 ", "step:250/250 ")
+    text = text.replace(" val_ema_loss:3.28", "")
+    (run,), (points,) = import_one(tmp_path, text)
+    assert (run.steps, run.final_val_loss, run.readouts) == (250, None, "")
+    assert run.notes == "no validation after step 125 (its last line is of step 250)"
+    assert losses(points)[-1] == (125, 4.60783, 18.2)
+    (run,), _ = import_one(tmp_path, SECONDS + "step:300/300 val_loss:nan train_time:40s")
+    assert (run.steps, run.final_val_loss) == (300, None)
+    assert "no validation" not in run.notes
+    (run,), _ = import_one(tmp_path, "step:5/5 train_loss:3.0 train_time:40s")
+    assert (run.final_val_loss, run.notes) == (None, "no validation")
 
 
 def test_a_log_of_llm_c_has_no_clock_and_no_planned_steps(tmp_path: Path) -> None:
