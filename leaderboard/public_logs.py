@@ -5,8 +5,9 @@
 
 LOGS are files, or folders whose files *.txt and *.log are read. The logs of modded-nanogpt of every
 era are known (`leaderboard.log_lines`). A file may hold several runs, and a run may be in several
-files: a run ends where the step does not increase, and a run with the validations of an earlier one
-is named as its duplicate. What could not be read is listed with its reason. Nothing of a log is
+files: a run ends where the step does not increase, and a copy of an earlier one is named as its
+duplicate. A run is named after its file, and after folders where other files have that name. What
+could not be read is listed with its reason. Nothing of a log is
 ever executed, and links are not followed.
 """
 
@@ -15,7 +16,7 @@ import itertools
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from analysis.table import aligned
@@ -28,7 +29,7 @@ from tracking.store import write_rows
 MOST_FILES, MOST_FOLDERS = 20_000, 20_000
 MOST_IN_ALL = 2_000_000  # validations, about 500 MB
 SUFFIXES = (".txt", ".log")  # of the files that are read in folders
-NAME_LENGTH = 80
+NAME_LENGTH, MOST_PARTS = 80, 40  # characters of a run's name, and parts of a path in it
 FEWEST_STEPS = 10  # fewer steps do not tell the milliseconds of one
 
 
@@ -43,32 +44,40 @@ class Imported:
 
 def read_logs(given: Sequence[Path]) -> Imported:
     """The runs of files and folders. Raises UserError for a path that is missing."""
-    runs: list[PublicRun] = []
-    curves: dict[str, Sequence[PublicPoint]] = {}
+    logs: list[Log] = []
     unread: list[tuple[str, str]] = []
-    first_with: dict[tuple, str] = {}
     points = 0
     for path, left_out in _files(given):
         if left_out:
             unread.append((shown(path), left_out))
             continue
         try:
-            log = read_log(path)
+            logs.append(read_log(path))
         except UnreadableError as reason:
             unread.append((shown(path), str(reason)))
             continue
-        for number, found in enumerate(log.runs, start=1):
-            name = _unique(path.stem, number if len(log.runs) > 1 else 0, curves)
-            run = _row(name, log, found)
-            if key := _identity(found):
-                run = replace(run, duplicate_of=first_with.get(key, ""))
-                first_with.setdefault(key, name)
-            runs.append(run)
-            curves[name] = found.curve()
-            points += len(curves[name])
+        points += sum(len(found.curve()) for found in logs[-1].runs)
         if points > MOST_IN_ALL:
             raise UserError(f"{path}: more than {MOST_IN_ALL} validations; name a smaller folder")
-    return Imported(runs, curves, unread)
+    return Imported(*_named(logs), unread)
+
+
+def _named(logs: Sequence[Log]) -> tuple[list[PublicRun], dict[str, Sequence[PublicPoint]]]:
+    """The rows and the curves of all runs, each under its name."""
+    runs: list[PublicRun] = []
+    curves: dict[str, Sequence[PublicPoint]] = {}
+    first_with: dict[tuple, str] = {}  # name of the run that was the first with an identity
+    names = _names([log.file for log in logs])
+    for log in logs:
+        for number, found in enumerate(log.runs, start=1):
+            name = _unique(names[log.file], number if len(log.runs) > 1 else 0, curves)
+            identities = [(log.sha256, number), *_identity(found)]
+            first = next((first_with[key] for key in identities if key in first_with), "")
+            for key in identities:
+                first_with.setdefault(key, first or name)
+            runs.append(_row(name, log, found, first))
+            curves[name] = found.curve()
+    return runs, curves
 
 
 def _files(given: Sequence[Path]) -> Iterator[tuple[Path, str]]:
@@ -113,22 +122,46 @@ def shown(path: Path) -> str:
     )
 
 
-def _unique(stem: str, number: int, taken: Mapping[str, object]) -> str:
-    """A name for a run that can be a file's name and that no other run has."""
-    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.")[:NAME_LENGTH] or "log"
+def _names(files: Sequence[Path]) -> dict[Path, str]:
+    """A name for each file: its own, after as many folders as tell it from files named like it."""
+    by_stem: dict[str, set[Path]] = {}
+    for file in files:
+        by_stem.setdefault(_plain(file, 1), set()).add(file)
+    names: dict[Path, str] = {}
+    for alike in by_stem.values():
+        different = len({(file.parent, file.stem) for file in alike})
+        for parts in range(1, max(len(file.parts) for file in alike) + 1):
+            group = {file: _plain(file, parts) for file in alike}
+            if len(set(group.values())) == different or parts == MOST_PARTS:
+                break
+        names |= group
+    return names
+
+
+def _plain(file: Path, parts: int) -> str:
+    """The last parts of a path as the name of a file. Too long a name loses its beginning."""
+    text = "-".join([*file.parent.parts, file.stem][-parts:])
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text)[-NAME_LENGTH:].strip("-.") or "log"
+
+
+def _unique(plain: str, number: int, taken: Mapping[str, object]) -> str:
+    """A name for a run that no other run has."""
     name = f"{plain}-run{number}" if number else plain
     if name not in taken:
         return name
     return next(each for i in itertools.count(2) if (each := f"{name}-{i}") not in taken)
 
 
-def _identity(found: Found) -> tuple | None:
-    """What two copies of a run share: its validations; None for too few to tell."""
-    vals = tuple((p.step, p.val_loss) for p in found.points.values() if p.val_loss is not None)
-    return vals if len(vals) > 1 else None
+def _identity(found: Found) -> list[tuple]:
+    """What only two copies of a run share: its validations, or a single one with its time."""
+    points = [p for p in found.points.values() if p.val_loss is not None]
+    if len(points) > 1:
+        return [tuple((p.step, p.val_loss) for p in points)]
+    # Runs with one seed have one loss at step 0, and their times there differ by little.
+    return [(p.step, p.val_loss, p.train_seconds) for p in points if p.step and p.train_seconds]
 
 
-def _row(name: str, log: Log, found: Found) -> PublicRun:
+def _row(name: str, log: Log, found: Found, duplicate_of: str) -> PublicRun:
     points = found.curve()
     last = points[-1]
     # A loss of an earlier step says nothing of the run's last step.
@@ -147,7 +180,7 @@ def _row(name: str, log: Log, found: Found) -> PublicRun:
         peak_memory_bytes=found.memory.peak_bytes if found.memory else None,
         reserved_memory_bytes=found.memory.reserved_bytes if found.memory else None,
         sha256=log.sha256,
-        duplicate_of="",
+        duplicate_of=duplicate_of,
         notes="; ".join([*_notes(found), *log.notes]),
     )
 

@@ -209,6 +209,52 @@ def test_the_same_run_in_two_files_is_named_as_a_duplicate(tmp_path: Path) -> No
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "copied"),
+    [
+        (one_validation(), "# copied\n" + one_validation(), ["a"]),
+        (one_validation(), one_validation("val_loss:3.2"), [""]),
+        (one_validation(), one_validation().replace(":1800ms", ":1801ms"), [""]),
+        ("step:0/9 val_loss:9.0 train_time:1ms", "\nstep:0/9 val_loss:9.0 train_time:1ms", [""]),
+        ("s:5 tel:3.0", "s:5 tel:3.0", ["a"]),  # the same bytes
+        ("s:5 tel:3.0", "s:5 tel:3.0\n", [""]),  # no clock
+        ("s:5 trl:3.0\ns:5 trl:3.1", "s:5 trl:3.0\ns:5 trl:3.1", ["a-run1", "a-run2"]),
+    ],
+)
+def test_a_single_validation_with_its_time_or_the_same_bytes_tell_a_copy(
+    tmp_path: Path, first: str, second: str, copied: list[str]
+) -> None:
+    for name, text in (("a", first), ("b", second)):
+        (tmp_path / f"{name}.txt").write_text(text)
+    of = {run.name: run.duplicate_of for run in read_logs([tmp_path]).runs}
+    assert [of[name] for name in of if name[0] == "b"] == copied
+    assert not any(of[name] for name in of if name[0] == "a")
+
+
+@pytest.mark.parametrize(
+    ("files", "names"),
+    [
+        (["01/console.log", "02/console.log", "02/x.txt"], ["01-console", "02-console", "x"]),
+        (["a/1/c.log", "b/1/c.log", "b/2/c.log"], ["a-1-c", "b-1-c", "b-2-c"]),
+        (["a/c.log", "a/c.txt"], ["c", "c-2"]),
+        (["a/c.log", "a/c.txt", "b/c.txt"], ["a-c", "a-c-2", "b-c"]),
+        (["a/c.log", "a-c.log", "b/c.log"], ["a-c", "a-c-2", "b-c"]),
+        (["é é/c.log", "b/c.log"], ["b-c", "c"]),
+        (["1/" + "x" * 99 + ".log", "2/" + "x" * 99 + ".log"], ["x" * 80, "x" * 80 + "-2"]),
+        (["1" * 60 + "/" + "x" * 30 + ".log", "2/" + "x" * 30 + ".log"],
+         ["1" * 49 + "-" + "x" * 30, "2-" + "x" * 30]),
+    ],
+)  # fmt: skip
+def test_files_of_one_name_are_told_apart_by_their_folders(
+    tmp_path: Path, files: list[str], names: list[str]
+) -> None:
+    for i, file in enumerate(files):
+        (tmp_path / file).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / file).write_text(SECONDS.replace("3.3 ", f"3.3{i} "))
+    found = read_logs([tmp_path])
+    assert sorted(run.name for run in found.runs) == names == sorted(found.curves)
+
+
 def test_a_claim_before_the_last_step_or_on_another_readout_is_in_the_curve(
     tmp_path: Path,
 ) -> None:

@@ -295,7 +295,7 @@ class PublicRun:
     peak_memory_bytes: int | None  # allocated
     reserved_memory_bytes: int | None
     sha256: str  # of the file
-    duplicate_of: str  # name of the run that has the same validations; else empty
+    duplicate_of: str  # name of the first run that it is a copy of; else empty
     notes: str  # what is odd about it
 
 
