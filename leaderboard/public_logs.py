@@ -7,8 +7,8 @@ LOGS are files, or folders whose files *.txt and *.log are read. The logs of mod
 era are known (`leaderboard.log_lines`). A file may hold several runs, and a run may be in several
 files: a run ends where the step does not increase, and a copy of an earlier one is named as its
 duplicate. A run is named after its file, and after folders where other files have that name. What
-could not be read is listed with its reason. Nothing of a log is
-ever executed, and links are not followed.
+could not be read is listed with its reason. Nothing of a log is ever executed, and links are not
+followed.
 """
 
 import argparse

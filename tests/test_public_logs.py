@@ -96,6 +96,7 @@ def losses(points: list[PublicPoint]) -> list[tuple[int, float | None, float | N
             "step:125/3250 val_loss:4.7 train_time:18.2s step_avg:145.1ms mfu:45.72%",
             Result("s", 125, 3250, 4.7, None, 18.2, {"mfu": (45.72, "%")}),
         ),
+        ("step:5/9 val_loss:4.7% train_time:1s", Result("s", 5, 9, None, None, 1.0)),
         ("peak memory consumption: 41403 MiB", Memory(41403 * MIB)),
         (
             "peak memory allocated: 30210 MiB reserved: 31000 MiB",
