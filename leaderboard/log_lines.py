@@ -19,7 +19,9 @@ CLOCK_UNITS = {"ms": 1000, "s": 1}  # in a second
 
 STEP = re.compile(r"(?:step:(\d{1,9})(?:/(\d{1,9}))?|s:(\d{1,9})) ", re.ASCII)
 NAME = re.compile(r"[A-Za-z_]\w{0,39}", re.ASCII)
-NUMBER = re.compile(r"([-+]?(?:\d{1,20}(?:\.\d{0,20})?(?:[eE][-+]?\d{1,3})?|nan|inf))(ms|s|)", re.I)
+NUMBER = re.compile(
+    r"([-+]?(?:\d{1,20}(?:\.\d{0,20})?(?:[eE][-+]?\d{1,3})?|nan|inf))(ms|s|%|)", re.I
+)
 MEMORY = re.compile(
     r"peak memory (?:consumption: (\d{1,9}) MiB|allocated: (\d{1,9}) MiB reserved: (\d{1,9}) MiB)",
     re.ASCII,
@@ -40,7 +42,7 @@ class Result:
     val_loss: float | None = None
     train_loss: float | None = None
     train_seconds: float | None = None
-    readouts: Mapping[str, float] = field(default_factory=dict)  # other fields with numbers
+    readouts: Mapping[str, tuple[float, str]] = field(default_factory=dict)  # others, with units
     odd: str = ""  # what could not be understood
 
 
@@ -74,13 +76,13 @@ def _result(head: re.Match[str], rest: str) -> Result | None:
     seconds, odd, era = None, "", LLM_C if short else NO_CLOCK
     if CLOCK in values:
         time, unit = values[CLOCK]
-        era = unit or NO_CLOCK
-        if unit and math.isfinite(time) and time >= 0:
+        era = unit if unit in CLOCK_UNITS else NO_CLOCK
+        if unit in CLOCK_UNITS and math.isfinite(time) and time >= 0:
             seconds = time / CLOCK_UNITS[unit]
         else:
             odd = "train_time is no time with a unit"
     skipped = (*VAL, *TRAIN, CLOCK, *LEFT_OUT)
-    others = [(name, value) for name, (value, _) in values.items() if name not in skipped]
+    others = [(name, value) for name, value in values.items() if name not in skipped]
     readouts = dict(others[:MOST_READOUTS])
     if val_loss is None and train_loss is None and CLOCK not in values and not readouts:
         return None
@@ -91,4 +93,5 @@ def _result(head: re.Match[str], rest: str) -> Result | None:
 
 
 def _first(values: Mapping[str, tuple[float, str]], names: tuple[str, ...]) -> float | None:
-    return next((values[name][0] for name in names if name in values), None)
+    """The first of some values; a loss has no unit."""
+    return next((values[name][0] for name in names if name in values and not values[name][1]), None)

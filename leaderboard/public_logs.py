@@ -5,276 +5,32 @@
 
 LOGS are files, or folders whose files *.txt and *.log are read. The logs of modded-nanogpt of every
 era are known (`leaderboard.log_lines`). A file may hold several runs, and a run may be in several
-files: a run ends where the step does not increase, and a run with the validations of an earlier one
-is named as its duplicate. What could not be read is listed with its reason. Nothing of a log is
-ever executed, and links are not followed.
+files: a run ends where the step does not increase, and a copy of an earlier one is named as its
+duplicate. A run is named after its file, and after folders where other files have that name. What
+could not be read is listed with its reason. Nothing of a log is ever executed, and links are not
+followed.
 """
 
 import argparse
-import hashlib
 import itertools
-import math
 import os
 import re
-import stat
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from analysis.table import aligned
 from errors import UserError
 from host import entry, paths
-from leaderboard.log_lines import MOST_READOUTS, NO_CLOCK, Memory, Result, parse
+from leaderboard.log_file import UNTIMED_STEPS, Found, Log, UnreadableError, read_log
 from tracking.schema import PublicPoint, PublicRun
 from tracking.store import write_rows
 
-# A log of 20,000 steps with a line each has 2 MB.
-MOST_FILE_BYTES, MOST_LINE, MOST_LINES = 32 << 20, 1 << 20, 1_000_000
-MOST_FILES, MOST_RUNS, MOST_POINTS = 20_000, 1000, 300_000  # in all; in a file
-MOST_FOLDERS = 20_000
+MOST_FILES, MOST_FOLDERS = 20_000, 20_000
 MOST_IN_ALL = 2_000_000  # validations, about 500 MB
 SUFFIXES = (".txt", ".log")  # of the files that are read in folders
-NAME_LENGTH = 80
-UNTIMED_STEPS = 10  # early logs set the clock to 0 after so many steps
-
-RULE = re.compile(r"={20,}\s*")  # between a program, the machine and the results
-PROGRAM = re.compile(  # a line at which a program's text begins or goes on
-    r"(?:import |from [\w.]+ import |def |class |async def |@\w|if __name__|#!|\"\"\"|''')"
-)
-BOMS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16", b"\xef\xbb\xbf": "utf-8-sig"}
-
-
-class UnreadableError(Exception):
-    """Why a file is no training log, or is not read."""
-
-
-@dataclass
-class Found:
-    """A run under way: what its lines have said so far."""
-
-    line: int
-    era: str = NO_CLOCK
-    planned: int | None = None
-    points: dict[int, PublicPoint] = field(default_factory=dict)  # its validations, by step
-    step: int = -1  # of the last line
-    last_other: int = -1  # step of the last line without a validation
-    train_loss: float | None = None  # the last
-    seconds: float | None = None
-    memory: Memory | None = None
-    odd: dict[str, int] = field(default_factory=dict)  # what is odd, and the first line of it
-
-    def goes_on_with(self, result: Result) -> bool:
-        """Whether a line is of this run: its step has increased since the last such line."""
-        if not _validates(result):
-            return result.step >= self.step and result.step > self.last_other
-        same = self.points.get(result.step)
-        if same is None:
-            return result.step >= self.step
-        names = {word.partition("=")[0] for word in same.readouts.split()}
-        if len(names) > MOST_READOUTS:
-            return False
-        again = same.val_loss is not None and result.val_loss is not None
-        return result.step == self.step and not again and not names & set(result.readouts)
-
-    def add(self, result: Result, line: int) -> None:
-        """Take one line in."""
-        self.era = result.era if self.era == NO_CLOCK else self.era
-        self.planned = self.planned or result.planned_steps
-        if result.planned_steps not in (None, self.planned):
-            self.odd.setdefault("the planned steps change", line)
-        if result.odd:
-            self.odd.setdefault(result.odd, line)
-        if result.train_seconds is not None:
-            backwards = self.seconds is not None and result.train_seconds < self.seconds
-            if backwards and result.step > 2 * UNTIMED_STEPS:
-                self.odd.setdefault("the clock runs backwards", line)
-            self.seconds = result.train_seconds
-        if not all(math.isfinite(x) for x in (result.val_loss, result.train_loss) if x is not None):
-            self.odd.setdefault("a loss is not finite", line)
-        self.step = result.step
-        self.train_loss = _finite(result.train_loss) or self.train_loss
-        if _validates(result):
-            self._add_point(result)
-        else:
-            self.last_other = result.step
-
-    def _add_point(self, result: Result) -> None:
-        before = self.points.get(result.step)
-        words = [before.readouts] if before and before.readouts else []
-        words += [f"{k}={v:g}" for k, v in result.readouts.items() if math.isfinite(v)]
-        val_loss = _finite(result.val_loss)
-        self.points[result.step] = PublicPoint(
-            result.step,
-            before.val_loss if before and val_loss is None else val_loss,
-            self.train_loss,
-            before.train_seconds if before and result.train_seconds is None else self.seconds,
-            " ".join(words),
-        )
-
-    def curve(self) -> list[PublicPoint]:
-        """Its validations; without any, its last training loss."""
-        last = PublicPoint(self.step, None, self.train_loss, self.seconds, "")
-        return list(self.points.values()) or [last]
-
-
-def _validates(result: Result) -> bool:
-    """Whether a line is of a validation: it has its loss, or another name of it."""
-    return result.val_loss is not None or any("val" in name for name in result.readouts)
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
-
-
-# ---- One file ----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Log:
-    """The runs of one file."""
-
-    file: Path
-    sha256: str
-    runs: Sequence[Found]
-    notes: Sequence[str]  # what is odd about the file
-
-
-def read_log(path: Path) -> Log:
-    """The runs of one file. Raises UnreadableError, which says why there are none."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except (OSError, ValueError) as error:
-        if path.is_symlink():
-            raise UnreadableError("is a link, and links are not followed") from error
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise UnreadableError(f"cannot be opened: {reason}") from error
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise UnreadableError("is no regular file")
-        if status.st_size > MOST_FILE_BYTES:
-            raise UnreadableError(f"{status.st_size} bytes: above {MOST_FILE_BYTES >> 20} MiB")
-        try:
-            return _read_log(path, file)
-        except OSError as error:
-            raise UnreadableError(f"cannot be read: {error.strerror}") from error
-
-
-def _read_log(path: Path, file: BinaryIO) -> Log:
-    head = file.read(4)
-    encoding = BOMS.get(head[:3]) or BOMS.get(head[:2]) or "utf-8"
-    file.seek(0)
-    reader = Reader(keeps_program=False)
-    digest = hashlib.sha256()
-    for number, line in _lines(file, encoding, digest):
-        reader.take(number, line)
-    notes = [f"read as {encoding}"] if encoding == "utf-16" else []
-    if reader.replaced:
-        notes.append(f"line {reader.replaced}: bytes that are not {encoding} were replaced")
-    if not reader.runs and reader.in_text:
-        # A program without the rule of "=" after it: all lines behind it looked like its text.
-        file.seek(0)
-        again = Reader(keeps_program=True)
-        for number, line in _lines(file, encoding, hashlib.sha256()):
-            again.take(number, line)
-        notes.append("no rule of '=' ends its program text: lines in it may be no results")
-        reader = again
-    elif reader.in_text:
-        lines = f"{reader.in_text} lines that look like results are in its program text"
-        notes.append(f"{lines}, from line {reader.first_in_text}: left out")
-    if not reader.runs:
-        raise UnreadableError("has no line of results: no training log")
-    return Log(path, digest.hexdigest(), reader.runs, notes)
-
-
-def _lines(file: BinaryIO, encoding: str, digest: "hashlib._Hash") -> Iterator[tuple[int, str]]:
-    """The lines of a file with their numbers. Raises UnreadableError for what is no text."""
-    unit = 2 if encoding == "utf-16" else 1
-    if unit == 2:  # a line end is two bytes there
-        content = file.read(MOST_FILE_BYTES + 1)
-        digest.update(content)
-        lines: Iterator[str] = iter(content.decode("utf-16", "replace").split("\n"))
-    else:
-        lines = _decoded(file, encoding, digest)
-    for number, line in enumerate(lines, start=1):
-        if number > MOST_LINES:
-            raise UnreadableError(f"more than {MOST_LINES} lines")
-        if "\0" in line:
-            raise UnreadableError(f"line {number}: holds a NUL; no text")
-        if len(line) > MOST_LINE:
-            raise UnreadableError(f"line {number}: longer than {MOST_LINE} characters")
-        yield number, line.strip("\r\n")
-
-
-def _decoded(file: BinaryIO, encoding: str, digest: "hashlib._Hash") -> Iterator[str]:
-    read = 0
-    while line := file.readline(MOST_LINE + 1):
-        read += len(line)
-        if read > MOST_FILE_BYTES:  # it grew while it was read
-            raise UnreadableError(f"above {MOST_FILE_BYTES >> 20} MiB")
-        digest.update(line)
-        text = line.decode("utf-8", "replace")
-        yield text.removeprefix("\ufeff") if read == len(line) else text
-
-
-class Reader:
-    """Takes the lines of one file, and splits them into runs."""
-
-    def __init__(self, keeps_program: bool) -> None:
-        """keeps_program: also take results in the text of a program."""
-        self.runs: list[Found] = []
-        self.in_text, self.first_in_text = 0, 0  # lines in a program that look like results
-        self.replaced = 0  # the first line with bytes of another encoding
-        self._keeps, self._is_program, self._is_first_part = keeps_program, False, True
-        self._points, self._previous = 0, ""
-        self._open: Found | None = None  # the run that goes on
-
-    def take(self, number: int, line: str) -> None:
-        """Take one line. Raises UnreadableError where there is more than a log has."""
-        if "\ufffd" in line and not self.replaced:
-            self.replaced = number
-        for part in line.split("\r"):  # a progress bar writes over its own line
-            self._take(number, part)
-
-    def _take(self, number: int, line: str) -> None:
-        if RULE.fullmatch(line):
-            self._is_program = self._is_first_part = False
-            return
-        if PROGRAM.match(line):
-            if self._is_first_part and not self._keeps:  # what came before was its text too
-                self.in_text += sum(len(run.curve()) for run in self.runs)
-                self.first_in_text = self.runs[0].line if self.runs else self.first_in_text
-                self.runs.clear()
-            self._is_program, self._open = True, None
-            return
-        found = parse(line)
-        if found is None or (line == self._previous):  # a line that two processes wrote
-            return
-        if self._is_program and not self._keeps:
-            self.in_text += isinstance(found, Result)
-            self.first_in_text = self.first_in_text or number
-            return
-        self._previous = line
-        self._add(number, found)
-
-    def _add(self, number: int, found: Result | Memory) -> None:
-        if isinstance(found, Memory):
-            if self._open and not self._open.memory:
-                self._open.memory = found
-            return
-        if self._open is None or not self._open.goes_on_with(found):
-            self._open = Found(number)
-            self.runs.append(self._open)
-        self._open.add(found, number)
-        self._points += 1
-        if len(self.runs) > MOST_RUNS or self._points > MOST_POINTS:
-            raise UnreadableError(
-                f"line {number}: more than {MOST_RUNS} runs or {MOST_POINTS} lines of results"
-            )
-
-
-# ---- All files ---------------------------------------------------------------------------------
+NAME_LENGTH, MOST_PARTS = 80, 40  # characters of a run's name, and parts of a path in it
+FEWEST_STEPS = 10  # fewer steps do not tell the milliseconds of one
 
 
 @dataclass(frozen=True)
@@ -288,32 +44,40 @@ class Imported:
 
 def read_logs(given: Sequence[Path]) -> Imported:
     """The runs of files and folders. Raises UserError for a path that is missing."""
-    runs: list[PublicRun] = []
-    curves: dict[str, Sequence[PublicPoint]] = {}
+    logs: list[Log] = []
     unread: list[tuple[str, str]] = []
-    first_with: dict[tuple, str] = {}
     points = 0
     for path, left_out in _files(given):
         if left_out:
             unread.append((shown(path), left_out))
             continue
         try:
-            log = read_log(path)
+            logs.append(read_log(path))
         except UnreadableError as reason:
             unread.append((shown(path), str(reason)))
             continue
-        for number, found in enumerate(log.runs, start=1):
-            name = _unique(path.stem, number if len(log.runs) > 1 else 0, curves)
-            run = _row(name, log, found)
-            if key := _identity(found):
-                run = replace(run, duplicate_of=first_with.get(key, ""))
-                first_with.setdefault(key, name)
-            runs.append(run)
-            curves[name] = found.curve()
-            points += len(curves[name])
+        points += sum(len(found.curve()) for found in logs[-1].runs)
         if points > MOST_IN_ALL:
             raise UserError(f"{path}: more than {MOST_IN_ALL} validations; name a smaller folder")
-    return Imported(runs, curves, unread)
+    return Imported(*_named(logs), unread)
+
+
+def _named(logs: Sequence[Log]) -> tuple[list[PublicRun], dict[str, Sequence[PublicPoint]]]:
+    """The rows and the curves of all runs, each under its name."""
+    runs: list[PublicRun] = []
+    curves: dict[str, Sequence[PublicPoint]] = {}
+    first_with: dict[tuple, str] = {}  # name of the run that was the first with an identity
+    names = _names([log.file for log in logs])
+    for log in logs:
+        for number, found in enumerate(log.runs, start=1):
+            name = _unique(names[log.file], number if len(log.runs) > 1 else 0, curves)
+            identities = [(log.sha256, number), *_identity(found)]
+            first = next((first_with[key] for key in identities if key in first_with), "")
+            for key in identities:
+                first_with.setdefault(key, first or name)
+            runs.append(_row(name, log, found, first))
+            curves[name] = found.curve()
+    return runs, curves
 
 
 def _files(given: Sequence[Path]) -> Iterator[tuple[Path, str]]:
@@ -358,27 +122,50 @@ def shown(path: Path) -> str:
     )
 
 
-def _unique(stem: str, number: int, taken: Mapping[str, object]) -> str:
-    """A name for a run that can be a file's name and that no other run has."""
-    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.")[:NAME_LENGTH] or "log"
+def _names(files: Sequence[Path]) -> dict[Path, str]:
+    """A name for each file: its own, after as many folders as tell it from files named like it."""
+    by_stem: dict[str, set[Path]] = {}
+    for file in files:
+        by_stem.setdefault(_plain(file, 1), set()).add(file)
+    names: dict[Path, str] = {}
+    for alike in by_stem.values():
+        different = len({(file.parent, file.stem) for file in alike})
+        for parts in range(1, max(len(file.parts) for file in alike) + 1):
+            group = {file: _plain(file, parts) for file in alike}
+            if len(set(group.values())) == different or parts == MOST_PARTS:
+                break
+        names |= group
+    return names
+
+
+def _plain(file: Path, parts: int) -> str:
+    """The last parts of a path as the name of a file. Too long a name loses its beginning."""
+    text = "-".join([*file.parent.parts, file.stem][-parts:])
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text)[-NAME_LENGTH:].strip("-.") or "log"
+
+
+def _unique(plain: str, number: int, taken: Mapping[str, object]) -> str:
+    """A name for a run that no other run has."""
     name = f"{plain}-run{number}" if number else plain
     if name not in taken:
         return name
     return next(each for i in itertools.count(2) if (each := f"{name}-{i}") not in taken)
 
 
-def _identity(found: Found) -> tuple | None:
-    """What two copies of a run share: its validations; None for too few to tell."""
-    vals = tuple((p.step, p.val_loss) for p in found.points.values() if p.val_loss is not None)
-    return vals if len(vals) > 1 else None
+def _identity(found: Found) -> list[tuple]:
+    """What only two copies of a run share: its validations, or a single one with its time."""
+    points = [p for p in found.points.values() if p.val_loss is not None]
+    if len(points) > 1:
+        return [tuple((p.step, p.val_loss) for p in points)]
+    # Runs with one seed have one loss at step 0, and their times there differ by little.
+    return [(p.step, p.val_loss, p.train_seconds) for p in points if p.step and p.train_seconds]
 
 
-def _row(name: str, log: Log, found: Found) -> PublicRun:
+def _row(name: str, log: Log, found: Found, duplicate_of: str) -> PublicRun:
     points = found.curve()
-    last = next((p for p in reversed(points) if p.val_loss is not None or p.readouts), None)
-    notes = [f"line {line}: {text}" for text, line in found.odd.items()]
-    if found.planned and found.step < found.planned:
-        notes.append("ends before its planned steps")
+    last = points[-1]
+    # A loss of an earlier step says nothing of the run's last step.
+    is_final = bool(found.points) and last.step == found.step
     return PublicRun(
         name=name,
         file=shown(log.file),
@@ -386,28 +173,49 @@ def _row(name: str, log: Log, found: Found) -> PublicRun:
         era=found.era,
         planned_steps=found.planned,
         steps=found.step,
-        final_val_loss=last.val_loss if last else None,
-        readouts=last.readouts if last else "",
+        final_val_loss=last.val_loss if is_final else None,
+        readouts=last.readouts if is_final else "",
         train_seconds=found.seconds,
-        step_ms=_step_ms(points),
+        step_ms=_step_ms(found),
         peak_memory_bytes=found.memory.peak_bytes if found.memory else None,
         reserved_memory_bytes=found.memory.reserved_bytes if found.memory else None,
         sha256=log.sha256,
-        duplicate_of="",
-        notes="; ".join([*notes, *log.notes]),
+        duplicate_of=duplicate_of,
+        notes="; ".join([*_notes(found), *log.notes]),
     )
 
 
-def _step_ms(points: Sequence[PublicPoint]) -> float | None:
-    """Milliseconds a step by the clock; None with fewer than two times."""
+def _notes(found: Found) -> list[str]:
+    """What a reader of a run's row has to know beside its numbers."""
+    notes = [f"line {line}: {text}" for text, line in found.odd.items()]
+    if found.untimed:
+        notes.append(f"its seconds leave out the first {found.untimed} steps: the clock restarts")
+    validated = max(found.points, default=None)
+    if validated is None:
+        notes.append("no validation")
+    elif validated < found.step:
+        last = f"its last line is of step {found.step}"
+        notes.append(f"no validation after step {validated} ({last})")
+    if found.planned and found.step < found.planned:
+        notes.append("ends before its planned steps")
+    return notes
+
+
+def _step_ms(found: Found) -> float | None:
+    """Milliseconds a step by the clock; None where it tells of too few steps."""
     timed = [
         (p.step, p.train_seconds)
-        for p in points
+        for p in found.points.values()
         if p.train_seconds is not None and p.step > UNTIMED_STEPS
     ]
-    if len(timed) < 2 or timed[-1][1] <= timed[0][1]:
+    if len(timed) < 2:
+        timed = found.timed
+    if len(timed) < 2:
         return None
-    return round(1000 * (timed[-1][1] - timed[0][1]) / (timed[-1][0] - timed[0][0]), 3)
+    (first, start), (last, end) = timed[0], timed[-1]
+    if last - first < FEWEST_STEPS or end <= start:
+        return None
+    return round(1000 * (end - start) / (last - first), 3)
 
 
 # ---- The command -------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ The logs are small files of numbers that were made up for these tests.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import pytest
 from hypothesis import strategies as st
 
 from errors import UserError
-from leaderboard import public_logs
+from leaderboard import log_file, public_logs
 from leaderboard.log_lines import Memory, Result, parse
 from leaderboard.public_logs import read_logs
 from tests.fuzzing import damage, damaged, fuzz, ran
@@ -90,8 +90,13 @@ def losses(points: list[PublicPoint]) -> list[tuple[int, float | None, float | N
         ),
         (
             "step:125/3250 val_loss:4.7 val_ema_loss:4.8 train_time:18.2s step_avg:145.1ms x:2",
-            Result("s", 125, 3250, 4.7, None, 18.2, {"val_ema_loss": 4.8, "x": 2}),
+            Result("s", 125, 3250, 4.7, None, 18.2, {"val_ema_loss": (4.8, ""), "x": (2, "")}),
         ),
+        (
+            "step:125/3250 val_loss:4.7 train_time:18.2s step_avg:145.1ms mfu:45.72%",
+            Result("s", 125, 3250, 4.7, None, 18.2, {"mfu": (45.72, "%")}),
+        ),
+        ("step:5/9 val_loss:4.7% train_time:1s", Result("s", 5, 9, None, None, 1.0)),
         ("peak memory consumption: 41403 MiB", Memory(41403 * MIB)),
         (
             "peak memory allocated: 30210 MiB reserved: 31000 MiB",
@@ -127,7 +132,48 @@ def test_a_clock_in_milliseconds_that_restarts_after_ten_steps(tmp_path: Path) -
     assert [p.train_loss for p in points] == [None, 9.5, 9.5]
     assert run.step_ms == pytest.approx(1000 * 27 / 125)  # not the step_avg of the log
     assert run.peak_memory_bytes == 41403 * MIB
-    assert (run.era, run.steps, run.notes) == ("ms", 250, "ends before its planned steps")
+    assert (run.era, run.steps) == ("ms", 250)
+    assert run.notes == (
+        "its seconds leave out the first 1 to 10 steps: the clock restarts; "
+        "ends before its planned steps"
+    )
+
+
+def test_seconds_without_the_first_ten_steps_are_said_to_be_so(tmp_path: Path) -> None:
+    text = MILLISECONDS.replace("step:11/", "step:10/6200 train_time:6000ms\nstep:11/")
+    (run,), _ = import_one(tmp_path, text)
+    assert "its seconds leave out the first 10 steps" in run.notes
+    (run,), _ = import_one(tmp_path, "step:0/5 val_loss:9.0 train_time:9ms\n" + one_validation())
+    assert "its seconds" not in run.notes  # no step is left out
+
+
+def one_validation(losses: str = "val_loss:3.1", steps: Iterable[int] = range(1, 61)) -> str:
+    """A run that validates at step 60, with 20 ms a step after a slow start."""
+    lines = [f"step:{i}/60 train_time:{0 if i == 1 else 500 + 20 * i}ms" for i in steps]
+    return "\n".join([*lines, f"step:60/60 {losses} train_time:1800ms"])
+
+
+def test_a_run_with_one_validation_has_the_milliseconds_of_its_training_lines(
+    tmp_path: Path,
+) -> None:
+    (run,), _ = import_one(tmp_path, one_validation())
+    assert (run.train_seconds, run.step_ms, run.notes) == (1.8, 20.0, "")
+    (run,), _ = import_one(tmp_path, one_validation(steps=range(51, 61)))
+    assert run.step_ms is None  # nine steps
+
+
+def test_a_loss_before_the_last_step_is_no_final_loss(tmp_path: Path) -> None:
+    text = SECONDS.replace("step:250/250 val_loss:3.3 ", "step:250/250 ")
+    text = text.replace(" val_ema_loss:3.28", "")
+    (run,), (points,) = import_one(tmp_path, text)
+    assert (run.steps, run.final_val_loss, run.readouts) == (250, None, "")
+    assert run.notes == "no validation after step 125 (its last line is of step 250)"
+    assert losses(points)[-1] == (125, 4.60783, 18.2)
+    (run,), _ = import_one(tmp_path, SECONDS + "step:300/300 val_loss:nan train_time:40s")
+    assert (run.steps, run.final_val_loss) == (300, None)
+    assert "no validation" not in run.notes
+    (run,), _ = import_one(tmp_path, "step:5/5 train_loss:3.0 train_time:40s")
+    assert (run.final_val_loss, run.notes) == (None, "no validation")
 
 
 def test_a_log_of_llm_c_has_no_clock_and_no_planned_steps(tmp_path: Path) -> None:
@@ -164,6 +210,52 @@ def test_the_same_run_in_two_files_is_named_as_a_duplicate(tmp_path: Path) -> No
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "copied"),
+    [
+        (one_validation(), "# copied\n" + one_validation(), ["a"]),
+        (one_validation(), one_validation("val_loss:3.2"), [""]),
+        (one_validation(), one_validation().replace(":1800ms", ":1801ms"), [""]),
+        ("step:0/9 val_loss:9.0 train_time:1ms", "\nstep:0/9 val_loss:9.0 train_time:1ms", [""]),
+        ("s:5 tel:3.0", "s:5 tel:3.0", ["a"]),  # the same bytes
+        ("s:5 tel:3.0", "s:5 tel:3.0\n", [""]),  # no clock
+        ("s:5 trl:3.0\ns:5 trl:3.1", "s:5 trl:3.0\ns:5 trl:3.1", ["a-run1", "a-run2"]),
+    ],
+)
+def test_a_single_validation_with_its_time_or_the_same_bytes_tell_a_copy(
+    tmp_path: Path, first: str, second: str, copied: list[str]
+) -> None:
+    for name, text in (("a", first), ("b", second)):
+        (tmp_path / f"{name}.txt").write_text(text)
+    of = {run.name: run.duplicate_of for run in read_logs([tmp_path]).runs}
+    assert [of[name] for name in of if name[0] == "b"] == copied
+    assert not any(of[name] for name in of if name[0] == "a")
+
+
+@pytest.mark.parametrize(
+    ("files", "names"),
+    [
+        (["01/console.log", "02/console.log", "02/x.txt"], ["01-console", "02-console", "x"]),
+        (["a/1/c.log", "b/1/c.log", "b/2/c.log"], ["a-1-c", "b-1-c", "b-2-c"]),
+        (["a/c.log", "a/c.txt"], ["c", "c-2"]),
+        (["a/c.log", "a/c.txt", "b/c.txt"], ["a-c", "a-c-2", "b-c"]),
+        (["a/c.log", "a-c.log", "b/c.log"], ["a-c", "a-c-2", "b-c"]),
+        (["é é/c.log", "b/c.log"], ["b-c", "c"]),
+        (["1/" + "x" * 99 + ".log", "2/" + "x" * 99 + ".log"], ["x" * 80, "x" * 80 + "-2"]),
+        (["1" * 60 + "/" + "x" * 30 + ".log", "2/" + "x" * 30 + ".log"],
+         ["1" * 49 + "-" + "x" * 30, "2-" + "x" * 30]),
+    ],
+)  # fmt: skip
+def test_files_of_one_name_are_told_apart_by_their_folders(
+    tmp_path: Path, files: list[str], names: list[str]
+) -> None:
+    for i, file in enumerate(files):
+        (tmp_path / file).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / file).write_text(SECONDS.replace("3.3 ", f"3.3{i} "))
+    found = read_logs([tmp_path])
+    assert sorted(run.name for run in found.runs) == names == sorted(found.curves)
+
+
 def test_a_claim_before_the_last_step_or_on_another_readout_is_in_the_curve(
     tmp_path: Path,
 ) -> None:
@@ -192,12 +284,39 @@ def test_a_program_without_a_rule_behind_it_is_read_with_a_note(tmp_path: Path) 
     assert "no rule of '=' ends its program text" in run.notes
 
 
+def test_a_rule_with_words_ends_the_program_text(tmp_path: Path) -> None:
+    (run,), (points,) = import_one(tmp_path, f"{PROGRAM}===== run output =====\n{SECONDS}")
+    assert len(points) == 3 and run.final_val_loss == 3.3
+    assert "no rule of '='" not in run.notes and "from line 3: left out" in run.notes
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "# ===== run output =====\n",
+        "    ===== run output =====\n",
+        'print("===== run output =====")\n',
+        'TEXT = """\n===== run output =====\n"""\n',
+        "print('''\n===== run output =====\n",
+        "====== = ======\n",
+        "=======\n",
+    ],
+)
+def test_a_rule_with_words_in_the_program_text_ends_it_not(tmp_path: Path, text: str) -> None:
+    result = "step:7/250 val_loss:1.0 train_time:1.0s\n"
+    (run,), (points,) = import_one(tmp_path, f"{PROGRAM}{text}{result}{RULE}\n{SECONDS}")
+    assert len(points) == 3 and run.final_val_loss == 3.3
+    assert "3 lines that look like results are in its program text" in run.notes
+
+
 @pytest.mark.parametrize(
     ("line", "note"),
     [
         ("step:300/300 val_loss:nan train_time:40s", "a loss is not finite"),
         ("step:300/300 val_loss:3.0 train_time:4s", "the clock runs backwards"),
+        ("step:300/300 val_loss:3.0 val_ema_loss:inf", "a read-out is not finite"),
         ("step:300/250 val_loss:3.0 train_time:40", "train_time is no time with a unit"),
+        ("step:300/250 val_loss:3.0 train_time:40%", "train_time is no time with a unit"),
         ("step:300/400 val_loss:3.0 train_time:40s", "the planned steps change"),
     ],
 )
@@ -230,9 +349,9 @@ def test_other_encodings_and_line_ends_are_read(tmp_path: Path, encoding: str) -
 def test_a_file_that_is_not_read_is_named_with_its_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, reason: str
 ) -> None:
-    monkeypatch.setattr(public_logs, "MOST_LINE", 1000)
-    monkeypatch.setattr(public_logs, "MOST_FILE_BYTES", 10_000)
-    monkeypatch.setattr(public_logs, "MOST_LINES", 100)
+    monkeypatch.setattr(log_file, "MOST_LINE", 1000)
+    monkeypatch.setattr(log_file, "MOST_FILE_BYTES", 10_000)
+    monkeypatch.setattr(log_file, "MOST_LINES", 100)
     (tmp_path / "log.txt").write_bytes(content)
     ((file, found),) = read_logs([tmp_path / "log.txt"]).unread
     assert file.endswith("log.txt") and reason in found
@@ -263,7 +382,7 @@ def test_too_many_runs_files_and_validations_are_refused(
     monkeypatch.setattr(public_logs, "MOST_IN_ALL", 8)
     with pytest.raises(UserError, match="more than 8 validations"):
         read_logs([tmp_path])
-    monkeypatch.setattr(public_logs, "MOST_RUNS", 2)
+    monkeypatch.setattr(log_file, "MOST_RUNS", 2)
     assert "more than 2 runs" in read_logs([tmp_path]).unread[0][1]
     monkeypatch.setattr(public_logs, "MOST_FILES", 1)
     with pytest.raises(UserError, match="more than 1 files"):
@@ -273,7 +392,12 @@ def test_too_many_runs_files_and_validations_are_refused(
 def test_a_step_with_very_many_readouts_keeps_the_first_ones(tmp_path: Path) -> None:
     words = " ".join(f"val_{i}:{i}" for i in range(1000))
     (run,), _ = import_one(tmp_path, f"step:5/5 {words}\n")
-    assert run.readouts.split()[-1] == "val_15=15"
+    assert run.readouts.split()[-1] == "val_15=15.0"
+
+
+def test_a_readout_keeps_all_its_digits_and_its_unit(tmp_path: Path) -> None:
+    (run,), _ = import_one(tmp_path, "step:5/5 val_loss:3.0 val_ema_loss:10.82584 mfu:45.70%\n")
+    assert run.readouts == "val_ema_loss=10.82584 mfu=45.7%"
 
 
 def test_the_command_writes_tables_that_the_strict_reader_reads(

@@ -288,14 +288,14 @@ class PublicRun:
     era: str  # of the lines: llm.c, ms or s
     planned_steps: int | None  # empty where the lines do not say
     steps: int  # the last step of any line
-    final_val_loss: float | None  # nats per token; empty without one, or if it is not finite
-    readouts: str  # other values of the last validation: name=value, with spaces between
+    final_val_loss: float | None  # nats per token, at `steps`; empty without one that is finite
+    readouts: str  # other values of that validation: name=value, with spaces between
     train_seconds: float | None  # the last time of the training clock
-    step_ms: float | None  # by the clock, from the first validation after step 10 to the last
+    step_ms: float | None  # by the clock between two validations after step 10, else two lines
     peak_memory_bytes: int | None  # allocated
     reserved_memory_bytes: int | None
     sha256: str  # of the file
-    duplicate_of: str  # name of the run that has the same validations; else empty
+    duplicate_of: str  # name of the first run that it is a copy of; else empty
     notes: str  # what is odd about it
 
 
