@@ -39,13 +39,12 @@ AGREE: dict[str, tuple[dict[str, Any], GPTConfig]] = {
     "muon": ({}, replace(EVEN, vocab_size=37, bias=True)),
     "muon-split": ({}, ODD),
     "adamw": ({}, ODD),
-    "lion": ({}, ODD),
     # Of square matrices: the basis of a tall one is chosen by rounding where its gradient has none.
     "soap": ({"precondition_frequency": 2}, replace(EVEN, init="gpt2", mlp_ratio=1)),
     "muonclip": ({"tau": 1e-4}, ODD),
     "schedule-free": ({}, ODD),
 }
-RESUMED = ("muon", "adamw", "schedule-free", "lion")
+RESUMED = ("muon", "adamw", "schedule-free")
 
 
 def place(
