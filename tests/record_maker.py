@@ -9,13 +9,16 @@ cheat changes rows and computes everything again that follows from them, so that
 itself can tell.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from leaderboard import claims, form, intake, judge, seal
 from leaderboard import rules as rulebook
+from leaderboard.claims import FAILED
 from leaderboard.form import Record
 from leaderboard.rules import TrackRules
 from leaderboard.submit import submit
@@ -28,6 +31,16 @@ SMALL = TrackRules("1f2e", "abcd", 3.5, 4096, val_every=20, val_every_late=10)
 TURN = 3  # steps
 ENVIRONMENT = {"torch": "2.9.0", "system": "Linux", "a key": "ü"}
 FIRST, SECOND = "2026-08-01_tiny_first", "2026-08-02_tiny_second"
+RUN = "one-muon-1"  # of the first
+SOURCE_NAME = f"{store.source_hash(SOURCE)}.txt"
+Tamper = Callable[[Path], Any]  # given the folder of a record
+
+
+@contextmanager
+def small_rules() -> Iterator[None]:
+    """The rules of the tests' track, in place of those of all tracks."""
+    with mock.patch.object(rulebook, "RULES", {1: {"tiny": SMALL}}):
+        yield
 
 
 def make_race(
@@ -151,6 +164,10 @@ def cover(folder: Path, **changes: Any) -> Record:
         hardware=rulebook.hardware_class(runs),
     )  # fmt: skip
     return seal.seal(folder, replace(record, **changes))
+
+
+def failures(folder: Path) -> list[str]:
+    return [line for line in findings(folder) if line.startswith(FAILED)]
 
 
 def findings(folder: Path) -> list[str]:

@@ -21,11 +21,10 @@ from hypothesis import strategies as st
 
 from errors import UserError
 from leaderboard import board, form, intake, judge, rerun, seal
-from leaderboard import rules as rulebook
 from leaderboard.claims import FAILED
 from leaderboard.submit import submit
 from tests.fuzzing import VALUES, damage, damaged, fuzz, refused, told
-from tests.record_maker import FIRST, SMALL, make_race
+from tests.record_maker import FIRST, make_race, small_rules
 from tests.rows import make_logits, make_points
 from tracking import store
 from tracking.schema import Logit
@@ -47,8 +46,7 @@ def try_(request: pytest.FixtureRequest) -> Fuzz:
 def good(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A record, with logits, among whose files damage is done."""
     home = tmp_path_factory.mktemp("fuzz")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rulebook, "RULES", {1: {"tiny": SMALL}})
+    with small_rules():
         make_race(home, seeds=3)
         logits = [row for row in make_logits(make_points()) if row.step in (20, 40)]
         store.write_rows(store.logits_path(home, "one-muon-1"), Logit, logits)

@@ -10,17 +10,16 @@ import pandas as pd
 import pytest
 
 from leaderboard import board, judge, rerun, submit, verify
-from leaderboard import rules as rulebook
 from leaderboard.claims import FAILED, PASSED, UNCHECKED
 from tests.record_maker import (
     FIRST,
-    SMALL,
     cover,
     edit_form,
     edit_runs,
     forge,
     make_race,
     remove_run,
+    small_rules,
 )
 from tests.rows import SOURCE, make_points
 from tracking import store
@@ -28,9 +27,10 @@ from tracking import store
 REPOSITORY = Path(__file__).parents[1]
 
 
-@pytest.fixture(autouse=True)
-def small_rules(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rulebook, "RULES", {1: {"tiny": SMALL}})
+@pytest.fixture(scope="module", autouse=True)
+def tracks() -> Iterator[None]:
+    with small_rules():
+        yield
 
 
 @pytest.fixture

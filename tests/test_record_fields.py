@@ -19,11 +19,10 @@ from hypothesis.errors import NoSuchExample
 
 from errors import UserError
 from leaderboard import form, intake, judge
-from leaderboard import rules as rulebook
 from leaderboard.claims import FAILED
 from leaderboard.form import KINDS, Claim, Record
 from leaderboard.submit import submit
-from tests.record_maker import FIRST, SMALL, cover, make_race
+from tests.record_maker import FIRST, cover, make_race, small_rules
 from tracking import store
 from tracking.schema import STATUSES, Listed, Run, Turn, Validation
 
@@ -87,8 +86,7 @@ QUICK = settings(
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     home = tmp_path_factory.mktemp("fields")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rulebook, "RULES", {1: {"tiny": SMALL}})
+    with small_rules():
         make_race(home, seeds=3)
         submit(home, home / "results", "first", authors=["A. Name"])
         yield home / "results" / "records" / FIRST

@@ -9,36 +9,32 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from leaderboard import intake, judge, seal, verify
-from leaderboard import rules as rulebook
-from leaderboard.claims import FAILED
 from tests.record_maker import (
     FIRST,
+    RUN,
     SECOND,
-    SMALL,
+    SOURCE_NAME,
+    Tamper,
     cover,
     edit_form,
     edit_runs,
+    failures,
     findings,
     forge,
     make_records,
+    small_rules,
 )
-from tests.rows import SOURCE, make_points
+from tests.rows import make_points
 from tracking import store
-
-RUN = "one-muon-1"
-SOURCE_NAME = f"{store.source_hash(SOURCE)}.txt"
-Tamper = Callable[[Path], Any]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def small_rules() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rulebook, "RULES", {1: {"tiny": SMALL}})
+def tracks() -> Iterator[None]:
+    with small_rules():
         yield
 
 
@@ -56,10 +52,6 @@ def results(good: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def folder(results: Path) -> Path:
     return results / "records" / FIRST
-
-
-def failures(folder: Path) -> list[str]:
-    return [line for line in findings(folder) if line.startswith(FAILED)]
 
 
 # ---- Files -------------------------------------------------------------------------------------

@@ -16,36 +16,34 @@ import pytest
 
 from errors import UserError
 from leaderboard import judge, verify
-from leaderboard import rules as rulebook
-from leaderboard.claims import FAILED, PASSED, UNCHECKED
+from leaderboard.claims import PASSED, UNCHECKED
 from tests.record_maker import (
     FIRST,
+    RUN,
     SECOND,
-    SMALL,
+    SOURCE_NAME,
+    Tamper,
     cover,
     edit_curve,
     edit_form,
     edit_runs,
     edit_turns,
+    failures,
     findings,
     follow,
     forge,
     make_records,
     remove_run,
+    small_rules,
 )
 from tests.rows import SOURCE, make_points
 from tracking import store
 from tracking.schema import Run, Validation
 
-RUN = "one-muon-1"
-SOURCE_NAME = f"{store.source_hash(SOURCE)}.txt"
-Tamper = Callable[[Path], Any]
-
 
 @pytest.fixture(scope="module", autouse=True)
-def small_rules() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rulebook, "RULES", {1: {"tiny": SMALL}})
+def tracks() -> Iterator[None]:
+    with small_rules():
         yield
 
 
@@ -340,10 +338,6 @@ def test_a_careful_cheat_is_found(name: str, folder: Path) -> None:
     with suppress(UserError, ArithmeticError):  # what cannot be sealed is left as it is
         cover(folder)
     assert any(re.search(message, line) for line in failures(folder)), findings(folder)
-
-
-def failures(folder: Path) -> list[str]:
-    return [line for line in findings(folder) if line.startswith(FAILED)]
 
 
 def test_a_careless_cheat_is_found_by_the_hash_alone(folder: Path) -> None:
