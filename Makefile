@@ -94,7 +94,7 @@ record: setup  ## make a record of your newest race (NAME= RUNS= CLAIM="muon" AU
 		$${TYPED_AUTHOR:+--author="$$TYPED_AUTHOR"} $${TYPED_NEW:+--new="$$TYPED_NEW"} \
 		$(ARGS) -- $${TYPED_NAME:+"$$TYPED_NAME"}
 
-rerun: $(DATA)  ## run the program of a record again, and compare (FOLDER=results/records/NAME)
+rerun: $(if $(FOLDER),$(DATA),setup)  ## run the program of a record again, and compare (FOLDER=results/records/NAME)
 	@set -f; for label in $$TYPED_CLAIM; do set -- "$$@" --claim="$$label"; done; \
 	$(PY) -m leaderboard rerun "$$@" $(ARGS) -- $${TYPED_FOLDER:+"$$TYPED_FOLDER"}
 
