@@ -93,8 +93,11 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
 @pytest.fixture(scope="session", autouse=True)
 def prepared_corpus() -> None:
     corpus.prepare()
-    # Each run collects garbage, which takes the longer the more objects there are: those of the
-    # libraries, which stay, are not gone over again.
+
+
+@pytest.fixture(scope="module", autouse=True)
+def frozen_past() -> None:
+    """Each run looks for garbage: not in what libraries and the tests of other files have left."""
     gc.collect()
     gc.freeze()
 
