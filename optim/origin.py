@@ -62,15 +62,22 @@ def distribution(module: ModuleType) -> metadata.Distribution | None:
     if not getattr(module, "__file__", None):
         return None
     file = Path(str(module.__file__)).resolve()
-    top = module.__name__.partition(".")[0]
-    for name in metadata.packages_distributions().get(top, ()):
-        found = metadata.distribution(name)
-        folder = Path(str(found.locate_file(""))).resolve()
+    for folder in dict.fromkeys(Path(entry).resolve() for entry in sys.path):
         if file.is_relative_to(folder):
             own = file.relative_to(folder).as_posix()
-            if any(each.as_posix() == own for each in found.files or ()):
-                return found
+            for found in metadata.distributions(path=[str(folder)]):
+                if _lists(found, own):
+                    return found
     return None
+
+
+def _lists(found: metadata.Distribution, own: str) -> bool:
+    """Whether a distribution lists a file, by its path from the folder of the distribution."""
+    record = found.read_text("RECORD")
+    if record is None:  # an older form, of which there are few
+        return any(each.as_posix() == own for each in found.files or ())
+    # `files` makes an object of each line, which takes half a second for all distributions.
+    return any(line.startswith(f"{own},") for line in record.splitlines())
 
 
 def hidden(module_name: str) -> Path | None:

@@ -19,6 +19,7 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -232,10 +233,12 @@ def compiler_missing(device: torch.device) -> str:
     return ""
 
 
+@cache
 def load_compiler() -> None:
     """Import torch's compiler, which its optimizers need too. Raises UserError.
 
-    At its import it makes the folder of its cache.
+    At its import it makes the folder of its cache. What libraries have made until then stays, so
+    that garbage is never looked for in it: that would take a quarter of a second in each run.
     """
     try:
         import_module("torch._dynamo")
@@ -245,6 +248,7 @@ def load_compiler() -> None:
             f"{name}={os.environ.get(name, '')}: torch cannot write there ({error}); "
             f"unset {name}, or set it to a folder of yours"
         ) from error
+    gc.freeze()
 
 
 def command(given: argparse.Namespace) -> None:

@@ -10,7 +10,7 @@ import os
 
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # before torch looks
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import torch
 
 import speedrun
 from data import corpus
+from runtime import machine
 
 # Triton reads this when it is imported, which neither torch nor the trainer does by themselves.
 if not torch.cuda.is_available():
@@ -35,6 +36,7 @@ MICRO = {
     "val_every_late": 2,
     "target": 6.9,
 }
+PEAK = 1e11  # FLOP/s of a matrix product, as this process believes
 
 
 class Noisy(torch.optim.SGD):
@@ -93,10 +95,21 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
 @pytest.fixture(scope="session", autouse=True)
 def prepared_corpus() -> None:
     corpus.prepare()
-    # Each run collects garbage, which takes the longer the more objects there are: those of the
-    # libraries, which stay, are not gone over again.
+
+
+@pytest.fixture(scope="module", autouse=True)
+def frozen_past() -> None:
+    """Each run looks for garbage: not in what libraries and the tests of other files have left."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def known_peak() -> Iterator[None]:
+    """To measure the peak of a matrix product takes longer than a test's race."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(machine, "matmul_flops", lambda *_, **__: PEAK)
+        yield
 
 
 @pytest.fixture(autouse=True)

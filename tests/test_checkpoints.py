@@ -42,11 +42,10 @@ class Killed(BaseException):
 
 @pytest.fixture(autouse=True)
 def fast(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The rule of tests/conftest.py by a name, and no measurement of a matrix product."""
+    """The rule of tests/conftest.py by a name."""
     rule_of = library.rule
     noisy = "tests.conftest.Noisy"
     monkeypatch.setattr(library, "rule", lambda path: Noisy if path == noisy else rule_of(path))
-    monkeypatch.setattr(Trainer, "matmul_peak", 1e11)
     logging.disable(logging.CRITICAL)  # torch's, of every tensor, which pytest would keep
     yield
     logging.disable(logging.NOTSET)

@@ -62,12 +62,6 @@ NOTES = {
 }
 
 
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out of a race what takes longer than its training: its peak, and free memory."""
-    monkeypatch.setattr(machine, "matmul_flops", lambda *_, **__: 1e11)
-    monkeypatch.setattr(machine, "free_memory", lambda: None)
-
-
 @pytest.fixture
 def compiler(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Lets torch.compile make these of the models that it is given, the last one of all others."""
@@ -82,7 +76,6 @@ def compiler(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         monkeypatch.setattr(torch, "compile", compile)
 
     monkeypatch.setattr(machine, "compiler_missing", lambda device: "")
-    quick(monkeypatch)
     return behaves
 
 
@@ -231,7 +224,6 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
     monkeypatch.setattr(fastest, "clearly_faster", clearly_faster)
     monkeypatch.setattr(machine, "bfloat16_units", lambda device: ["avx512_bf16"])
-    quick(monkeypatch)
     yield made
 
 
