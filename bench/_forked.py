@@ -2,7 +2,9 @@
 
 A fork copies the thread that calls it alone. A lock that another thread holds at that moment stays
 locked in the copy, which then waits for ever. So nothing here starts a thread before the last fork:
-the store of the rendezvous, which has threads, gets a process of its own.
+the store of the rendezvous, which has threads, gets a process of its own, and a program that calls
+this is started with `ONE_THREAD` in its environment, because numpy and torch start threads when
+they are imported.
 """
 
 import faulthandler
@@ -19,6 +21,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 TASKS = Path("/proc/self/task")  # a folder for each thread, on Linux
 FORKS_WELL = "jemalloc"  # pyarrow's allocator, which takes its locks before a fork
 
@@ -31,7 +34,7 @@ def work_in_world(processes: int, work: Callable[[int], None], limit: float = 30
     """
     threads = [path.read_text("utf-8").strip() for path in TASKS.glob("[0-9]*/comm")]
     others = [name for name in threads if not name.startswith(FORKS_WELL)]
-    assert len(others) <= 1, f"{others}: a lock that a thread holds stays locked in a fork"
+    assert len(others) <= 1, f"{len(others)} threads before a fork; start with OMP_NUM_THREADS=1"
     with socket.create_server(("127.0.0.1", 0)) as door:
         server = _fork(lambda: _serve(door, processes))
         port = door.getsockname()[1]

@@ -13,6 +13,8 @@ change of its parameter.
 """
 
 import json
+import os
+import subprocess
 import sys
 import tempfile
 import zlib
@@ -28,11 +30,19 @@ from torch import Tensor
 import engines
 import optim
 from bench import Row, run, write
-from bench._forked import work_in_world
+from bench._forked import ONE_THREAD, work_in_world
 from layers.config import GPTConfig
 from model import GPT
 from optim import library_recipes
 
+ROOT = Path(__file__).parents[1]
+PROGRAM = """
+import json, sys
+from pathlib import Path
+from bench.engine_agreement import world
+
+Path(sys.argv[1]).write_text(json.dumps(world(sample=sys.argv[2] == "True")))
+"""
 CPU = torch.device("cpu")
 PROCESSES, STEPS, SEQUENCES = 4, 3, 12
 LAYOUTS = ("ddp", "sharded", "fsdp2")  # those of ours that are compared with one process
@@ -133,9 +143,8 @@ def off(ours: list[float], theirs: list[float]) -> float:
     return max(abs(a - b) / abs(b) for a, b in zip(ours, theirs, strict=True))
 
 
-def cases(recipes: str = "") -> list[tuple[str, str]]:
-    chosen = recipes.split(",") if recipes else sorted(optim.recipes())
-    return [(recipe, model) for recipe in chosen for model in MODELS]
+def cases() -> list[tuple[str, str]]:
+    return [(recipe, model) for recipe in sorted(optim.recipes()) for model in MODELS]
 
 
 def meet(recipe: str, model: str, size: int, sample: bool = False) -> bool:
@@ -209,13 +218,12 @@ def work(
     dist.barrier()
 
 
-def world(layouts: str = "", recipes: str = "", sample: bool = False) -> list[Row]:
+def world(sample: bool = False) -> list[Row]:
     """The rows of all cases: one for each engine, number of processes, recipe and model.
 
-    layouts, recipes: names with commas between; empty: all. sample: as in `meet`. Call it in a
-    process without threads.
+    sample: as in `meet`. It is called in a process with one thread.
     """
-    chosen = layouts.split(",") if layouts else [n for n in LAYOUTS if n in engines.names()]
+    layouts = [name for name in LAYOUTS if name in engines.names()]
     library_recipes.rule = cache(library_recipes.rule)  # looks through what is installed
     roles = GPT(MODELS["tied"]).roles()
     for recipe in optim.recipes():
@@ -224,12 +232,26 @@ def world(layouts: str = "", recipes: str = "", sample: bool = False) -> list[Ro
         folder = Path(name)
 
         def write_rows(rank: int) -> None:
-            rows = list(work(rank, folder, chosen, cases(recipes), sample))
+            rows = list(work(rank, folder, layouts, cases(), sample))
             (folder / f"rows{rank}.json").write_text(json.dumps(rows), encoding="utf-8")
 
         work_in_world(PROCESSES, write_rows)
         parts = [folder / f"rows{rank}.json" for rank in range(PROCESSES)]
         return [row for part in parts for row in json.loads(part.read_text("utf-8"))]
+
+
+def rows_of_world(sample: bool = False) -> list[Row]:
+    """What `world` finds in a process of its own. Raises RuntimeError if a process of it fails."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "rows.json"
+        done = subprocess.run(
+            [sys.executable, "-c", PROGRAM, str(out), str(sample)],
+            cwd=ROOT, env=os.environ | ONE_THREAD, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        if done.returncode:
+            raise RuntimeError(done.stderr)
+        rows: list[Row] = json.loads(out.read_text("utf-8"))
+        return rows
 
 
 def summary(rows: list[Any]) -> list[Row]:
@@ -261,7 +283,7 @@ def summary(rows: list[Any]) -> list[Row]:
 
 def compare_all() -> None:
     """Train all cases, and write the table."""
-    write("engine_agreement", summary(world()), {"torch": torch.__version__})
+    write("engine_agreement", summary(rows_of_world()), {"torch": torch.__version__})
 
 
 def main() -> int:

@@ -1,6 +1,6 @@
 """What the processes of test_fsdp2 do: train small models in shards, and write down what they saw.
 
-    python tests/fsdp2_world.py FOLDER
+    OMP_NUM_THREADS=1 python tests/fsdp2_world.py FOLDER
 
 One gloo world of three processes, with a group of two and a group of three in it. Each process
 writes FOLDER/RANK.pt: a list of (name of the case, processes, what was seen).

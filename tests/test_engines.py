@@ -6,11 +6,7 @@ The processes are real, talk over gloo and are started once; bench/engine_agreem
 do. Differences must be below 1e-5 of the parameter's largest change.
 """
 
-import json
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -29,6 +25,7 @@ from bench.engine_agreement import (
     SETTINGS,
     STEPS,
     meet,
+    rows_of_world,
 )  # fmt: skip
 from engines import _coupled, _owners, _rules
 from engines._buffers import Buffer, lay_out
@@ -42,13 +39,6 @@ from optim.signum import Signum
 PRESENT = [name for name in LAYOUTS if name in engines.names()]
 RECIPES = sorted(optim.recipes())
 ROOT = Path(__file__).parents[1]
-PROGRAM = """
-import json, sys
-from pathlib import Path
-from bench.engine_agreement import world
-
-Path(sys.argv[1]).write_text(json.dumps(world(sample=True)))
-"""
 BOUND = 1e-5  # of the largest change of a parameter
 # heavyball keeps float32, so the average's rounding is seen there.
 BOUNDS = dict.fromkeys(DTYPES, 1e-3)
@@ -56,17 +46,9 @@ Row = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
-    """What the processes have found in all cases."""
-    out = tmp_path_factory.mktemp("engines") / "rows.json"
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(out)],
-        capture_output=True, text=True, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"},
-        timeout=400,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
-    found: list[Row] = json.loads(out.read_text())
-    return found
+def rows() -> list[Row]:
+    """What the processes have found in a sample of all cases."""
+    return rows_of_world(sample=True)
 
 
 def of(rows: list[Row], **wanted: Any) -> list[Row]:

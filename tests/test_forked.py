@@ -3,12 +3,15 @@
 python -m pytest tests/test_forked.py
 """
 
+import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+
+from bench._forked import ONE_THREAD
 
 pytestmark = pytest.mark.slow  # starts processes
 ROOT = Path(__file__).parents[1]
@@ -42,8 +45,9 @@ for work, limit in ((fail, 60), (stand_still_alone, 2)):
 def test_a_process_that_fails_or_stands_still_ends_its_world_and_is_shown() -> None:
     begun = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
+        [sys.executable, "-c", PROGRAM],
+        cwd=ROOT, env=os.environ | ONE_THREAD, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines() == ["fail True", "stand_still_alone True"]
     assert "OSError: rank 1 has no disk" in done.stderr

@@ -6,6 +6,7 @@ That every recipe agrees with one process is tested for all engines alike in tes
 processes of fsdp2_world are started once.
 """
 
+import os
 import subprocess
 import sys
 from functools import cache
@@ -15,6 +16,7 @@ import pytest
 import torch
 
 import engines
+from bench._forked import ONE_THREAD
 from engines._shards import exchange_bytes, pass_bytes, rows_of
 from errors import UserError
 from model import GPT
@@ -40,7 +42,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], lis
     """What every process of a group saw, by the name of the case and the size of the group."""
     folder = tmp_path_factory.mktemp("fsdp2")
     command = [sys.executable, str(ROOT / "tests" / "fsdp2_world.py"), str(folder)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    environment = os.environ | ONE_THREAD
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     found: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for path in sorted(folder.glob("[0-9].pt")):
