@@ -246,7 +246,7 @@ def rows_of_world(sample: bool = False) -> list[Row]:
         out = Path(folder) / "rows.json"
         done = subprocess.run(
             [sys.executable, "-c", PROGRAM, str(out), str(sample)],
-            cwd=ROOT, env=os.environ | ONE_THREAD, stderr=subprocess.PIPE, text=True,
+            cwd=ROOT, env=os.environ | ONE_THREAD, stderr=subprocess.PIPE, encoding="utf-8",
         )  # fmt: skip
         if done.returncode:
             raise RuntimeError(done.stderr)

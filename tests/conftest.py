@@ -51,10 +51,10 @@ class Noisy(torch.optim.SGD):
 
 # Files that take longest go first, so that no process is left alone with one of them at the end.
 LONGEST = (
-    "test_engines", "test_deepspeed", "test_ddp", "test_race", "test_fsdp2", "test_checkpoints",
-    "test_lockstep", "test_verify", "test_gpu_check", "test_plots",
-    "test_tune", "test_plots_many", "test_scale", "test_model", "test_speedrun", "test_feed",
-    "test_rehearsal", "test_environment", "test_observed", "test_price", "test_kernels",
+    "test_engines", "test_deepspeed", "test_race", "test_model", "test_ddp", "test_bench",
+    "test_fsdp2", "test_gpu_check", "test_plots", "test_observed", "test_lockstep",
+    "test_rehearsal", "test_checkpoints", "test_environment", "test_kernels", "test_architecture",
+    "test_data", "test_plots_many", "test_page", "test_symmetric", "test_engine", "test_rules",
 )  # fmt: skip
 
 
