@@ -151,7 +151,7 @@ test: .venv/dev data vocab  ## set up, lint, check types, run all tests
 fuzz: .venv/dev data vocab  ## give broken files and spellings to every reader, for two minutes
 	$(PY) -m pytest -q -x tests/test_fuzz.py --fuzz-seconds 120
 
-test-fast: .venv/dev data vocab  ## the tests that take no seconds, in under a minute
+test-fast: .venv/dev data vocab  ## the tests that take no seconds, in less than two minutes
 	$(PYTEST) -m "not slow"
 
 # What setup may add to .venv; the tests need all of it.

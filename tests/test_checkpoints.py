@@ -33,6 +33,8 @@ from tests.conftest import Noisy
 from tracking import resume, store
 from tracking.schema import Run
 
+pytestmark = pytest.mark.slow  # whole races
+
 Curve = list[tuple[Any, ...]]
 
 

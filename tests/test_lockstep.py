@@ -20,6 +20,8 @@ from tests.conftest import Noisy
 from tracking import store
 from tracking.schema import DIVERGED, REACHED, Run, Turn
 
+pytestmark = pytest.mark.slow  # whole races
+
 
 def enter(text: str, steps: int = 8) -> speedrun.Entrant:
     return speedrun.enter(text, "tiny", steps)
@@ -134,7 +136,6 @@ def without_code(monkeypatch: pytest.MonkeyPatch) -> None:
     counters.clear()
 
 
-@pytest.mark.slow
 def test_runs_that_take_turns_share_one_compiled_program(
     without_code: None, micro_track: Track, micro_options: Options
 ) -> None:
@@ -327,7 +328,6 @@ def test_a_heat_begins_without_the_optimizers_of_the_last_one(
         assert by.engine.state_bytes()["state"] == 0
 
 
-@pytest.mark.slow
 def test_with_ddp_too_all_runs_share_one_compiled_program(
     without_code: None, micro_track: Track, micro_options: Options
 ) -> None:

@@ -31,6 +31,8 @@ from tests.rows import make_run, make_trial
 from tracking import resume, store
 from tracking.schema import COMMON
 
+pytestmark = pytest.mark.slow  # whole races
+
 Model = Callable[..., Tensor]
 RACE = ["adamw", "muon", "--steps=4", "--threads=1", "--dtype=float32", "--attention=fused"]
 RACE += [f"--{name.replace('_', '-')}={value}" for name, value in MICRO.items()]
@@ -160,7 +162,6 @@ def test_a_trial_says_what_it_was_and_not_what_was_meant(
     assert (trial.compiled, trial.compile_note) == (False, NOTES[fails])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("switch", ["disable", "recompile_limit"])
 def test_torchs_own_switches_are_noticed(
     switch: str, micro_track: Track, micro_options: Options
@@ -175,7 +176,6 @@ def test_torchs_own_switches_are_noticed(
     assert trainer.facts(out)["compile_note"] == NOTES[gives_up]
 
 
-@pytest.mark.slow
 def test_a_cache_that_torch_cannot_use_is_refused_by_its_name(tmp_path: Path) -> None:
     """Also where the model is not compiled: the optimizers need the compiler."""
     environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": "/proc/nowhere"}
