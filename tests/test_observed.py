@@ -39,7 +39,7 @@ RACE += [f"--{name.replace('_', '-')}={value}" for name, value in MICRO.items()]
 
 
 def fails(model: Any, inputs: Tensor, targets: Tensor) -> Tensor:
-    raise OSError(28, "No space left on device", "/tmp/torchinductor")
+    raise OSError(28, "No space left on device", "/full/torchinductor")
 
 
 def header_is_missing(model: Any, inputs: Tensor, targets: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ def works(model: Any, inputs: Tensor, targets: Tensor) -> Tensor:
 
 
 NOTES = {
-    fails: "compilation failed: [Errno 28] No space left on device: '/tmp/torchinductor'",
+    fails: "compilation failed: [Errno 28] No space left on device: '/full/torchinductor'",
     header_is_missing: "compilation failed: C++ compile error: x.h:3: fatal error: Python.h",
     gives_up: "torch.compile is switched off, or gave up without an error",
 }
