@@ -15,7 +15,6 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -40,18 +39,17 @@ def work_in_world(processes: int, work: Callable[[int], None], limit: float = 30
         port = door.getsockname()[1]
         ranks = [_fork(lambda r=rank: _join(r, port, processes, work, limit))  # type: ignore[misc]
                  for rank in range(processes)]  # fmt: skip
+    left = {server, *ranks}
     try:
-        while ranks:
+        while left > {server}:
             child, status = os.waitpid(-1, 0)
+            left.discard(child)
             if status:
                 raise RuntimeError(f"process {child} failed, see above")
-            ranks.remove(child)
     finally:
-        for child in (server, *ranks):
-            with suppress(ProcessLookupError):
-                os.kill(child, signal.SIGKILL)
-            with suppress(ChildProcessError):
-                os.waitpid(child, 0)
+        for child in left:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
 
 
 def _fork(task: Callable[[], None]) -> int:
@@ -74,11 +72,10 @@ def _fork(task: Callable[[], None]) -> int:
 def _serve(door: socket.socket, processes: int) -> None:
     """Be the store of the rendezvous until the end of the world."""
     host, port = door.getsockname()
-    store = dist.TCPStore(
+    _held = dist.TCPStore(  # it serves while it is held
         host, port, is_master=True, wait_for_workers=False, master_listen_fd=door.fileno()
     )
     signal.pause()
-    del store
 
 
 def _join(rank: int, port: int, processes: int, work: Callable[[int], None], limit: float) -> None:
