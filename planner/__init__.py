@@ -1,11 +1,12 @@
-"""Arithmetic beyond this machine: memory, FLOPs, time and price of a race.
+"""Arithmetic and simulation beyond this machine: memory, FLOPs, traffic, time and price.
 
-    python -m planner race adamw muon --track gpt2        # what a race would take
-    python -m planner assignment muon --track gpt2        # the rule of every parameter
-    python -m planner tokens gpt2                         # training tokens of the longest run
+    python -m planner race adamw muon --track gpt2        # what a race here would take
+    python -m planner verdict deepseek-v4 --cluster h800  # will Muon pay on a cluster?
+    python -m planner -h                                  # all subcommands
 
-It needs neither data nor a GPU. dry_run.py and assignment.py count on the trainer's own model and
-rules; the other files compute from plain numbers and import neither torch nor the trainer.
+It needs neither data nor a GPU. tracks.py, dry_run.py, assignment.py, own_models.py and traced.py
+count on the trainer's own model and rules; the other files compute from plain numbers and import
+neither torch nor the trainer.
 """
 
 import host.interpreter  # noqa: F401  # isort: skip

@@ -1,69 +1,36 @@
-"""The commands of the planner; see the package's docstring."""
+"""Finds the module of a subcommand: `python -m planner SUBCOMMAND`."""
 
-import argparse
+import importlib
 import sys
 from collections.abc import Sequence
 
-import planner
-from analysis.table import aligned
-from errors import UserError
-from host import entry, paths
-from planner import assignment, dry_run
-from planner.hardware import Machine
-from runtime import command_line
-from speedrun import TRACKS, Options, chosen_track, entrants_of, make_parser
-from tracking import tuned
+import planner  # noqa: F401  # its first import prepares the interpreter
+from host import entry
 
-
-def race_command(arguments: argparse.Namespace) -> None:
-    """Print what a race would take."""
-    machine = Machine(**command_line.given(arguments, Machine))
-    options = Options(**command_line.given(arguments, Options))
-    track, entrants = chosen_track(arguments), entrants_of(arguments)
-    table, total = dry_run.race_table(track, entrants, options.loss_chunk, machine, arguments.seeds)
-    if arguments.csv:
-        dry_run.write(arguments.csv, table)
-    print(aligned(table), total, sep="\n\n")
-
-
-def assignment_command(arguments: argparse.Namespace) -> None:
-    """Print what each parameter gets: rule, learning rate, weight decay, optimizer state."""
-    track = chosen_track(arguments)
-    for entrant in entrants_of(arguments):
-        print(f"{entrant.label}: {entrant.origin}\n\n{assignment.table_of(track, entrant)}\n")
-
-
-def tokens_command(arguments: argparse.Namespace) -> None:
-    """Print the training tokens of the longest run on a track, of all recipes tuned there."""
-    if arguments.track not in TRACKS:
-        names = ", ".join(TRACKS)
-        raise UserError(f"{arguments.track}: must be one of {names}; run: planner tokens gpt2")
-    track = TRACKS[arguments.track]
-    steps = [section.steps for section in tuned.read() if section.track == track.name]
-    print(max([track.search_steps, *steps]) * track.batch_tokens)
+# name: (module of the package, its function, what it does). A module is imported when its
+# subcommand is called, so that arithmetic starts without torch.
+COMMANDS = {
+    "race": ("tracks", "race", "what a race of a track here would take"),
+    "assignment": ("tracks", "assign", "the rule of every parameter"),
+    "tokens": ("tracks", "tokens", "training tokens of the longest run of a track"),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; its exit code: 0, 2 after a user's mistake, 130 after Ctrl-C."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    outer = entry.parser("planner", planner.__doc__)
-    outer.add_argument("command", choices=("race", "assignment", "tokens"), help="see above")
-    entry.prepare_streams()  # the help of the outer parser is printed before `run`
-    name = outer.parse_args(words[:1]).command
-    if name == "tokens":
-        parser = entry.parser("planner tokens", tokens_command.__doc__)
-        parser.add_argument("track", help=f"one of {', '.join(TRACKS)}")
-        return entry.run(parser, words[1:], tokens_command)
-    used = ("loss_chunk",) if name == "race" else ()
-    parser = make_parser(planner.__doc__, f"planner {name}", only=used)
-    chosen = assignment_command
-    if name == "race":
-        chosen = race_command
-        parser.add_argument(
-            "--csv", type=paths.typed, metavar="FILE", help="write the table there too"
-        )
-        command_line.add(parser, Machine, "the machine to plan for")
-    return entry.run(parser, words[1:], chosen)
+    """Run the subcommand; its exit code, or 2 where there is no such subcommand."""
+    word, *rest = [*(sys.argv[1:] if argv is None else argv)] or [""]
+    if word in COMMANDS:
+        module, function, _ = COMMANDS[word]
+        return int(getattr(importlib.import_module(f"planner.{module}"), function)(rest))
+    entry.prepare_streams()
+    commands = "\n".join(f"    {name:11} {what}" for name, (*_, what) in COMMANDS.items())
+    listed = f"python -m planner SUBCOMMAND, which is one of (-h explains each):\n\n{commands}"
+    if word in ("-h", "--help"):
+        print(f"usage: {listed}")
+        return 0
+    what = f"no subcommand {word!r}" if word else "a subcommand is missing"
+    print(f"planner: {what}; run: {listed}", file=sys.stderr)
+    return entry.MISTAKE
 
 
 if __name__ == "__main__":

@@ -16,15 +16,17 @@ class GPU(NamedTuple):
     name: str
     peak_flops: float  # FLOP/s, bfloat16 with float32 accumulation, dense
     memory_bytes: int
+    memory_bytes_per_s: float
 
 
 # NVIDIA's data sheets of the SXM modules (B200: of the HGX board). What they print "with sparsity"
-# is halved.
+# is halved. An H800 is an H100 with slower links.
 GPUS = {
-    "a100": GPU("A100 80GB", 312e12, 80 * 10**9),
-    "h100": GPU("H100", 989e12, 80 * 10**9),
-    "h200": GPU("H200", 989e12, 141 * 10**9),
-    "b200": GPU("B200", 2250e12, 180 * 10**9),
+    "a100": GPU("A100 80GB", 312e12, 80 * 10**9, 2.039e12),
+    "h100": GPU("H100", 989e12, 80 * 10**9, 3.35e12),
+    "h800": GPU("H800", 989e12, 80 * 10**9, 3.35e12),
+    "h200": GPU("H200", 989e12, 141 * 10**9, 4.8e12),
+    "b200": GPU("B200", 2250e12, 180 * 10**9, 7.7e12),
 }
 
 

@@ -40,9 +40,9 @@ ALL = {*ALLOWED, "torch"}
 PACKAGES = sorted((ALL | COMMANDS | {"planner"}) - SCRIPTS - {"torch"})
 
 # The files of the planner that count on the trainer's own model and rules; the others compute from
-# plain numbers, with the sizes of the data sets and the flags of the command line.
-PLANNER_COMMANDS = {"__main__", "dry_run", "assignment"}
-PLANNER_ARITHMETIC = {"data", "host", "runtime"}
+# plain numbers, with the sizes of the data sets, the flags of the command line, tables and charts.
+PLANNER_COMMANDS = {"__main__", "tracks", "dry_run", "assignment", "own_models", "traced", "pages"}
+PLANNER_ARITHMETIC = {"analysis", "data", "host", "runtime", "tracking"}
 
 FILES = sorted(
     path for path in ROOT.rglob("*.py") if not path.relative_to(ROOT).parts[0].startswith(".")
