@@ -22,13 +22,14 @@ A generated part of a page is between `<!-- begin:NAME ARGUMENT -->` and `<!-- e
     file FILE            a program
 
 RECORD is a folder of results/records; a record of several races is named RECORD/RACE. FILE is
-relative to the repository. A further name is a line in MARKERS.
+relative to the repository. A further name is a line in MARKERS. Parts called `plan` are written by
+`python -m planner docs`; this command leaves them as they are.
 """
 
 import argparse
 import csv
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from analysis import engines, finals, league, scale
@@ -210,6 +211,7 @@ def _within(name: str, repository: Path) -> Path:
 
 
 # What makes each part from its argument and the folder of the repository.
+Markers = Mapping[str, Callable[[str, Path], str]]
 MARKERS: dict[str, Callable[[str, Path], str]] = {
     "headline": _of_race(lambda runs, prices: "\n\n".join(sentences(runs, prices))),
     "board": _board,
@@ -228,25 +230,30 @@ MARKERS: dict[str, Callable[[str, Path], str]] = {
     "file": lambda file, repository: f"```python\n{read_file(_within(file, repository))}```",
 }
 WITHOUT_ARGUMENT = {"tuned"}
+ELSEWHERE = {"plan"}  # parts that another command writes
 
 # ---- The pages ---------------------------------------------------------------------------------
 
 
-def rewrite(page: str, repository: Path = REPOSITORY) -> str:
+def rewrite(page: str, repository: Path = REPOSITORY, markers: Markers | None = None) -> str:
     """The text of a page with every generated part as the files of `repository` give it.
 
-    Raises UserError for a marker that is unknown or has no partner, and for an argument that names
-    no record, race or file.
+    markers: what makes the parts; None: MARKERS. Parts that another command writes stay. Raises
+    UserError for a marker that is unknown or has no partner, and for an argument that names no
+    record, race or file.
     """
+    made = MARKERS if markers is None else markers
 
     def fill(match: re.Match[str]) -> str:
         begin, name, argument, _, end = match.groups()
-        if name not in MARKERS:
+        if name not in made:
+            if name in ELSEWHERE or name in MARKERS:
+                return match[0]
             raise UserError(f"marker {name!r} must be one of {', '.join(MARKERS)}; mend the marker")
         if (argument is None) != (name in WITHOUT_ARGUMENT):
             wanted = "takes no argument" if argument else "needs a record or a file"
             raise UserError(f"marker {begin.strip()} {wanted}; see leaderboard/pages.py")
-        return f"{begin}{MARKERS[name](argument or '', repository)}\n{end}"
+        return f"{begin}{made[name](argument or '', repository)}\n{end}"
 
     result, pairs = MARKED.subn(fill, page)
     if not page.count("<!-- begin:") == page.count("<!-- end:") == pairs:

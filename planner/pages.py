@@ -1,0 +1,269 @@
+"""Writes docs/scale/, a page for each named model with its charts, and the parts of docs/scale.md.
+
+    python -m planner docs                      # all pages and charts: some minutes
+    python -m planner docs gpt2-124m            # one model's page
+    python -m planner docs --check gpt2-124m    # exits with 1 if its page would change
+
+A page is a plan of planner/scale.toml, computed anew: nothing on it is typed. Charts are drawn into
+plots/scale/. In docs/scale.md a generated part is between markers, as in leaderboard/pages.py:
+
+    answer/MODEL    the verdict in short
+    models          a line for each named model
+    checks          published figures beside what the planner gives
+    aware/MODEL     what another architecture would change
+"""
+
+import argparse
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from analysis.charts._make import save
+from analysis.charts._style import drawing, freeze_layout
+from analysis.table import markdown_grid
+from host import entry, paths
+from leaderboard import pages
+from planner import footprint, models, plans, published_checks, shares, steps, verdict
+from planner.charts import break_even, memory_by_kind, optimizer_share, step_by_ranks, timeline
+from planner.plans import Plan
+from planner.strategies import STRATEGIES
+from planner.verdict import BASELINE, Verdict
+from tracking.files import write_atomic
+
+FOLDER = paths.PROJECT / "docs" / "scale"
+CHARTS = paths.PLOTS / "scale"
+HOME = paths.PROJECT / "docs" / "scale.md"
+SHOWN = ("adamw", "lion", "muon", "normuon", "soap")  # optimizers whose memory a page shows
+ENGINES = ("ddp", "sharded", "zero1", "zero2", "zero3", "fsdp2")
+DRAWN = ("sharded", "fsdp2", "zero3")  # strategies whose timeline a page shows
+
+
+@cache
+def plan_of(name: str) -> Plan:
+    """The plan of a preset in scale.toml."""
+    return plans.make(models.find(name), {})
+
+
+@cache
+def verdict_of(name: str) -> Verdict:
+    return verdict.judge(plan_of(name))
+
+
+@cache
+def moved_of(name: str) -> Sequence[verdict.Moved]:
+    return verdict.sensitivity(plan_of(name))
+
+
+# ---- A model's page ----------------------------------------------------------------------------
+
+
+def page(name: str) -> str:
+    """The page of a model as Markdown."""
+    plan, found = plan_of(name), verdict_of(name)
+    model = plan.model
+    command = f"python -m planner verdict {name}"
+    notes = [f"- {note[:1].upper()}{note[1:]}." for note in (*plan.assumed, *model.assumed)]
+    parts = [
+        f"# {model.title}: will Muon pay?",
+        f"Made by `python -m planner docs {name}`. `{command}` prints the verdict for other "
+        "numbers: each is a flag. [The planner](../scale.md) says how they are computed.",
+        *verdict.sentences(found),
+        f"The cluster and the layout: {plan.source or 'none is published'}.",
+        "## What it rests on",
+        "The same verdict with one assumption changed at a time:",
+        markdown_grid(*_split(verdict.sensitivity_rows(found, moved_of(name)))),
+        *(["What no source gives:", "\n".join(notes)] if notes else []),
+        "## What the gains give",
+        markdown_grid(*_split(verdict.gain_rows(found))),
+        "## Strategies",
+        _picture(name, "step_by_ranks", "The optimizer's price against the number of ranks"),
+        markdown_grid(*_split(steps.table(_costs(plan)))),
+        _picture(name, "timeline", "The timeline of a step"),
+        "## Newton-Schulz and the size of a step",
+        _picture(name, "optimizer_share", "Newton-Schulz's share of a step"),
+        _picture(name, "break_even", "The break-even map"),
+        "## Memory",
+        _picture(name, "memory", "Memory of a rank by kind"),
+        "## What Muon may take",
+        shares.markdown([model]),
+        "## The model",
+        models.markdown(model),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _split(rows: Sequence[Sequence[str]]) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
+    return rows[0], rows[1:]
+
+
+def _picture(name: str, chart: str, what: str) -> str:
+    return f"![{what}](../../plots/scale/{name}-{chart}.png)"
+
+
+def _costs(plan: Plan) -> list[steps.StepCost]:
+    return [
+        steps.step_cost(
+            plan.model, rule, strategy, plan.cluster, plan.setting, plan.iteration, draws=plan.draws
+        )
+        for strategy in STRATEGIES
+        for rule in (BASELINE, plan.rule)
+    ]
+
+
+# ---- Its charts --------------------------------------------------------------------------------
+
+
+def figures(name: str) -> dict[str, Callable[[], Figure]]:
+    """What draws each chart of a model's page."""
+    plan = plan_of(name)
+    return {
+        "memory": lambda: memory_by_kind.draw(
+            [
+                footprint.footprint(plan.model, rule, engine, plan.setting, plan.cluster.ranks)
+                for engine in ENGINES
+                for rule in SHOWN
+            ]
+        ),
+        "optimizer_share": lambda: optimizer_share.draw(plan),
+        "step_by_ranks": lambda: step_by_ranks.draw(plan),
+        "timeline": lambda: timeline.draw(plan, DRAWN),
+        "break_even": lambda: break_even.draw(break_even.compute(plan)),
+    }
+
+
+def draw(name: str, out: Path = CHARTS) -> list[Path]:
+    """Draw the charts of a model's page."""
+    out.mkdir(parents=True, exist_ok=True)
+    written = []
+    for chart, make in figures(name).items():
+        with drawing():
+            figure = make()
+            freeze_layout(figure)
+        written += save(figure, out / f"{name}-{chart}")
+    return written
+
+
+# ---- Parts of docs/scale.md --------------------------------------------------------------------
+
+
+def answer(name: str) -> str:
+    """The verdict in short, as a list."""
+    found, plan = verdict_of(name), plan_of(name)
+    before, after = found.memory(BASELINE), found.memory(plan.rule)
+    muon, adamw = found.muon, found.adamw
+    extra = max(0.0, muon.exposed_seconds - adamw.exposed_seconds)
+    moved = sorted(moved_of(name), key=lambda each: -abs(each.price - found.price))[:3]
+    movers = "; ".join(
+        f"`{each.change.option}` moves break-even to {each.price:.3f}x" for each in moved
+    )
+    lines = [
+        f"**State:** {verdict.gigabytes(before.state_bytes)} with AdamW, "
+        f"{verdict.gigabytes(after.state_bytes)} with Muon on the rank that holds most "
+        f"({after.state_bytes / before.state_bytes - 1:+.1%}); all that a rank holds goes from "
+        f"{verdict.gigabytes(before.total_bytes)} to {verdict.gigabytes(after.total_bytes)}.",
+        f"**Orthogonalisation:** {verdict.seconds(muon.orthogonalise_seconds)} on the busiest "
+        f"rank, {muon.orthogonalise_seconds / muon.seconds:.2%} of a step of "
+        f"{verdict.seconds(muon.seconds)}.",
+        f"**Exposed or hidden:** {verdict.seconds(muon.exposed_seconds)} of communication is "
+        f"exposed, {verdict.seconds(extra)} more than with AdamW.",
+        f"**Break-even:** at {found.price:.3f}x fewer steps ({verdict.percents(found.prices)}). "
+        f"Published gains that count: {found.gains.low:.2f}x to {found.gains.high:.2f}x"
+        + (", all from smaller models." if found.gains.extrapolated else "."),
+        f"**It rests on** {len(moved_of(name))} assumptions that the page of the model changes one "
+        f"by one. The three that matter most: {movers}.",
+    ]
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def all_models() -> str:
+    """A line for each named model."""
+    headings = [
+        "model", "parameters", "in hidden matrices", "GPUs", "step, AdamW", "step, Muon",
+        "break-even", "gains that count", "hours saved", "state of a rank", "all of its memory",
+    ]  # fmt: skip
+    rows = []
+    for name in plans.named():
+        found, plan = verdict_of(name), plan_of(name)
+        before, after = found.memory(BASELINE), found.memory(plan.rule)
+        rows.append(
+            [
+                f"[{plan.model.title}](scale/{name}.md)",
+                verdict.amount(plan.model.params),
+                f"{plan.model.hidden_params / plan.model.params:.1%}",
+                f"{plan.cluster.ranks:,} {plan.cluster.kind.name}",
+                verdict.seconds(found.adamw.seconds),
+                verdict.seconds(found.muon.seconds),
+                f"{found.price:.3f}x",
+                f"{found.gains.low:.2f}x to {found.gains.high:.2f}x"
+                + ("\\*" if found.gains.extrapolated else ""),
+                verdict.ends(found.saved_hours, "{:,.0f}"),
+                f"{verdict.gigabytes(before.state_bytes)} to "
+                f"{verdict.gigabytes(after.state_bytes)}",
+                f"{verdict.gigabytes(before.total_bytes)} to "
+                f"{verdict.gigabytes(after.total_bytes)}",
+            ]
+        )
+    note = "\\* No gain was published within a factor of ten of its active parameters."
+    return f"{markdown_grid(headings, rows)}\n\n{note}"
+
+
+def plan_part(argument: str, _: Path) -> str:
+    """A part of docs/scale.md."""
+    what, _, name = argument.partition("/")
+    return {
+        "answer": lambda: answer(name),
+        "models": all_models,
+        "checks": published_checks.markdown,
+        "aware": lambda: shares.design_markdown(plan_of(name).model),
+    }[what]()
+
+
+# ---- The command -------------------------------------------------------------------------------
+
+
+def out_of_date(names: Sequence[str], write: bool) -> list[Path]:
+    """The pages that differ from what the planner gives; writes them anew if `write`."""
+    changed = []
+    for name in names:
+        path, text = FOLDER / f"{name}.md", page(name)
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            changed.append(path)
+            if write:
+                path.parent.mkdir(exist_ok=True)
+                write_atomic(path, [text.encode()])
+    return changed
+
+
+def command(options: argparse.Namespace) -> int:
+    """Write the pages and draw their charts, or check the pages; the exit code."""
+    known = list(plans.named())
+    for name in options.models:
+        plan_of(name)  # raises UserError for an unknown one
+    names = options.models or known
+    changed = out_of_date(names, write=not options.check)
+    if not options.models:
+        home = pages.rewrite(HOME.read_text(encoding="utf-8"), markers={"plan": plan_part})
+        if home != HOME.read_text(encoding="utf-8"):
+            changed.append(HOME)
+            if not options.check:
+                write_atomic(HOME, [home.encode()])
+    if not options.check:
+        for name in names:
+            draw(name)
+    listed = ", ".join(str(path.relative_to(paths.PROJECT)) for path in changed)
+    if changed and options.check:
+        print(f"out of date: {listed}; run: python -m planner docs")
+        return entry.FAILED
+    print(f"written: {listed}" if changed else "all pages are up to date")
+    return 0
+
+
+def main(argv: Sequence[str]) -> int:
+    """The subcommand `docs`; its exit code."""
+    parser = entry.parser("planner docs", __doc__)
+    note = "presets of planner/scale.toml; default: all, and docs/scale.md"
+    parser.add_argument("models", nargs="*", metavar="MODEL", help=note)
+    parser.add_argument("--check", action="store_true", help="write nothing, only check the pages")
+    return entry.run(parser, argv, command)
