@@ -29,7 +29,7 @@ RACE = $(if $(filter 1,$(NPROC)),$(PY),$(TORCHRUN))
 DATA := $(if $(findstring --dataset,$(ARGS)),setup,data)
 
 .PHONY: help speedrun compare scale engines moves libraries kill-test test test-fast setup data \
-	vocab race tune sweep plots report record verify rerun leaderboard docs figures bench \
+	vocab race tune sweep plots report record verify rerun leaderboard docs plans figures bench \
 	bench-disturbed bench-coverage agreement zero fuzz gpu-check clean
 .DEFAULT_GOAL := help
 .NOTPARALLEL:  # a race has the machine to itself, and its charts come after it
@@ -106,6 +106,9 @@ leaderboard: setup  ## write the page of the boards, results/leaderboard/index.h
 
 docs: setup  ## write the generated parts of README.md and docs/
 	$(PY) -m leaderboard docs
+
+plans: setup  ## write docs/scale.md, docs/scale/ and their charts again: some minutes
+	$(PY) -m planner docs
 
 figures: setup  ## draw the charts of README.md and docs/ again
 	$(PY) -m analysis.charts --figures
