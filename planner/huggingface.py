@@ -10,7 +10,7 @@ does not say how a model was trained, so batch and sequence are assumed; flags c
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +75,10 @@ def read(path: Path) -> Model:
     """The model of a config.json. Raises UserError."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read: {error}; name a config.json") from error
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; name a config.json") from error
+    except (ValueError, RecursionError) as error:  # it is no JSON, or no UTF-8
+        raise UserError(f"{path}: is no JSON file: {error}; name a config.json") from error
     known = ", ".join(FAMILIES)
     if not isinstance(values, dict) or not isinstance(values.get("model_type"), str):
         raise UserError(f"{path}: model_type is missing; it must be one of {known}")
@@ -121,13 +123,13 @@ def _trained(name: str, config: Config, parts: Parts) -> Model:
 # ---- Parts that families share -----------------------------------------------------------------
 
 
-def _ends(config: Config, d: int, tied: bool) -> list[Weight]:
-    """Embedding, head and last norm. A table that is both is the head."""
-    vocab = config.size("vocab_size")
-    embed = Weight("embed", "embed", vocab, d, 1, 1, 1 / vocab, "vocab_size, hidden_size")
-    note = "vocab_size, hidden_size" + (", tie_word_embeddings" if tied else "")
-    head = Weight("head", "head", vocab, d, source=note)
-    return [head] if tied else [embed, head]
+def _ends(config: Config, d: int, tied: bool, width: str = "hidden_size") -> list[Weight]:
+    """Embedding and head. A table that is both is the head. width: the key of d."""
+    vocab, source = config.size("vocab_size"), f"vocab_size, {width}"
+    head = Weight("head", "head", vocab, d, source=source)
+    if tied:
+        return [replace(head, source=f"{source}, tie_word_embeddings")]
+    return [Weight("embed", "embed", vocab, d, token_share=1 / vocab, source=source), head]
 
 
 def _gated(
@@ -209,7 +211,7 @@ def _gpt2(config: Config) -> Parts:
         Weight("mlp.up_bias", "vector", inner, 1, n, source="biases of the MLP"),
         Weight("mlp.down_bias", "vector", d, 1, n, source="biases of the MLP"),
     ]
-    weights += _ends(config, d, config.flag("tie_word_embeddings", True))
+    weights += _ends(config, d, config.flag("tie_word_embeddings", True), "n_embd")
     return Parts(weights, n, d, heads, d // heads, d // heads, longest)
 
 
@@ -350,7 +352,12 @@ def _indexer(config: Config, d: int, n: int) -> list[Weight]:
     """What selects keys in DeepSeek's sparse attention, in the layers that have their own."""
     heads, size = config.size("index_n_heads"), config.size("index_head_dim")
     rank, types = config.size("q_lora_rank"), config.words("indexer_types", n)
-    full = n if types is None else types.count("full")
+    freq, skip = config.size("index_topk_freq", 1), config.size("index_skip_topk_offset", 2, 0)
+    full = (
+        sum(max(i - skip + 1, 0) % freq == 0 for i in range(n))
+        if types is None
+        else types.count("full")
+    )
     return [
         Weight(
             "indexer.q", "attention", heads * size, rank, full, heads,
