@@ -19,6 +19,7 @@ from planner.preset_file import whole
 from planner.weights import Model, Weight
 
 BATCH_TOKENS = 4 * 2**20  # of a step, assumed
+MOST_LAYERS = 10_000
 SEQ_LEN = 4096  # tokens of a training sequence, assumed, or fewer where the model takes fewer
 
 
@@ -39,6 +40,14 @@ class Config:
             )
         return whole(f"{self.path}: {key}", default if value is None else value, least)
 
+    def layers(self) -> int:
+        """Layers of the model."""
+        key = "num_hidden_layers"
+        n = self.size(key)
+        if n > MOST_LAYERS:
+            raise UserError(f"{self.path}: {key}={n}: must be at most {MOST_LAYERS}; mend the file")
+        return n
+
     def flag(self, key: str, default: bool) -> bool:
         """true or false."""
         value = self.values.get(key, default)
@@ -57,7 +66,7 @@ class Config:
 
 
 @dataclass(frozen=True)
-class Parts:
+class Architecture:
     """What a family reads from a config.json, beside the training."""
 
     weights: list[Weight]
@@ -93,7 +102,7 @@ def read(path: Path) -> Model:
     return _trained(name, config, family(config))
 
 
-def _trained(name: str, config: Config, parts: Parts) -> Model:
+def _trained(name: str, config: Config, parts: Architecture) -> Model:
     seq_len = min(SEQ_LEN, parts.longest)
     window = parts.window if 0 < parts.window < seq_len else 0
     # The first `window` queries see half of them on average.
@@ -120,7 +129,7 @@ def _trained(name: str, config: Config, parts: Parts) -> Model:
     )
 
 
-# ---- Parts that families share -----------------------------------------------------------------
+# ---- Weights that families share -----------------------------------------------------------------
 
 
 def _ends(config: Config, d: int, tied: bool, width: str = "hidden_size") -> list[Weight]:
@@ -158,9 +167,7 @@ def _grouped_query(config: Config, bias: str) -> tuple[list[Weight], int, int, i
 
     bias: the projections that have one, such as "qkv".
     """
-    d, n, heads = (
-        config.size(key) for key in ("hidden_size", "num_hidden_layers", "num_attention_heads")
-    )
+    d, n, heads = config.size("hidden_size"), config.layers(), config.size("num_attention_heads")
     kv = config.size("num_key_value_heads", heads)
     if d % heads and config.values.get("head_dim") is None:
         raise UserError(
@@ -192,7 +199,7 @@ def _norms(d: int, n: int) -> Weight:
 # ---- Families ----------------------------------------------------------------------------------
 
 
-def _gpt2(config: Config) -> Parts:
+def _gpt2(config: Config) -> Architecture:
     d, n, heads = (config.size(key) for key in ("n_embd", "n_layer", "n_head"))
     if d % heads:
         raise UserError(f"{config.path}: n_head={heads}: must divide n_embd={d}; mend the file")
@@ -212,10 +219,10 @@ def _gpt2(config: Config) -> Parts:
         Weight("mlp.down_bias", "vector", d, 1, n, source="biases of the MLP"),
     ]
     weights += _ends(config, d, config.flag("tie_word_embeddings", True), "n_embd")
-    return Parts(weights, n, d, heads, d // heads, d // heads, longest)
+    return Architecture(weights, n, d, heads, d // heads, d // heads, longest)
 
 
-def _llama(config: Config) -> Parts:
+def _llama(config: Config) -> Architecture:
     """Llama, Mistral, Qwen 2 and Qwen 3, whose layers all have a dense MLP."""
     kind = config.values["model_type"]
     bias = "qkv" if kind == "qwen2" else "qkvo" if config.flag("attention_bias", False) else ""
@@ -229,7 +236,7 @@ def _llama(config: Config) -> Parts:
     return _dense_ends(config, weights, n, d, heads, size)
 
 
-def _qwen3_moe(config: Config) -> Parts:
+def _qwen3_moe(config: Config) -> Architecture:
     bias = "qkvo" if config.flag("attention_bias", False) else ""
     weights, n, d, heads, size = _grouped_query(config, bias)
     step = config.size("decoder_sparse_step", 1)
@@ -247,7 +254,7 @@ def _qwen3_moe(config: Config) -> Parts:
 
 def _dense_ends(
     config: Config, weights: list[Weight], n: int, d: int, heads: int, size: int
-) -> Parts:
+) -> Architecture:
     kind = config.values["model_type"]
     if kind.startswith("qwen3"):
         weights.append(Weight("attention.qk_norms", "vector", size, 1, 2 * n, source="head_dim"))
@@ -255,7 +262,7 @@ def _dense_ends(
     slides = kind == "mistral" or config.flag("use_sliding_window", False)
     window = config.size("sliding_window", 0, least=0) if slides else 0
     longest = config.size("max_position_embeddings", SEQ_LEN)
-    return Parts(weights, n, d, heads, size, size, longest, window)
+    return Architecture(weights, n, d, heads, size, size, longest, window)
 
 
 def _moe(config: Config, d: int, layers: int, key: str) -> list[Weight]:
@@ -269,11 +276,9 @@ def _moe(config: Config, d: int, layers: int, key: str) -> list[Weight]:
     return _experts(d, layers, experts, chosen, width, f"{key}, moe_intermediate_size, hidden_size")
 
 
-def _deepseek(config: Config) -> Parts:
+def _deepseek(config: Config) -> Architecture:
     """DeepSeek-V2, V3 and V3.2, Kimi K2 and GLM-5: latent attention, a shared expert or more."""
-    d, n, heads = (
-        config.size(key) for key in ("hidden_size", "num_hidden_layers", "num_attention_heads")
-    )
+    d, n, heads = config.size("hidden_size"), config.layers(), config.size("num_attention_heads")
     nope, rope, v = (
         config.size(key) for key in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
     )
@@ -301,7 +306,7 @@ def _deepseek(config: Config) -> Parts:
     note = "Layers that predict further tokens (num_nextn_predict_layers) are left out."
     assumed = (note,) if config.size("num_nextn_predict_layers", 0, least=0) else ()
     longest = config.size("max_position_embeddings", SEQ_LEN)
-    return Parts(weights, n, d, heads, nope + rope, v, longest, assumed=assumed)
+    return Architecture(weights, n, d, heads, nope + rope, v, longest, assumed=assumed)
 
 
 def _latent(
@@ -369,7 +374,7 @@ def _indexer(config: Config, d: int, n: int) -> list[Weight]:
     ]  # fmt: skip
 
 
-FAMILIES: dict[str, Callable[[Config], Parts]] = {
+FAMILIES: dict[str, Callable[[Config], Architecture]] = {
     "gpt2": _gpt2,
     "llama": _llama,
     "mistral": _llama,

@@ -262,6 +262,7 @@ def without(key: str, name: str) -> dict[str, Any]:
         (without("index_n_heads", "glm-5"), "index_n_heads is missing"),
         (CONFIGS["llama-405b"] | dict(hidden_size=-1), "hidden_size=-1: must be a whole number"),
         (CONFIGS["llama-405b"] | dict(hidden_size="1"), "hidden_size='1': must be a whole number"),
+        (CONFIGS["glm-5"] | dict(num_hidden_layers=10**14), "must be at most 10000"),
         (CONFIGS["llama-405b"] | dict(num_attention_heads=3), "must divide hidden_size=16384"),
         (CONFIGS["llama-405b"] | dict(mlp_bias=3), "mlp_bias=3: must be true or false"),
         (CONFIGS["gpt2-xl"] | dict(n_head=7), "n_head=7: must divide n_embd=1600"),
