@@ -16,6 +16,7 @@ from planner.models import Weight
 COUNTERS = 8  # numbers that a rule may keep of a parameter of any size
 SOAP_LONGEST = 10_000  # a longer side of a matrix has no factor: max_precond_dim in optim/soap.py
 KRON_LONGEST = 2048  # a longer side has a diagonal factor, as heavyball has it
+EVERYTHING = "schedule-free"  # this rule has all parameters, not the hidden matrices alone
 DION_RANK = 0.25  # of the smaller side: rank_fraction in optim/dion.py
 
 Numbers = Callable[[int, int], float]  # of a matrix of (rows, cols)
@@ -111,8 +112,8 @@ def find(name: str) -> UpdateRule:
         )
     if ":" in name:
         raise UserError(
-            f"--optimizer {name}: takes names without options, since these change no state that a "
-            f"formula knows; run with --optimizer {name.partition(':')[0]}"
+            f"--optimizer {name}: takes names without options, because the formulas are of "
+            f"the defaults; run with --optimizer {name.partition(':')[0]}"
         )
     near = difflib.get_close_matches(name, RULES, 1)
     hint = f"did you mean {near[0]}?" if near else "run with --optimizer muon"
