@@ -16,6 +16,7 @@ from planner.models import Weight
 COUNTERS = 8  # numbers that a rule may keep of a parameter of any size
 SOAP_LONGEST = 10_000  # a longer side of a matrix has no factor: max_precond_dim in optim/soap.py
 KRON_LONGEST = 2048  # a longer side has a diagonal factor, as heavyball has it
+EVERYTHING = "schedule-free"  # this rule has all parameters, not the hidden matrices alone
 DION_RANK = 0.25  # of the smaller side: rank_fraction in optim/dion.py
 
 Numbers = Callable[[int, int], float]  # of a matrix of (rows, cols)
@@ -66,6 +67,7 @@ def _kron(rows: int, cols: int) -> float:
     )
 
 
+TAKE_APART = ("dion", "shampoo", "soap")  # query, key and value, beside all that orthogonalise
 _WHOLE, _ANY_PART = True, False
 RULES = {
     rule.name: rule
@@ -111,15 +113,27 @@ def find(name: str) -> UpdateRule:
         )
     if ":" in name:
         raise UserError(
-            f"--optimizer {name}: takes names without options, since these change no state that a "
-            f"formula knows; run with --optimizer {name.partition(':')[0]}"
+            f"--optimizer {name}: takes names without options, because the formulas are of "
+            f"the defaults; run with --optimizer {name.partition(':')[0]}"
         )
     near = difflib.get_close_matches(name, RULES, 1)
     hint = f"did you mean {near[0]}?" if near else "run with --optimizer muon"
     raise UserError(f"--optimizer {name}: must be one of {known}; {hint}")
 
 
+def blocks(rule: UpdateRule, weight: Weight) -> tuple[int, ...]:
+    """Rows of the matrices that a rule takes apart in one of a weight's parameters.
+
+    As the recipes of optim/ do it: query, key and value, or heads, where a tensor has several.
+    """
+    if rule.name == "muon-split" and weight.parts > 1:
+        return (weight.rows // weight.parts,) * weight.parts
+    if rule.orthogonalises or rule.name in TAKE_APART:
+        return weight.splits or (weight.rows,)
+    return (weight.rows,)
+
+
 def state_numbers(rule: UpdateRule, weight: Weight) -> float:
     """Numbers of optimizer state for one of a weight's parameters."""
     used = rule if weight.hidden else RULES["adamw"]
-    return used.numbers(weight.rows, weight.cols)
+    return sum(used.numbers(rows, weight.cols) for rows in blocks(used, weight))
