@@ -12,11 +12,9 @@ that refreshes less and less often, such as kron, counts as at its start. The ti
 at one assumed MFU, although decompositions (QR, eigenvectors) run far below it.
 """
 
-import csv
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -213,12 +211,3 @@ def race_table(
         validations = sum(track.validates(step, steps) for step in range(1, steps + 1))
         columns.append(measure(gpt, entrant, validations))
     return race.table(task, columns, machine), race.total(task, columns, machine, seeds)
-
-
-def write(path: Path, table: Sequence[Sequence[str]]) -> None:
-    """The table as CSV. Raises UserError if it cannot be written."""
-    try:
-        with path.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file, lineterminator="\n").writerows(table)
-    except OSError as error:
-        raise UserError(f"--csv {path}: {error.strerror}; choose another file") from error

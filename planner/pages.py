@@ -25,10 +25,13 @@ from analysis.charts._style import drawing, freeze_layout
 from analysis.table import markdown_grid
 from host import entry, paths
 from leaderboard import pages
-from planner import footprint, models, plans, published_checks, shares, steps, verdict
+from planner import describe, models, plans, published_checks, shares, steps, update_rules, verdict
 from planner.charts import break_even, memory_by_kind, optimizer_share, step_by_ranks, timeline
+from planner.footprint import footprint
 from planner.plans import Plan
+from planner.shares import Question
 from planner.strategies import STRATEGIES
+from planner.tables import short, size
 from planner.verdict import BASELINE, Verdict
 from tracking.files import write_atomic
 
@@ -87,11 +90,18 @@ def page(name: str) -> str:
         "## Memory",
         _picture(name, "memory", "Memory of a rank by kind"),
         "## What Muon may take",
-        shares.markdown([model]),
+        shares.markdown(model, _question(plan)),
         "## The model",
-        models.markdown(model),
+        markdown_grid(["", "published", "summed", "difference"], describe.published_rows(model)),
+        markdown_grid(describe.HEADINGS, describe.weight_rows(model)),
+        f"Source: {' '.join(model.source.split())}",
+        "\n".join(f"- `{w.name}`: {w.source}" for w in model.weights if w.source),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _question(plan: Plan) -> Question:
+    return Question(plan.rule, plan.setting, plan.iteration)
 
 
 def _split(rows: Sequence[Sequence[str]]) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
@@ -121,7 +131,14 @@ def figures(name: str) -> dict[str, Callable[[], Figure]]:
     return {
         "memory": lambda: memory_by_kind.draw(
             [
-                footprint.footprint(plan.model, rule, engine, plan.setting, plan.cluster.ranks)
+                footprint(
+                    plan.model,
+                    update_rules.find(rule),
+                    engine,
+                    plan.setting,
+                    plan.cluster.ranks,
+                    plan.kept,
+                )
                 for engine in ENGINES
                 for rule in SHOWN
             ]
@@ -159,10 +176,10 @@ def answer(name: str) -> str:
         f"`{each.change.option}` moves break-even to {each.price:.3f}x" for each in moved
     )
     lines = [
-        f"**State:** {verdict.gigabytes(before.state_bytes)} with AdamW, "
-        f"{verdict.gigabytes(after.state_bytes)} with Muon on the rank that holds most "
+        f"**State:** {size(before.state_bytes)} with AdamW, "
+        f"{size(after.state_bytes)} with Muon on the rank that holds most "
         f"({after.state_bytes / before.state_bytes - 1:+.1%}); all that a rank holds goes from "
-        f"{verdict.gigabytes(before.total_bytes)} to {verdict.gigabytes(after.total_bytes)}.",
+        f"{size(before.total_bytes)} to {size(after.total_bytes)}.",
         f"**Orthogonalisation:** {verdict.seconds(muon.orthogonalise_seconds)} on the busiest "
         f"rank, {muon.orthogonalise_seconds / muon.seconds:.2%} of a step of "
         f"{verdict.seconds(muon.seconds)}.",
@@ -190,7 +207,7 @@ def all_models() -> str:
         rows.append(
             [
                 f"[{plan.model.title}](scale/{name}.md)",
-                verdict.amount(plan.model.params),
+                short(plan.model.params),
                 f"{plan.model.hidden_params / plan.model.params:.1%}",
                 f"{plan.cluster.ranks:,} {plan.cluster.kind.name}",
                 verdict.seconds(found.adamw.seconds),
@@ -199,14 +216,20 @@ def all_models() -> str:
                 f"{found.gains.low:.2f}x to {found.gains.high:.2f}x"
                 + ("\\*" if found.gains.extrapolated else ""),
                 verdict.ends(found.saved_hours, "{:,.0f}"),
-                f"{verdict.gigabytes(before.state_bytes)} to "
-                f"{verdict.gigabytes(after.state_bytes)}",
-                f"{verdict.gigabytes(before.total_bytes)} to "
-                f"{verdict.gigabytes(after.total_bytes)}",
+                f"{size(before.state_bytes)} to {size(after.state_bytes)}",
+                f"{size(before.total_bytes)} to {size(after.total_bytes)}",
             ]
         )
     note = "\\* No gain was published within a factor of ten of its active parameters."
     return f"{markdown_grid(headings, rows)}\n\n{note}"
+
+
+def design_table(plan: Plan) -> str:
+    """What other architectures would change, as Markdown."""
+    question = _question(plan)
+    found = shares.designs(plan.model, question)
+    grid = markdown_grid(shares.design_headings(question), shares.design_cells(found))
+    return f"{plan.model.title}, {plan.tokens:,} tokens a step:\n\n{grid}\n\n{shares.NOTE}"
 
 
 def plan_part(argument: str, _: Path) -> str:
@@ -216,7 +239,7 @@ def plan_part(argument: str, _: Path) -> str:
         "answer": lambda: answer(name),
         "models": all_models,
         "checks": published_checks.markdown,
-        "aware": lambda: shares.design_markdown(plan_of(name).model),
+        "aware": lambda: design_table(plan_of(name)),
     }[what]()
 
 

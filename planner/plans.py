@@ -13,16 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from errors import UserError
-from planner import clusters
+from planner import clusters, update_rules
 from planner.clusters import Cluster
+from planner.footprint import Kept
 from planner.models import Model
 from planner.newton_schulz import Iteration
 from planner.setting import Setting
 from planner.strategies import STRATEGIES
-from planner.update_rules import find as find_rule
+from planner.update_rules import UpdateRule
 from runtime import command_line
 
 NAMED = Path(__file__).with_name("scale.toml")
+TOKENS_PER_PARAMETER = 20  # of a training whose tokens are unknown: Hoffmann et al. 2203.15556
 STRATEGY = "sharded"  # which sends no more than AdamW does, and whose owners share the work
 
 
@@ -34,8 +36,9 @@ class Plan:
     cluster: Cluster
     setting: Setting
     iteration: Iteration
+    kept: Kept
     strategy: str  # of both optimizers
-    rule: str  # compared with AdamW
+    rule: UpdateRule  # compared with AdamW
     train_tokens: float  # of AdamW's training
     draws: int = 8  # of stragglers
     source: str = ""  # of the cluster and the layout
@@ -77,27 +80,22 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     note = f"of both: one of {', '.join(STRATEGIES)} (default: {STRATEGY})"
     parser.add_argument("--strategy", metavar="NAME", help=note)
-    note = "tokens of AdamW's training (default: of the model's own, or 20 a parameter)"
-    parser.add_argument("--train-tokens", type=float, metavar="NUMBER", help=note)
     note = "steps whose stragglers are drawn (default: 8)"
     parser.add_argument("--draws", type=int, default=8, metavar="INT", help=note)
     clusters.add(parser, default=None)
     command_line.add(parser, Setting, "the training")
     command_line.add(parser, Iteration, "Newton-Schulz")
+    command_line.add(parser, Kept, "activations")
 
 
 def chosen(arguments: argparse.Namespace, model: Model) -> Plan:
     """The plan of a command line: what it gives, else what scale.toml has. Raises UserError."""
-    given = {
-        key: value
-        for key, value in vars(arguments).items()
-        if value is not None and key in KEYS | {"draws"}
-    }
+    given = {k: v for k, v in vars(arguments).items() if v is not None and k in KEYS}
     return make(model, given)
 
 
-KEYS = {"cluster", "strategy", "optimizer", "train_tokens", "source", "assumed"} | {
-    each.name for declared in (Cluster, Setting, Iteration) for each in fields(declared)
+KEYS = {"cluster", "strategy", "optimizer", "draws"} | {
+    each.name for declared in (Cluster, Setting, Iteration, Kept) for each in fields(declared)
 }
 
 
@@ -121,16 +119,14 @@ def make(model: Model, given: Mapping[str, Any]) -> Plan:
     if strategy not in STRATEGIES:
         known = ", ".join(STRATEGIES)
         raise UserError(f"--strategy {strategy}: must be one of {known}; run with {STRATEGY}")
-    rule = find_rule(values.get("optimizer", "muon")).name
-    tokens = values.get("train_tokens", model.train_tokens or 20 * model.params)
-    if not 0 < tokens < float("inf"):
-        raise UserError(f"--train-tokens {tokens:g}: must be above 0; or leave it out")
+    rule = update_rules.find(values.get("optimizer", "muon"))
+    tokens = model.train_tokens or TOKENS_PER_PARAMETER * model.active_params
     if values.get("draws", 1) < 1:
         raise UserError(f"--draws {values['draws']}: must be 1 or more; or leave it out")
     cluster = clusters.make(values.get("cluster", clusters.DEFAULT), **of(Cluster))
     setting = Setting(**of(Setting))
     setting.check(model, cluster.ranks)
     return Plan(
-        model, cluster, setting, Iteration(**of(Iteration)), strategy, rule, tokens,
-        values.get("draws", 8), values.get("source", ""), tuple(values.get("assumed", ())),
+        model, cluster, setting, Iteration(**of(Iteration)), Kept(**of(Kept)), strategy, rule,
+        tokens, values.get("draws", 8), values.get("source", ""), tuple(values.get("assumed", ())),
     )  # fmt: skip

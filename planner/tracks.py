@@ -10,9 +10,10 @@ from collections.abc import Sequence
 
 from analysis.table import aligned
 from errors import UserError
-from host import entry, paths
+from host import entry
 from planner import assignment, dry_run
 from planner.hardware import Machine
+from planner.tables import add_csv, write_csv
 from runtime import command_line
 from speedrun import TRACKS, Options, chosen_track, entrants_of, make_parser
 from tracking import tuned
@@ -25,7 +26,7 @@ def race_command(arguments: argparse.Namespace) -> None:
     track, entrants = chosen_track(arguments), entrants_of(arguments)
     table, total = dry_run.race_table(track, entrants, options.loss_chunk, machine, arguments.seeds)
     if arguments.csv:
-        dry_run.write(arguments.csv, table)
+        write_csv(arguments.csv, table)
     print(aligned(table), total, sep="\n\n")
 
 
@@ -49,7 +50,7 @@ def tokens_command(arguments: argparse.Namespace) -> None:
 def race(argv: Sequence[str]) -> int:
     """The subcommand `race`; its exit code."""
     parser = make_parser(dry_run.__doc__, "planner race", only=("loss_chunk",))
-    parser.add_argument("--csv", type=paths.typed, metavar="FILE", help="write the table there too")
+    add_csv(parser)
     command_line.add(parser, Machine, "the machine to plan for")
     return entry.run(parser, argv, race_command)
 

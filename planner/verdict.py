@@ -11,20 +11,21 @@ What rests on an assumption is shown again with the assumption changed.
 """
 
 import argparse
-import csv
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from analysis.table import aligned
 from errors import UserError
-from host import entry, paths
-from planner import failures, gains, models, plans
+from host import entry
+from planner import failures, gains, models, plans, update_rules
 from planner.footprint import Footprint, footprint
 from planner.plans import Plan
 from planner.steps import StepCost, step_cost
+from planner.tables import add_csv, short, size, write_csv
+from planner.update_rules import UpdateRule
 
-BASELINE = "adamw"
+BASELINE = update_rules.RULES["adamw"]
 # The engine whose memory a strategy's ranks have.
 ENGINE = {
     "ddp": "ddp", "round-robin": "sharded", "sharded": "sharded", "fsdp2": "fsdp2",
@@ -101,17 +102,17 @@ class Verdict:
     def saved_dollars(self) -> Span:
         return self.saved_gpu_hours.times(self.plan.cluster.price_per_gpu_hour)
 
-    def memory(self, rule: str) -> Footprint:
+    def memory(self, rule: UpdateRule) -> Footprint:
         """Memory of the rank that holds most."""
         plan = self.plan
         engine = ENGINE[plan.strategy]
-        return footprint(plan.model, rule, engine, plan.setting, plan.cluster.ranks)
+        return footprint(plan.model, rule, engine, plan.setting, plan.cluster.ranks, plan.kept)
 
 
 def judge(plan: Plan) -> Verdict:
     """The verdict on a plan. Raises UserError for one that cannot be simulated."""
 
-    def cost(rule: str) -> StepCost:
+    def cost(rule: UpdateRule) -> StepCost:
         return step_cost(
             plan.model, rule, plan.strategy, plan.cluster, plan.setting, plan.iteration,
             draws=plan.draws,
@@ -224,13 +225,13 @@ def sentences(verdict: Verdict) -> list[str]:
     return [
         f"A step of {plan.model.title} on {gpus} ({plan.tokens / 1e6:,.2f}M tokens, strategy "
         f"{plan.strategy}) takes {seconds(adamw.seconds)} with AdamW and {seconds(muon.seconds)} "
-        f"with {plan.rule}: {verdict.price - 1:+.2%} ({percents(verdict.prices)}). "
+        f"with {plan.rule.name}: {verdict.price - 1:+.2%} ({percents(verdict.prices)}). "
         f"Orthogonalisation takes {seconds(muon.orthogonalise_seconds)} on the busiest rank, "
         f"{share:.2%} of the step. Communication that no computation hides takes "
         f"{seconds(muon.exposed_seconds)}, {seconds(hidden)} more than with AdamW.",
-        f"Both take as long if {plan.rule} needs {verdict.price:.3f}x fewer steps. {basis} "
+        f"Both take as long if {plan.rule.name} needs {verdict.price:.3f}x fewer steps. {basis} "
         f"{found.low:.2f}x to {found.high:.2f}x. With them, a training of "
-        f"{amount(plan.train_tokens)} tokens takes {verdict.hours(found.high):,.0f} to "
+        f"{short(plan.train_tokens)} tokens takes {verdict.hours(found.high):,.0f} to "
         f"{verdict.hours(found.low):,.0f} hours in place of {verdict.adamw_hours:,.0f}: it saves "
         f"{ends(saved, '{:,.0f}')} hours, "
         f"{ends(verdict.saved_gpu_hours, '{:,.0f}')} GPU hours{price}.",
@@ -243,9 +244,9 @@ def _memory_sentences(verdict: Verdict) -> list[str]:
     before, after = verdict.memory(BASELINE), verdict.memory(rule)
     state, total = before.state_bytes, before.total_bytes
     return [
-        f"Optimizer state of the rank that holds most falls from {gigabytes(state)} to "
-        f"{gigabytes(after.state_bytes)} ({after.state_bytes / state - 1:+.1%}), all of its memory "
-        f"from {gigabytes(total)} to {gigabytes(after.total_bytes)} "
+        f"Optimizer state of the rank that holds most falls from {size(state)} to "
+        f"{size(after.state_bytes)} ({after.state_bytes / state - 1:+.1%}), all of its memory "
+        f"from {size(total)} to {size(after.total_bytes)} "
         f"({after.total_bytes / total - 1:+.1%})."
     ]
 
@@ -253,19 +254,6 @@ def _memory_sentences(verdict: Verdict) -> list[str]:
 def seconds(value: float) -> str:
     """A time with a unit that keeps it short."""
     return f"{value:.2f} s" if value >= 1 else f"{value * 1e3:.3g} ms"
-
-
-def gigabytes(size: float) -> str:
-    """A size in GB with three digits."""
-    return f"{size / 1e9:#.3g} GB".replace(". GB", " GB")
-
-
-def amount(number: float) -> str:
-    """A count with a unit that keeps it short."""
-    for size, name in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
-        if number >= size:
-            return f"{number / size:.3g}{name}"
-    return f"{number:,.0f}"
 
 
 def ends(span: Span, form: str) -> str:
@@ -354,7 +342,7 @@ def command(arguments: argparse.Namespace) -> None:
     for note in plan.assumed + plan.model.assumed:
         print(f"assumed: {note}")
     if arguments.csv:
-        write(arguments.csv, verdict)
+        write_csv(arguments.csv, [[*FIELDS], [value(verdict) for value in FIELDS.values()]])
 
 
 FIELDS: dict[str, Callable[[Verdict], object]] = {
@@ -362,7 +350,7 @@ FIELDS: dict[str, Callable[[Verdict], object]] = {
     "gpu": lambda v: v.plan.cluster.gpu,
     "ranks": lambda v: v.plan.cluster.ranks,
     "strategy": lambda v: v.plan.strategy,
-    "optimizer": lambda v: v.plan.rule,
+    "optimizer": lambda v: v.plan.rule.name,
     "batch_tokens": lambda v: v.plan.tokens,
     "adamw_step_seconds": lambda v: v.adamw.seconds,
     "step_seconds": lambda v: v.muon.seconds,
@@ -382,21 +370,10 @@ FIELDS: dict[str, Callable[[Verdict], object]] = {
 }
 
 
-def write(path: paths.Path, verdict: Verdict) -> None:
-    """The verdict as a CSV of one row. Raises UserError if it cannot be written."""
-    try:
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(FIELDS)
-            writer.writerow([value(verdict) for value in FIELDS.values()])
-    except OSError as error:
-        raise UserError(f"--csv {path}: {error.strerror}; choose another file") from error
-
-
 def main(argv: Sequence[str]) -> int:
     """The subcommand `verdict`; its exit code."""
     parser = entry.parser("planner verdict", __doc__)
     models.add(parser)
     plans.add(parser)
-    parser.add_argument("--csv", type=paths.typed, metavar="FILE", help="write a row there, too")
+    add_csv(parser)
     return entry.run(parser, argv, command)

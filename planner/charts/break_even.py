@@ -16,7 +16,7 @@ from analysis.charts import _style
 from errors import UserError
 from planner import verdict
 from planner.plans import Plan
-from planner.verdict import amount
+from planner.tables import short
 
 FACTORS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # of the plan's tokens and ranks
 
@@ -90,7 +90,7 @@ def draw(found: Map) -> Figure:
                 )  # fmt: skip
     own = found.tokens.index(plan.tokens) + 0.5, found.ranks.index(plan.cluster.ranks) + 0.5
     axes.plot(*own, "o", ms=26, mfc="none", mec=_style.INK)
-    axes.set_xticks(np.arange(len(found.tokens)) + 0.5, [amount(n) for n in found.tokens])
+    axes.set_xticks(np.arange(len(found.tokens)) + 0.5, [short(n) for n in found.tokens])
     axes.set_yticks(np.arange(len(found.ranks)) + 0.5, [f"{n:,}" for n in found.ranks])
     axes.set_xlabel("tokens of a step")
     axes.set_ylabel("GPUs")
