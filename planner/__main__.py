@@ -12,6 +12,7 @@ from host import entry
 COMMANDS = {
     "race": ("tracks", "race", "what a race of a track here would take"),
     "assignment": ("tracks", "assign", "the rule of every parameter"),
+    "time": ("step_time", "main", "FLOPs and seconds of orthogonalisation in a step"),
     "tokens": ("tracks", "tokens", "training tokens of the longest run of a track"),
 }
 

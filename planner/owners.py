@@ -15,6 +15,7 @@ of equal matrices: 70,000 matrices on 16,384 ranks take some milliseconds.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -30,7 +31,8 @@ from planner.setting import Setting
 Counts = npt.NDArray[np.int64]  # (ranks of a stage, stacks): parameters that each rank owns
 
 
-class Stack(NamedTuple):
+@dataclass(frozen=True, order=True)
+class Stack:
     """Parameters of one shape in the fullest stage, or in a rank's part of its experts."""
 
     rows: int
