@@ -16,6 +16,7 @@ from typing import NamedTuple
 from planner import efficiency
 from planner.efficiency import Curve, Iterated, iterated, load, orthogonalisation, read_rows
 from planner.hardware import GPU, GPUS
+from planner.newton_schulz import Iteration
 
 OWN = "the curve is made of it"
 WHOLE_STEP = "measured with momentum and the update"
@@ -63,7 +64,7 @@ def _of_gpus() -> Iterator[Row]:
     for name, path in efficiency.gpu_records().items():
         record, gpu, curve = f"gpu/{path.parent.name}", GPUS[name], load(name)
         iterations = efficiency.gpu_iterations(path)
-        fastest = {}
+        fastest: dict[tuple[int, int, int, Iteration], float] = {}
         for each in iterations:
             key = each.batch, each.m, each.n, each.iteration
             fastest[key] = min(fastest.get(key, each.seconds), each.seconds)

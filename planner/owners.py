@@ -129,10 +129,8 @@ def _stacks(
         for begin in range(0, model.n_layer, length)
     ]
 
-    def work(stage: Sequence[Stack]) -> float:
-        return sum(each.count * each.flops(iteration) / each.group for each in stage)
-
-    return sorted(max(stages, key=work), reverse=True)
+    work = [sum(each.count * each.flops(iteration) / each.group for each in s) for s in stages]
+    return sorted(stages[work.index(max(work))], reverse=True)
 
 
 def _by_layer(count: int, n_layer: int) -> list[int]:
