@@ -24,6 +24,7 @@ from runtime.command_line import knob
 DENSE = ("attention", "mlp", "router")
 EVERY_RANK = "every rank does all"
 RANKS = 1024  # of a plan that names none
+AUTO = "auto"
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Timing:
     gpu: str = knob(f"one of {', '.join(GPUS)}", "h200")
     ranks: int = knob(f"GPUs; 0: {RANKS:,}, or as many as a step has sequences", 0)
     mfu: float = knob("share of the peak that forward and backward get; assumed", 0.4)
-    curve: str = knob("efficiency of products by size, see below; empty: the GPU's", "")
+    curve: str = knob("efficiency of products by size; auto: the GPU's, or else assumed", AUTO)
     launch_us: float = knob("microseconds of a launch; 0: the curve's, for a GPU 5, assumed", 0.0)
 
     def __post_init__(self) -> None:
@@ -45,7 +46,7 @@ class Timing:
             raise UserError(f"--mfu {self.mfu}: must be above 0 and at most 1; try --mfu 0.4")
         if not 0 <= self.launch_us < math.inf:
             raise UserError(f"--launch-us {self.launch_us}: must be 0 or more; or leave it out")
-        if self.curve:
+        if self.curve != AUTO:
             efficiency.load(self.curve)
 
     @property
@@ -55,7 +56,8 @@ class Timing:
     @property
     def efficiency(self) -> Curve:
         """The curve, with the launches of the plan."""
-        curve = efficiency.load(self.curve) if self.curve else efficiency.of_gpu(self.gpu)
+        named, gpu = self.curve, self.gpu
+        curve = efficiency.of_gpu(gpu) if named == AUTO else efficiency.load(named)
         return replace(curve, launch_seconds=self.launch_us / 1e6) if self.launch_us else curve
 
     def of_ranks(self, model: Model, setting: Setting) -> int:

@@ -19,6 +19,7 @@ import argparse
 import csv
 import importlib
 import io
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -121,13 +122,14 @@ def command(arguments: argparse.Namespace) -> None:
     iteration = Iteration(**command_line.given(arguments, Iteration))
     timing = Timing(**command_line.given(arguments, Timing))
     setting = Setting(**command_line.given(arguments, Setting))
+    ranks, gpu = timing.of_ranks(model, setting), timing.kind
+    setting.check(model, ranks)
     tokens, curve = setting.tokens(model), timing.efficiency
     tables = [
         kinds_table(model, iteration, timing, tokens),
         shares_table(model, iteration, tokens),
         prices_table(model, iteration, timing, setting),
     ]
-    gpu, ranks = timing.kind, timing.of_ranks(model, setting)
     step = optimizer_time.model_seconds(model, timing, tokens, ranks)
     print(f"{model.title}, {tokens:,} tokens a step, {iteration.steps} steps of Newton-Schulz\n")
     print(*map(aligned, tables), sep="\n\n")
@@ -146,7 +148,8 @@ def command(arguments: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; its exit code."""
-    parser = entry.parser("planner time", f"{__doc__}\nCurves: {', '.join(curves())}")
+    names = textwrap.fill(f"Curves: {', '.join(curves())}.", 100, break_on_hyphens=False)
+    parser = entry.parser("planner time", f"{__doc__}\n{names}")
     models.add(parser)
     command_line.add(parser, Setting, "the step", only=FLAGS)
     command_line.add(parser, Iteration, "orthogonalisation")
