@@ -10,7 +10,7 @@ does not say how a model was trained, so batch and sequence are assumed; flags c
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from planner.preset_file import whole
 from planner.weights import Model, Weight
 
 BATCH_TOKENS = 4 * 2**20  # of a step, assumed
+MOST_LAYERS = 10_000
 SEQ_LEN = 4096  # tokens of a training sequence, assumed, or fewer where the model takes fewer
 
 
@@ -39,6 +40,14 @@ class Config:
             )
         return whole(f"{self.path}: {key}", default if value is None else value, least)
 
+    def layers(self) -> int:
+        """Layers of the model."""
+        key = "num_hidden_layers"
+        n = self.size(key)
+        if n > MOST_LAYERS:
+            raise UserError(f"{self.path}: {key}={n}: must be at most {MOST_LAYERS}; mend the file")
+        return n
+
     def flag(self, key: str, default: bool) -> bool:
         """true or false."""
         value = self.values.get(key, default)
@@ -57,7 +66,7 @@ class Config:
 
 
 @dataclass(frozen=True)
-class Parts:
+class Architecture:
     """What a family reads from a config.json, beside the training."""
 
     weights: list[Weight]
@@ -75,8 +84,10 @@ def read(path: Path) -> Model:
     """The model of a config.json. Raises UserError."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read: {error}; name a config.json") from error
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; name a config.json") from error
+    except (ValueError, RecursionError) as error:  # it is no JSON, or no UTF-8
+        raise UserError(f"{path}: is no JSON file: {error}; name a config.json") from error
     known = ", ".join(FAMILIES)
     if not isinstance(values, dict) or not isinstance(values.get("model_type"), str):
         raise UserError(f"{path}: model_type is missing; it must be one of {known}")
@@ -91,7 +102,7 @@ def read(path: Path) -> Model:
     return _trained(name, config, family(config))
 
 
-def _trained(name: str, config: Config, parts: Parts) -> Model:
+def _trained(name: str, config: Config, parts: Architecture) -> Model:
     seq_len = min(SEQ_LEN, parts.longest)
     window = parts.window if 0 < parts.window < seq_len else 0
     # The first `window` queries see half of them on average.
@@ -118,16 +129,16 @@ def _trained(name: str, config: Config, parts: Parts) -> Model:
     )
 
 
-# ---- Parts that families share -----------------------------------------------------------------
+# ---- Weights that families share -----------------------------------------------------------------
 
 
-def _ends(config: Config, d: int, tied: bool) -> list[Weight]:
-    """Embedding, head and last norm. A table that is both is the head."""
-    vocab = config.size("vocab_size")
-    embed = Weight("embed", "embed", vocab, d, 1, 1, 1 / vocab, "vocab_size, hidden_size")
-    note = "vocab_size, hidden_size" + (", tie_word_embeddings" if tied else "")
-    head = Weight("head", "head", vocab, d, source=note)
-    return [head] if tied else [embed, head]
+def _ends(config: Config, d: int, tied: bool, width: str = "hidden_size") -> list[Weight]:
+    """Embedding and head. A table that is both is the head. width: the key of d."""
+    vocab, source = config.size("vocab_size"), f"vocab_size, {width}"
+    head = Weight("head", "head", vocab, d, source=source)
+    if tied:
+        return [replace(head, source=f"{source}, tie_word_embeddings")]
+    return [Weight("embed", "embed", vocab, d, token_share=1 / vocab, source=source), head]
 
 
 def _gated(
@@ -156,9 +167,7 @@ def _grouped_query(config: Config, bias: str) -> tuple[list[Weight], int, int, i
 
     bias: the projections that have one, such as "qkv".
     """
-    d, n, heads = (
-        config.size(key) for key in ("hidden_size", "num_hidden_layers", "num_attention_heads")
-    )
+    d, n, heads = config.size("hidden_size"), config.layers(), config.size("num_attention_heads")
     kv = config.size("num_key_value_heads", heads)
     if d % heads and config.values.get("head_dim") is None:
         raise UserError(
@@ -190,7 +199,7 @@ def _norms(d: int, n: int) -> Weight:
 # ---- Families ----------------------------------------------------------------------------------
 
 
-def _gpt2(config: Config) -> Parts:
+def _gpt2(config: Config) -> Architecture:
     d, n, heads = (config.size(key) for key in ("n_embd", "n_layer", "n_head"))
     if d % heads:
         raise UserError(f"{config.path}: n_head={heads}: must divide n_embd={d}; mend the file")
@@ -209,11 +218,11 @@ def _gpt2(config: Config) -> Parts:
         Weight("mlp.up_bias", "vector", inner, 1, n, source="biases of the MLP"),
         Weight("mlp.down_bias", "vector", d, 1, n, source="biases of the MLP"),
     ]
-    weights += _ends(config, d, config.flag("tie_word_embeddings", True))
-    return Parts(weights, n, d, heads, d // heads, d // heads, longest)
+    weights += _ends(config, d, config.flag("tie_word_embeddings", True), "n_embd")
+    return Architecture(weights, n, d, heads, d // heads, d // heads, longest)
 
 
-def _llama(config: Config) -> Parts:
+def _llama(config: Config) -> Architecture:
     """Llama, Mistral, Qwen 2 and Qwen 3, whose layers all have a dense MLP."""
     kind = config.values["model_type"]
     bias = "qkv" if kind == "qwen2" else "qkvo" if config.flag("attention_bias", False) else ""
@@ -227,7 +236,7 @@ def _llama(config: Config) -> Parts:
     return _dense_ends(config, weights, n, d, heads, size)
 
 
-def _qwen3_moe(config: Config) -> Parts:
+def _qwen3_moe(config: Config) -> Architecture:
     bias = "qkvo" if config.flag("attention_bias", False) else ""
     weights, n, d, heads, size = _grouped_query(config, bias)
     step = config.size("decoder_sparse_step", 1)
@@ -245,7 +254,7 @@ def _qwen3_moe(config: Config) -> Parts:
 
 def _dense_ends(
     config: Config, weights: list[Weight], n: int, d: int, heads: int, size: int
-) -> Parts:
+) -> Architecture:
     kind = config.values["model_type"]
     if kind.startswith("qwen3"):
         weights.append(Weight("attention.qk_norms", "vector", size, 1, 2 * n, source="head_dim"))
@@ -253,7 +262,7 @@ def _dense_ends(
     slides = kind == "mistral" or config.flag("use_sliding_window", False)
     window = config.size("sliding_window", 0, least=0) if slides else 0
     longest = config.size("max_position_embeddings", SEQ_LEN)
-    return Parts(weights, n, d, heads, size, size, longest, window)
+    return Architecture(weights, n, d, heads, size, size, longest, window)
 
 
 def _moe(config: Config, d: int, layers: int, key: str) -> list[Weight]:
@@ -267,11 +276,9 @@ def _moe(config: Config, d: int, layers: int, key: str) -> list[Weight]:
     return _experts(d, layers, experts, chosen, width, f"{key}, moe_intermediate_size, hidden_size")
 
 
-def _deepseek(config: Config) -> Parts:
+def _deepseek(config: Config) -> Architecture:
     """DeepSeek-V2, V3 and V3.2, Kimi K2 and GLM-5: latent attention, a shared expert or more."""
-    d, n, heads = (
-        config.size(key) for key in ("hidden_size", "num_hidden_layers", "num_attention_heads")
-    )
+    d, n, heads = config.size("hidden_size"), config.layers(), config.size("num_attention_heads")
     nope, rope, v = (
         config.size(key) for key in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
     )
@@ -299,7 +306,7 @@ def _deepseek(config: Config) -> Parts:
     note = "Layers that predict further tokens (num_nextn_predict_layers) are left out."
     assumed = (note,) if config.size("num_nextn_predict_layers", 0, least=0) else ()
     longest = config.size("max_position_embeddings", SEQ_LEN)
-    return Parts(weights, n, d, heads, nope + rope, v, longest, assumed=assumed)
+    return Architecture(weights, n, d, heads, nope + rope, v, longest, assumed=assumed)
 
 
 def _latent(
@@ -350,7 +357,12 @@ def _indexer(config: Config, d: int, n: int) -> list[Weight]:
     """What selects keys in DeepSeek's sparse attention, in the layers that have their own."""
     heads, size = config.size("index_n_heads"), config.size("index_head_dim")
     rank, types = config.size("q_lora_rank"), config.words("indexer_types", n)
-    full = n if types is None else types.count("full")
+    freq, skip = config.size("index_topk_freq", 1), config.size("index_skip_topk_offset", 2, 0)
+    full = (
+        sum(max(i - skip + 1, 0) % freq == 0 for i in range(n))
+        if types is None
+        else types.count("full")
+    )
     return [
         Weight(
             "indexer.q", "attention", heads * size, rank, full, heads,
@@ -362,7 +374,7 @@ def _indexer(config: Config, d: int, n: int) -> list[Weight]:
     ]  # fmt: skip
 
 
-FAMILIES: dict[str, Callable[[Config], Parts]] = {
+FAMILIES: dict[str, Callable[[Config], Architecture]] = {
     "gpt2": _gpt2,
     "llama": _llama,
     "mistral": _llama,

@@ -13,6 +13,7 @@ import argparse
 import difflib
 import functools
 import importlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,7 +24,10 @@ from planner.weights import HIDDEN, ROLES, Model, Weight
 from runtime import command_line
 from runtime.command_line import knob
 
-__all__ = ["HIDDEN", "ROLES", "Model", "Training", "Weight", "add", "chosen", "find", "presets"]
+__all__ = [
+    "HIDDEN", "ROLES", "Model", "Training", "Weight", "add", "chosen", "chosen_many", "find",
+    "presets",
+]  # fmt: skip
 
 NAMED = Path(__file__).with_name("models.toml")
 
@@ -87,12 +91,17 @@ def find(name: str) -> Model:
     )
 
 
-def add(parser: argparse.ArgumentParser) -> None:
-    """The argument MODEL, --from-model, and the flags of `Training`."""
+def add(parser: argparse.ArgumentParser, many: bool = False) -> None:
+    """The argument MODEL, --from-model, and the flags of `Training`.
+
+    many: any number of models.
+    """
     names = ", ".join(presets())
     note = f"{names}; your own file that ends in .toml; a config.json of Hugging Face or its folder"
-    parser.add_argument("model", nargs="?", metavar="MODEL", help=note)
-    note = "the model of a track of this project, in place of MODEL"
+    default = " (default: all presets)" if many else ""
+    nargs = "*" if many else "?"
+    parser.add_argument("model", nargs=nargs, metavar="MODEL", help=f"{note}{default}")
+    note = "the model of a track of this project" + ("" if many else ", in place of MODEL")
     parser.add_argument("--from-model", metavar="TRACK", help=note)
     command_line.add(parser, Training, "the model's training")
 
@@ -102,9 +111,22 @@ def chosen(arguments: argparse.Namespace) -> Model:
     if (arguments.model is None) == (arguments.from_model is None):
         what = "is missing" if arguments.model is None else "and --from-model are both given"
         raise UserError(f"MODEL {what}; give one of them, such as deepseek-v4 (-h lists them)")
+    return _all(arguments, [] if arguments.model is None else [arguments.model])[0]
+
+
+def chosen_many(arguments: argparse.Namespace) -> list[Model]:
+    """The models of a command line that takes many; all presets if none is given.
+
+    Raises UserError.
+    """
+    return _all(arguments, arguments.model or ([] if arguments.from_model else [*presets()]))
+
+
+def _all(arguments: argparse.Namespace, names: Sequence[str]) -> list[Model]:
+    """The named models, then the model of --from-model, with the flags of `Training`."""
+    found = [find(name) for name in names]
+    if arguments.from_model is not None:
+        # Imported by name: it imports torch, which is not needed for the others.
+        found.append(importlib.import_module("planner.own_models").from_track(arguments.from_model))
     training = Training(**command_line.given(arguments, Training))
-    if arguments.from_model is None:
-        return training.applied(find(arguments.model))
-    own = importlib.import_module("planner.own_models")  # imports torch, which others do not need
-    model: Model = own.from_track(arguments.from_model)
-    return training.applied(model)
+    return [training.applied(model) for model in found]

@@ -27,12 +27,21 @@ def from_track(name: str) -> Model:
         near = difflib.get_close_matches(name, TRACKS, 1)
         hint = f"did you mean {near[0]}?" if near else "run with --from-model tiny"
         raise UserError(f"--from-model {name}: must be one of {', '.join(TRACKS)}; {hint}")
-    track = TRACKS[name]
-    gpt = on_meta(track)
+    return of_gpt(TRACKS[name], on_meta(TRACKS[name]))
+
+
+def on_meta(track: Track) -> GPT:
+    """The model of a track, on tensors without storage."""
+    with torch.device("meta"):
+        return GPT(track.config(corpora.corpus(track.dataset).vocab_size))
+
+
+def of_gpt(track: Track, gpt: GPT) -> Model:
+    """The model of a track, counted on `gpt`."""
     config = gpt.config
     return Model(
-        name=name,
-        title=f"the model of track {name}",
+        name=track.name,
+        title=f"the model of track {track.name}",
         weights=_weights(gpt),
         n_layer=config.n_layer,
         n_embd=config.n_embd,
@@ -46,12 +55,6 @@ def from_track(name: str) -> Model:
         source="layers/config.py, and the track in speedrun.py",
         assumed=("The training is as long as a trial of the tuner on this track.",),
     )
-
-
-def on_meta(track: Track) -> GPT:
-    """The model of a track, on tensors without storage."""
-    with torch.device("meta"):
-        return GPT(track.config(corpora.corpus(track.dataset).vocab_size))
 
 
 def _weights(gpt: GPT) -> tuple[Weight, ...]:
@@ -73,5 +76,4 @@ def _weight(name: str, row: RoleRow, count: int) -> Weight:
         count=count,
         parts=height // row.head_rows if row.head_rows else 1,
         token_share=1 / height if role == "embed" else 1.0,
-        source="GPT.roles()",
     )

@@ -15,13 +15,13 @@
     train_tokens = 10e9      # 0: unknown
     weights = [
         { name = "embed", role = "embed", rows = 50257, cols = 768, tokens = "1/50257" },
-        { name = "attention.qkv", role = "attention", rows = 2304, cols = 768, count = 12,
-          parts = 36, source = "12 heads each of q, k and v" },
+        { name = "qkv", role = "attention", rows = 2304, cols = 768, count = 12, parts = 36 },
     ]
 
 `count` is the number of such parameters in the whole model, `parts` the number of matrices of equal
-height that are stacked in each. `tokens` is the share of a step's tokens that one of them sees,
-such as "8/256" for experts. Optional: source, published_params, published_active_params, assumed.
+height that are stacked in each, such as heads. `tokens` is the share of a step's tokens that one of
+them sees, such as "8/256" for experts. Optional: source, of the model and of each weight,
+published_params, published_active_params, assumed.
 """
 
 import difflib
@@ -48,8 +48,10 @@ def read(path: Path) -> dict[str, Model]:
     """The models of a file, by name. Raises UserError if it cannot be read or has another form."""
     try:
         found = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:  # also a file that is no TOML or no UTF-8
-        raise UserError(f"{path}: cannot be read: {error}; {MEND}") from error
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; name another file") from error
+    except (ValueError, RecursionError) as error:  # it is no TOML, or no UTF-8
+        raise UserError(f"{path}: is no TOML file: {error}; {MEND}") from error
     for name, table in found.items():
         if not isinstance(table, dict):
             raise UserError(f"{path}: {name} must stand in a table, such as [my-model]; {MEND}")

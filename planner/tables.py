@@ -1,4 +1,4 @@
-"""What the tables of the planner share: --csv FILE, and large numbers in few digits."""
+"""What the tables of the planner share: --csv FILE, and numbers and bytes in few digits."""
 
 import argparse
 import csv
@@ -31,3 +31,11 @@ def short(number: float) -> str:
         if abs(number) >= scale:
             return f"{number / scale:#.4g}{letter}"
     return f"{number:g}"
+
+
+def size(size_bytes: float) -> str:
+    """Bytes in four digits: 12.58 TB, 655.8 MB."""
+    for scale, unit in ((1e15, "PB"), (1e12, "TB"), (1e9, "GB"), (1e6, "MB")):
+        if size_bytes >= scale:
+            return f"{size_bytes / scale:.4g} {unit}"
+    return f"{size_bytes / 1e3:.4g} kB"
