@@ -44,8 +44,8 @@ def draw(model: Model, iteration: Iteration, timing: Timing, setting: Setting) -
         "if every rank does all",
         f"At {_tokens(own)} tokens a step, the vertical line. Left: of the FLOPs of forward and "
         "backward in these matrices, on the tokens that they see, and of the whole step. Right: of "
-        f"the time of a step on {ranks:,} {timing.kind.name}, with nothing hidden, from the batch on "
-        "that gives each replica of the model one sequence.",
+        f"the time of a step on {ranks:,} {timing.kind.name}, with nothing hidden, from the batch "
+        "on that gives each replica of the model one sequence.",
         f"Newton-Schulz: {iteration.steps} steps, {iteration.ns_form} form"
         f"{', symmetric kernels' if iteration.symmetric else ''}"
         f"{', Muon Split' if iteration.split else ''}. Forward and backward at {timing.mfu:.0%} of "
