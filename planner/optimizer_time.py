@@ -99,13 +99,15 @@ def product_flops(weights: Sequence[Weight], tokens: float) -> float:
 
 
 def kinds(model: Model, iteration: Iteration, timing: Timing, tokens: float) -> list[Kind]:
-    """A row for each hidden weight."""
+    """A row for each hidden weight, or for each kind of matrix in it."""
     found = []
     for weight in hidden(model):
-        m, n, parts = iteration.matrices(weight)
-        count = weight.count * parts
-        cost = orthogonalisation(timing.kind, iteration, m, n, count, timing.efficiency)
-        found.append(Kind(weight, m, n, count, product_flops([weight], tokens), cost))
+        for m, n, each in iteration.blocks(weight):
+            count = weight.count * each
+            cost = orthogonalisation(timing.kind, iteration, m, n, count, timing.efficiency)
+            part = each * m * n / weight.size
+            products = part * product_flops([weight], tokens)
+            found.append(Kind(weight, m, n, count, products, cost))
     return found
 
 
@@ -143,14 +145,18 @@ def prices(model: Model, iteration: Iteration, timing: Timing, setting: Setting)
     ranks, gpu, curve = timing.of_ranks(model, setting), timing.kind, timing.efficiency
     step = model_seconds(model, timing, setting.tokens(model), ranks)
     dealt = {way: deal(model, iteration, ranks, setting, way) for way in WAYS}
-    seconds = 0.0
+    batches: dict[tuple[int, int], int] = {}  # by shape, as Muon forms them
     for weight in hidden(model):
-        m, n, parts = iteration.matrices(weight)
-        held = math.ceil(weight.count * parts * setting.held_share(weight))
-        seconds += orthogonalisation(gpu, iteration, m, n, held, curve).seconds
+        for m, n, each in iteration.blocks(weight):
+            held = math.ceil(weight.count * each * setting.held_share(weight))
+            batches[m, n] = batches.get((m, n), 0) + held
+    seconds = sum(
+        orthogonalisation(gpu, iteration, m, n, held, curve).seconds
+        for (m, n), held in batches.items()
+    )
     found = [Price(EVERY_RANK, 1.0, 0, seconds, seconds / (seconds + step))]
-    for way, each in dealt.items():
-        seconds = each.seconds(gpu, iteration, curve)
+    for way, work in dealt.items():
+        seconds = work.seconds(gpu, iteration, curve)
         share = seconds / (seconds + step)
-        found.append(Price(way, each.imbalance, each.idle, seconds, share))
+        found.append(Price(way, work.imbalance, work.idle, seconds, share))
     return found

@@ -108,8 +108,11 @@ def test_symmetric_kernels_save_what_their_ceiling_says(e: int) -> None:
 
 def test_muon_split_orthogonalises_each_head() -> None:
     fused = Weight("qkv", "attention", 96, 32, count=2, parts=12)
-    assert Iteration().matrices(fused) == (32, 96, 1)
-    assert Iteration(split=True).matrices(fused) == (8, 32, 12)
+    assert Iteration().blocks(fused) == ((32, 96, 1),)
+    assert Iteration(split=True).blocks(fused) == ((8, 32, 12),)
+    grouped = replace(fused, splits=(64, 16, 16))
+    assert Iteration().blocks(grouped) == ((32, 64, 1), (16, 32, 2))
+    assert Iteration(split=True).blocks(grouped) == ((8, 32, 12),)
     # With two steps of four: 4 n m^2 + 2 m^3 each.
     split = Iteration(split=True, ns_steps=2)
     assert split.weight_flops(fused) == 2 * 12 * 2 * (4 * 32 * 8**2 + 2 * 8**3)
@@ -135,7 +138,7 @@ def test_the_bound_of_the_blog_is_above_every_share() -> None:
         tokens = model.batch_tokens
         for weight in model.weights:
             if weight.hidden:
-                m, _, _ = Iteration().matrices(weight)
+                m = max(m for m, _, _ in Iteration().blocks(weight))
                 share = Iteration().weight_flops(weight) / optimizer_time.product_flops(
                     [weight], tokens
                 )
