@@ -2,14 +2,14 @@
 
     python -m bench.products    # under two minutes on two CPU cores, seconds on a GPU
 
-In each precision, on a CPU also on one thread alone: X X^T and B X of square matrices and of
-matrices four times as wide as high, one at a time and 16 in a batch; whole orthogonalisations; and
-a copy, for the memory's bandwidth. All of one precision take turns in one process. Small products
-repeat in a turn until it takes a millisecond, so a time is the time of one in a row of many.
-GFLOP/s counts the FLOPs of the published form. GB/s counts each operand and each result once.
+In each precision, on a CPU also on one thread alone: X X^T and a X + B X of square matrices and of
+matrices four times as wide as high, one at a time and 16 in a batch; whole iterations; and a copy,
+for the memory's bandwidth. All of one precision take turns in one process. Small products repeat in
+a turn until it takes a millisecond, so a time is the time of one in a row of many. GFLOP/s counts
+the FLOPs of the published form. GB/s counts each operand and each result once.
 
 The planner reads the CSV (`planner/efficiency.py`): its curves of efficiency against size are the
-square products, and it is compared with the other rows.
+square products, and it is compared with the iterations.
 """
 
 import sys
@@ -32,7 +32,7 @@ ROUNDS = 5
 TURN_SECONDS = 1e-3  # that a turn takes at least
 TURN_FLOPS = 4e10  # that a turn on a CPU takes at most: one product of 2048, or a batch
 COPIED_BYTES = 2**28  # more than a processor's caches hold
-ITERATION = "Newton-Schulz"
+GRAM, ADDED, ITERATION = "X X^T", "a X + B X", "Newton-Schulz"
 ABC = COEFFICIENTS["jordan"] * 5
 ITERATED = ((16, 128, 128), (8, 128, 512), (1, 512, 512), (1, 512, 2048), (2, 768, 768))
 
@@ -59,9 +59,7 @@ class Case(NamedTuple):
         m, n = self.m, self.n
         if self.product.startswith(ITERATION):
             return self.K * len(ABC) * (3 * m * n + 4 * m**2)
-        return self.K * {"X X^T": m * n + m**2, "B X": m**2 + 2 * m * n}.get(
-            self.product, 2 * m * n
-        )
+        return self.K * {GRAM: m * n + m**2, ADDED: m**2 + 2 * m * n}.get(self.product, 2 * m * n)
 
 
 def cases(device: torch.device, dtype: torch.dtype) -> list[Case]:
@@ -69,7 +67,7 @@ def cases(device: torch.device, dtype: torch.dtype) -> list[Case]:
     largest = 8192 if device.type == "cuda" else 2048
     sides = [16 * 2**i for i in range(largest.bit_length() - 4)]
     shapes = [(K, m, m * wide) for m in sides for wide in (1, WIDE) for K in (1, BATCH)]
-    found = [Case(name, *shape) for shape in shapes for name in ("X X^T", "B X")]
+    found = [Case(name, *shape) for shape in shapes for name in (GRAM, ADDED)]
     number_bytes = torch.empty(0, dtype=dtype).element_size()
     found = [
         case
@@ -96,9 +94,12 @@ def work_of(case: Case, dtype: torch.dtype, device: torch.device) -> Callable[[]
         return partial(BACKENDS[case.product.removeprefix(f"{ITERATION}, ")].iterate, X, ABC)
     if case.product == "copy":
         return partial(torch.empty_like(X).copy_, X)
-    other = X.mT if case.product == "X X^T" else X
-    left = X if case.product == "X X^T" else X[..., :m].contiguous()
-    return partial(torch.bmm, left, other) if K > 1 else partial(torch.mm, left[0], other[0])
+    if case.product == GRAM:
+        return partial(torch.bmm, X, X.mT) if K > 1 else partial(torch.mm, X[0], X[0].mT)
+    B = X[..., :m].contiguous()
+    if K > 1:
+        return partial(torch.baddbmm, X, B, X, beta=2.0)
+    return partial(torch.addmm, X[0], B[0], X[0], beta=2.0)
 
 
 def repeated(work: Callable[[], object], times: int, device: torch.device) -> None:
@@ -145,6 +146,7 @@ def measure_all() -> None:
     """Measure, and write the rows."""
     device, rows = machine.local_device(), []
     kernels.register()
+    machine.keep_memory()  # as a run does
     threads = sorted({1, cores()}) if device.type == "cpu" else [torch.get_num_threads()]
     torch.set_num_threads(threads[-1])
     for name in precisions(device):

@@ -25,6 +25,7 @@ from host import paths
 from planner.hardware import GPU, GPUS
 from planner.newton_schulz import Iteration
 
+PRODUCTS = ("X X^T", "a X + B X")  # of bench/products.py
 LAUNCH_SECONDS = 5e-6  # of a kernel on a GPU, assumed
 PUBLISHED = Path(__file__).with_name("curves.toml")
 GPU_RECORDS, RECORDS = paths.RESULTS / "gpu", paths.RESULTS / "records"
@@ -276,19 +277,20 @@ def processor_curve(name: str, rows: Sequence[dict[str, str]]) -> Curve:
     """The curve of the square products, of one matrix at a time, in one precision.
 
     The time of the smallest product counts as a launch; a product takes it and the time of its
-    arithmetic. The peak is the best of all products, and the bandwidth that of a copy.
+    arithmetic. The peak is the best of all products, and the bandwidth that of a copy. A step of
+    Newton-Schulz has one product of the first kind and two of the second: so has the mean.
     """
-    products = [row for row in rows if row["product"] in ("X X^T", "B X")]
-    seconds: dict[int, list[float]] = {}
+    products = [row for row in rows if row["product"] in PRODUCTS]
+    mean: dict[int, float] = {}
     for row in products:
         if row["batch"] == "1" and row["m"] == row["n"]:
-            seconds.setdefault(int(row["m"]), []).append(float(row["ms"]) / 1e3)
-    mean = {side: sum(each) / len(each) for side, each in sorted(seconds.items())}
-    launch = next(iter(mean.values()))
+            part = 1 / 3 if row["product"] == PRODUCTS[0] else 2 / 3
+            mean[int(row["m"])] = mean.get(int(row["m"]), 0.0) + part * float(row["ms"]) / 1e3
+    launch = mean[min(mean)]
     peak = max(float(row["GFLOP/s"]) * 1e9 for row in products)
     points = tuple(
         (float(side), min(1.0, 2 * side**3 / (each - launch) / peak))
-        for side, each in mean.items()
+        for side, each in sorted(mean.items())
         if each > 1.5 * launch
     )
     copied = next(float(row["GB/s"]) * 1e9 for row in rows if row["product"] == "copy")

@@ -6,6 +6,7 @@ on X X^T, so that two products alone see n; `muon.py` has both. A test counts th
 """
 
 import difflib
+from collections import Counter
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -71,9 +72,22 @@ class Iteration:
         """Steps, with the table's own number in place of 0."""
         return self.ns_steps or STEPS[self.ns_coefficients]
 
+    def blocks(self, weight: Weight) -> tuple[tuple[int, int, int], ...]:
+        """(m, n, how many) of the matrices in one parameter of a weight, m <= n.
+
+        They are its heads with `split`; else query, key and value, if the weight has them fused.
+        """
+        rows, cols, splits = weight.rows, weight.cols, weight.splits or (weight.rows,)
+        if self.split and weight.parts > 1:
+            splits = (rows // weight.parts,) * weight.parts
+        return tuple(
+            (min(height, cols), max(height, cols), count)
+            for height, count in Counter(splits).items()
+        )
+
     def matrices(self, weight: Weight) -> tuple[int, int, int]:
-        """(m, n, how many) of the equal matrices in one parameter of a weight, m <= n."""
-        parts = weight.parts if self.split else 1
+        """(m, n, how many) of the matrices in one parameter; of mean height where they differ."""
+        parts = sum(count for _, _, count in self.blocks(weight))
         rows = weight.rows // parts
         return min(rows, weight.cols), max(rows, weight.cols), parts
 
@@ -115,8 +129,7 @@ class Iteration:
 
     def weight_flops(self, weight: Weight) -> float:
         """FLOPs for all parameters of a hidden weight."""
-        m, n, parts = self.matrices(weight)
-        return weight.count * parts * self.flops(m, n)
+        return weight.count * sum(count * self.flops(m, n) for m, n, count in self.blocks(weight))
 
 
 def _flops(products: tuple[Product, ...]) -> float:

@@ -15,6 +15,7 @@ of equal matrices: 70,000 matrices on 16,384 ranks take some milliseconds.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -27,15 +28,17 @@ from planner.models import Model, Weight
 from planner.newton_schulz import Iteration
 from planner.setting import Setting
 
+Blocks = tuple[tuple[int, int, int], ...]  # (m, n, how many) of the matrices in a parameter
 Counts = npt.NDArray[np.int64]  # (ranks of a stage, stacks): parameters that each rank owns
 
 
-class Stack(NamedTuple):
+@dataclass(frozen=True, order=True)
+class Stack:
     """Parameters of one shape in the fullest stage, or in a rank's part of its experts."""
 
     rows: int
     cols: int
-    parts: int  # equal matrices in each of them
+    blocks: Blocks
     group: int  # ranks that they are dealt to; the ranks of a stage are equal groups
     layers: tuple[int, ...]  # how many of them each layer of the stage has
 
@@ -43,20 +46,14 @@ class Stack(NamedTuple):
     def count(self) -> int:
         return sum(self.layers)
 
-    @property
-    def sides(self) -> tuple[int, int]:
-        """(m, n) of the matrices, m <= n."""
-        height = self.rows // self.parts
-        return min(height, self.cols), max(height, self.cols)
-
     def flops(self, iteration: Iteration) -> float:
         """To orthogonalise one parameter."""
-        return self.parts * iteration.flops(*self.sides)
+        return sum(count * iteration.flops(m, n) for m, n, count in self.blocks)
 
     @property
     def cost(self) -> int:
         """As host/owners.py balances it."""
-        return int(orthogonal_cost((self.rows, self.cols), (self.rows // self.parts,) * self.parts))
+        return sum(count * int(orthogonal_cost((m, n))) for m, n, count in self.blocks)
 
 
 class Dealing(NamedTuple):
@@ -97,8 +94,8 @@ def deal(
     most = int(work.argmax())
     owned: dict[tuple[int, int], int] = {}
     for stack, count in zip(stacks, counts[most].tolist(), strict=True):
-        if count:
-            owned[stack.sides] = owned.get(stack.sides, 0) + count * stack.parts
+        for m, n, each in stack.blocks if count else ():
+            owned[m, n] = owned.get((m, n), 0) + count * each
     return Dealing(
         way=way,
         ranks=ranks,
@@ -113,11 +110,11 @@ def _stacks(
     model: Model, hidden: Sequence[Weight], iteration: Iteration, ranks: int, setting: Setting
 ) -> list[Stack]:
     """The stacks of the stage with most work, those of the largest shape first."""
-    found: dict[tuple[int, int, int, int], list[int]] = {}  # shape and group: how many by layer
+    found: dict[tuple[int, int, Blocks, int], list[int]] = {}  # and how many each layer has
     stage_ranks = ranks // setting.pipeline
     for weight in hidden:
         group = setting.group_size(weight, ranks)
-        key = weight.rows, weight.cols, iteration.matrices(weight)[2], group
+        key = weight.rows, weight.cols, iteration.blocks(weight), group
         layers = found.setdefault(key, [0] * model.n_layer)
         for i, count in enumerate(_by_layer(weight.count, model.n_layer)):
             layers[i] += -(-count * group // stage_ranks)
@@ -127,10 +124,8 @@ def _stacks(
         for begin in range(0, model.n_layer, length)
     ]
 
-    def work(stage: Sequence[Stack]) -> float:
-        return sum(each.count * each.flops(iteration) / each.group for each in stage)
-
-    return sorted(max(stages, key=work), reverse=True)
+    work = [sum(each.count * each.flops(iteration) / each.group for each in s) for s in stages]
+    return sorted(stages[work.index(max(work))], reverse=True)
 
 
 def _by_layer(count: int, n_layer: int) -> list[int]:

@@ -26,6 +26,7 @@ from bench import (
     newton_schulz,
     optimizer_step,
     peers,
+    products,
     step,
     turns,
 )
@@ -69,6 +70,7 @@ def test_a_bench_writes_what_it_measured_and_on_which_machine(
         machine.main,
         newton_schulz.main,
         optimizer_step.main,
+        products.main,
         step.main,
         turns.main,
     ],
