@@ -1,0 +1,1 @@
+"""Charts of a plan, one file per chart."""
