@@ -7,7 +7,7 @@ P parameters, of which W belong to rules that need whole matrices and B to the b
 S optimizer state of one process; N processes; all in bytes, in float32. A reduce-scatter or an
 all-gather of P bytes sends P (N - 1) / N per process, an all-reduce twice that
 (`engines/_traffic.py`). What does not divide evenly is taken to divide evenly, but for DeepSpeed's
-flat partitions.
+flat partitions and for the rounds in which its stage 3 sends matrices.
 """
 
 from collections.abc import Sequence
@@ -29,6 +29,7 @@ class Model:
     groups: tuple[Group, ...]
     blocks: int  # B
     state: int  # S
+    last: int = 0  # of the last module, the head
 
     @property
     def params(self) -> int:
@@ -49,7 +50,8 @@ class Layout:
     grads: float
     state: float
     sent: float  # in a step
-    sent_anew: float = 0.0  # more, in the first step and in the first one after a validation
+    sent_first: float = 0.0  # more, in the first step
+    sent_anew: float = 0.0  # more, in the first step after a validation
 
 
 def layout(engine: str, model: Model, n: int, passes: int = 1) -> Layout:
@@ -75,12 +77,25 @@ def layout(engine: str, model: Model, n: int, passes: int = 1) -> Layout:
         "deepspeed-zero0": Layout(p, p, s, 2 * p * ring),
         "deepspeed-zero1": Layout(p, p, p / n + moments + momenta, 3 * p * ring),
         "deepspeed-zero2": Layout(p, grads, p / n + moments + momenta, 3 * p * ring),
-        # Stage 3 gathers the parameters once in a step, and again where it learns the order of the
-        # layers anew. Muon's work takes four times W.
+        # Stage 3 keeps what it gathers for the forward pass until the backward pass has used it,
+        # but not in the first step, in which it learns the order of the modules, nor for the last
+        # module in the first step after a validation. It gathers gradients and momenta of the
+        # matrices, and sends updates and momenta in rounds.
         "deepspeed-zero3": Layout(
-            p / n, p / n, (p + s) / n, (3 * p + 4 * w) * ring, sent_anew=p * ring
+            p / n, p / n, (p + s) / n, (3 * p + 2 * w + 2 * _in_rounds(model.groups, n)) * ring,
+            sent_first=p * ring, sent_anew=model.last * ring,
         ),
-    }[engine]
+    }[engine]  # fmt: skip
+
+
+def _in_rounds(groups: Sequence[Group], n: int) -> float:
+    """Bytes that n processes gather where ZeRO 3 gathers the matrices of Muon.
+
+    A round takes a matrix of each process, and all are filled up to the largest of the round. Those
+    of a group lie in the order of their sizes, the largest first.
+    """
+    sizes = [sorted(group.sizes, reverse=True) for group in groups if group.whole]
+    return float(n * sum(sum(each[::n]) for each in sizes))
 
 
 def _overlapping(groups: Sequence[Group], n: int) -> tuple[float, float]:

@@ -131,7 +131,10 @@ def model_of(gpt: GPT, plan: Sequence[optim.Group], state_bytes: int) -> Model:
         Group(not _rules.is_elementwise(g.rule), tuple(row.param.nbytes for row in g.params))
         for g in plan
     )
-    return Model(groups, sum(p.nbytes for p in gpt.blocks.parameters()), state_bytes)
+    blocks, last = (
+        sum(p.nbytes for p in module.parameters()) for module in (gpt.blocks, gpt.head)
+    )
+    return Model(groups, blocks, state_bytes, last)
 
 
 def run_together(series: Series) -> None:
@@ -183,7 +186,7 @@ def launch(series: Series, processes: int) -> None:
 def planned(run: Run, model: Model, validations: int) -> Planned:
     """What the formulas say of a run. validations: of it, the one at its end included."""
     costs = layout(run.engine, model, run.world_size)
-    sent = costs.sent * run.steps + costs.sent_anew * validations
+    sent = costs.sent * run.steps + costs.sent_first + costs.sent_anew * (validations - 1)
     held = (costs.params, costs.grads, costs.state, sent)
     return Planned(run.run, *map(round, held))
 
