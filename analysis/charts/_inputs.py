@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from analysis import engines
+from analysis import engines, planned
 from analysis.charts._style import Look, looks, short_names
 from analysis.pairs import Pairs
 from analysis.price import Prices, read_prices
@@ -78,6 +78,7 @@ class Inputs:
     scale: Sequence[Measured] = ()  # AdamW against Muon at other batch sizes and widths
     others: Sequence[Series] = ()  # of further races that are compared with this one
     on_engines: Sequence[engines.Measured] = ()  # one race on several engines
+    planned: planned.Predicted = NOTHING_PLANNED  # predictions of the planner, with their runs
 
     @property
     def runs(self) -> list[Run]:
