@@ -1,7 +1,7 @@
 """Which process updates what, where the optimizers of one model are divided over processes.
 
-Arithmetic on counts and costs alone: every process computes the same answer, and a plan for a
-cluster can ask for it without one. `engines/sharded.py` does as it says.
+Arithmetic on counts and costs alone. Every process computes the same answer. `engines/sharded.py`
+does as it says, and the planner asks for it without a cluster and without torch.
 
 Parameters of one shape lie in a stack. With K of them and N processes, the first floor(K / N) N are
 divided evenly, by their place in the stack. The others, fewer than N, have one owner each, chosen
