@@ -12,6 +12,8 @@ from host import entry
 COMMANDS = {
     "race": ("tracks", "race", "what a race of a track here would take"),
     "assignment": ("tracks", "assign", "the rule of every parameter"),
+    "model": ("describe", "main", "a model's weights, their sums and sources"),
+    "shares": ("shares", "main", "what Muon may take of a model, and what its design does to it"),
     "tokens": ("tracks", "tokens", "training tokens of the longest run of a track"),
 }
 
