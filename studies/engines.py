@@ -87,7 +87,12 @@ def run_alone(entrants: Sequence[Entrant], arguments: argparse.Namespace) -> dic
 def model_of(gpt: GPT, plan: Sequence[optim.Group], state_bytes: int) -> Model:
     """What the formulas start from. state_bytes: of the optimizers in one process."""
     groups = tuple(
-        Group(not _rules.is_elementwise(g.rule), tuple(row.param.nbytes for row in g.params))
+        Group(
+            not _rules.is_elementwise(g.rule),
+            tuple(row.param.nbytes for row in g.params),
+            tuple(tuple(row.param.shape) for row in g.params),
+            g.options.get("splits"),
+        )
         for g in plan
     )
     return Model(groups, sum(p.nbytes for p in gpt.blocks.parameters()), state_bytes)
