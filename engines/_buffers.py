@@ -1,8 +1,8 @@
 """Parameters in one piece of memory each kind, which collectives read and write in place.
 
 A buffer holds parameters of one rule, and another one of the same size their gradients; the model's
-tensors are views of both. So a reduction, an update and a gathering copy nothing. `engines/_owners`
-says which process owns what of it.
+tensors are views of both. So a reduction, an update and a gathering copy nothing.
+`host/owners.py` says which process owns what of it.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from engines import PlannedGroup, _owners, _rules
+from engines import PlannedGroup, _rules
+from host import owners
 
 # torch 2.13 has new names for these, and warns of the old ones, which torch 2.11 has.
 _reduce_scatter: Any = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
@@ -177,11 +178,11 @@ def lay_out(plan: Sequence[PlannedGroup], rank: int, world_size: int, group: Any
         flat.append(_flat(members, rank, world_size, group))
     by_stack = _sorted(plan, lambda rule: not _rules.is_elementwise(rule), by_shape=True)
     costs = [
-        [_owners.orthogonal_cost(m.param.shape, m.group.options.get("splits")) for m in members]
+        [owners.orthogonal_cost(m.param.shape, m.group.options.get("splits")) for m in members]
         for members in by_stack
     ]
-    for members, owners in zip(by_stack, _owners.owners(costs, world_size), strict=True):
-        stacks.append(_stack(members, owners, rank, world_size, group))
+    for members, chosen in zip(by_stack, owners.owners(costs, world_size), strict=True):
+        stacks.append(_stack(members, chosen, rank, world_size, group))
     stacks.sort(key=lambda each: -each.values.nbytes)
     return [*stacks[-1:], *flat, *stacks[:-1]]
 
@@ -202,20 +203,20 @@ def _sorted(
 def _flat(members: list[Member], rank: int, world_size: int, group: Any) -> Buffer:
     members = sorted(members, key=lambda each: each.param.numel() % ALIGNED != 0)
     sizes = [each.param.numel() for each in members]
-    buffer = Buffer(members, _owners.padded(sum(sizes), world_size), [], rank, world_size, group)
-    for place, start, stop in _owners.parts(sizes, world_size, rank):
+    buffer = Buffer(members, owners.padded(sum(sizes), world_size), [], rank, world_size, group)
+    for place, start, stop in owners.parts(sizes, world_size, rank):
         buffer.own(place, start, stop, whole=False)
     return buffer
 
 
 def _stack(
-    members: list[Member], owners: Sequence[int], rank: int, world_size: int, group: Any
+    members: list[Member], chosen: Sequence[int], rank: int, world_size: int, group: Any
 ) -> Buffer:
     size = members[0].param.numel()
-    even = _owners.even_count(len(members), world_size) * world_size
-    singles = [(owners[k], k * size, (k + 1) * size) for k in range(even, len(members))]
+    even = owners.even_count(len(members), world_size) * world_size
+    singles = [(chosen[k], k * size, (k + 1) * size) for k in range(even, len(members))]
     buffer = Buffer(members, even * size, singles, rank, world_size, group)
-    for k, owner in enumerate(owners):
+    for k, owner in enumerate(chosen):
         if owner == rank:
             buffer.own(k, 0, size, whole=True)
     return buffer

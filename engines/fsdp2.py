@@ -40,9 +40,9 @@ from torch.distributed.tensor import DTensor
 from engines import Owned, PlannedGroup, _coupled, _rules, ddp
 from engines._bytes import held_bytes
 from engines._exchange import Cut, Exchange, Transfer
-from engines._owners import orthogonal_cost, owners
 from engines._shards import rows_of
 from errors import UserError
+from host.owners import orthogonal_cost, owners
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # of what travels
 

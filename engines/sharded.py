@@ -8,7 +8,7 @@ sends it to all. That is as much traffic as averaging all gradients everywhere t
 
 A rule that treats each entry by itself (`_rules.is_elementwise`) has its parameters as one row of
 numbers, cut evenly. Any other rule is given whole parameters, stacked by shape, and those that do
-not divide by N have owners who share the cost of Newton-Schulz. See `_owners.py`, `_buffers.py`.
+not divide by N have owners who share the cost of Newton-Schulz: `host/owners.py`, `_buffers.py`.
 
 What is hidden: while one buffer's parameters are updated, the next ones' gradients are still
 summed and the last ones' parameters are sent. Nothing is hidden behind the backward pass, in which

@@ -7,6 +7,7 @@ cgroups.py      the limits of a container
 cores.py        CPU cores that this process may use
 interpreter.py  a sentence where Python is too old or lacks packages
 workers.py      processes that share a work and never outlive it
+owners.py       which process updates what, where optimizers are divided over processes
 launcher.py     what torchrun tells a process
 ending.py       how a command and its processes end when they are told to
 """

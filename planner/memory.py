@@ -11,6 +11,32 @@ from errors import UserError
 RESERVED_FRACTION = 0.1  # of a GPU's memory: context, workspaces, fragmentation
 
 
+def kept_bytes(
+    *, n_embd: int, products: float, attention: float, hidden: float, n_head: int,
+    residual_bytes: int, product_bytes: int,
+) -> float:  # fmt: skip
+    """Kept for the backward pass by one layer for one token.
+
+    The residual stream before both norms; inputs of the matrix products; queries, keys and values
+    before and after rotation; the hidden layer before its activation function; the attention's
+    logarithms, one a head. Recomputation by a compiler lowers it.
+
+    products: numbers that go into products, beside the two inputs of n_embd behind the norms.
+    attention: numbers of queries, keys and values. hidden: numbers before the activation function.
+    residual_bytes, product_bytes: of a number in the residual stream, and of all others.
+    """
+    kept = 2 * n_embd + products + attention + hidden
+    return residual_bytes * 2 * n_embd + product_bytes * kept + 4 * n_head
+
+
+def logits_bytes(tokens: int, table_rows: int, loss_chunk: int) -> int:
+    """Logits and their gradients in 16 bits, three float32 stages between.
+
+    loss_chunk: tokens whose logits are in memory at once; 0: all.
+    """
+    return min(loss_chunk or tokens, tokens) * table_rows * 16
+
+
 @dataclass(frozen=True)
 class Shape:
     """What decides the activations of a model in training."""
@@ -26,18 +52,18 @@ class Shape:
     loss_chunk: int  # tokens whose logits are in memory at once; 0: all
 
     def layer_bytes(self, product_bytes: int = 2) -> int:
-        """Kept for the backward pass by one layer for one token; `product_bytes` a number.
-
-        The residual stream before both norms; inputs of the four matrix products; queries, keys
-        and values before and after rotation; the hidden layer before its activation function; the
-        attention's logarithms, one a head. Recomputation by a compiler lowers it.
-        """
-        residual = 2 * self.n_embd
-        products = (3 + self.mlp_ratio) * self.n_embd
-        attention = 5 * self.n_embd
-        hidden = self.mlp_ratio * self.n_embd
-        kept = products + attention + hidden
-        return self.residual_bytes * residual + product_bytes * kept + 4 * self.n_head
+        """Kept for the backward pass by one layer for one token; `product_bytes` a number."""
+        return int(
+            kept_bytes(
+                n_embd=self.n_embd,
+                products=(1 + self.mlp_ratio) * self.n_embd,
+                attention=5 * self.n_embd,  # queries and keys twice, values
+                hidden=self.mlp_ratio * self.n_embd,
+                n_head=self.n_head,
+                residual_bytes=self.residual_bytes,
+                product_bytes=product_bytes,
+            )
+        )
 
     def activation_bytes(self, sequences: int, product_bytes: int = 2) -> int:
         """Kept by all layers for a microbatch, and both ends of the residual stream."""
@@ -50,9 +76,8 @@ class Shape:
         And the gradient of the head's table in float32, which the loss holds until the backward
         pass.
         """
-        tokens = sequences * self.seq_len
-        at_once = min(self.loss_chunk or tokens, tokens)
-        return at_once * self.table_rows * 16 + 4 * self.table_rows * self.n_embd
+        logits = logits_bytes(sequences * self.seq_len, self.table_rows, self.loss_chunk)
+        return logits + 4 * self.table_rows * self.n_embd
 
     def cast_bytes(self) -> int:
         """The 16-bit copies of the weights that the matrix products keep."""

@@ -1,96 +1,110 @@
-"""Models as lists of weights: the presets of models.toml, and your own file of the same form.
+"""Finds a model: a preset of models.toml, your own TOML, a config.json or a track of this project.
 
-    python -m planner model deepseek-v4          # its weights, their sum and their sources
+    from planner import models
+    models.find("deepseek-v4")           # a preset
+    models.find("my-model.toml")         # your own: planner/preset_file.py shows the form
+    models.find("checkpoint/")           # a folder with the config.json of Hugging Face
 
-A model here is arithmetic: shapes, counts, and the share of a step's tokens that each weight sees.
-Nothing is downloaded and no tensor is made.
+`add` and `chosen` are the flags by which every command of the planner takes a model. Nothing is
+downloaded and no tensor is made.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import argparse
+import difflib
+import functools
+import importlib
+from dataclasses import dataclass, replace
+from pathlib import Path
 
-# What a weight is for. Muon takes the first four, which are hidden matrices.
-ROLES = ("attention", "mlp", "experts", "router", "embed", "head", "vector")
-HIDDEN = ROLES[:4]
+from errors import UserError
+from host import paths
+from planner import huggingface, preset_file
+from planner.weights import HIDDEN, ROLES, Model, Weight
+from runtime import command_line
+from runtime.command_line import knob
 
+__all__ = ["HIDDEN", "ROLES", "Model", "Training", "Weight", "add", "chosen", "find", "presets"]
 
-@dataclass(frozen=True)
-class Weight:
-    """Equal parameters of a model: `count` tensors of (rows, cols) numbers."""
-
-    name: str  # such as "attention.q_up"
-    role: str  # one of ROLES; "experts" are routed, a shared expert is an "mlp"
-    rows: int  # out
-    cols: int = 1  # in
-    count: int = 1  # in the whole model: layers, times experts
-    parts: int = 1  # matrices of equal height stacked in each, such as heads: see Muon Split
-    token_share: float = 1.0  # of a step's tokens, that one of them sees: experts see few
-    source: str = ""  # where the numbers are from
-
-    @property
-    def size(self) -> int:
-        """Numbers of one of them."""
-        return self.rows * self.cols
-
-    @property
-    def params(self) -> int:
-        """Numbers of all of them."""
-        return self.size * self.count
-
-    @property
-    def hidden(self) -> bool:
-        """Whether Muon may take it."""
-        return self.role in HIDDEN
+NAMED = Path(__file__).with_name("models.toml")
 
 
 @dataclass(frozen=True)
-class Model:
-    """What decides a model's memory, FLOPs and traffic."""
+class Training:
+    """What a plan changes of a model's training. Its fields are flags of the command line."""
 
-    name: str
-    title: str
-    weights: tuple[Weight, ...]
-    n_layer: int
-    n_embd: int
-    seq_len: int  # tokens of a training sequence
-    n_head: int
-    qk_size: int  # numbers of a query of one head
-    v_size: int  # numbers of a value of one head
-    attended: float  # keys that a query sees, on average over a training sequence
-    batch_tokens: int  # of a step in its published training; assumed if `assumed` says so
-    train_tokens: float  # of its published training; 0: unknown
-    published_params: float = 0.0  # 0: none published
-    published_active_params: float = 0.0
-    source: str = ""
-    assumed: tuple[str, ...] = ()  # a sentence for each number that no source gives
+    seq_len: int = knob("tokens of a training sequence; 0: the model's own", 0)
+    attended: float = knob("keys that a query sees on average; 0: the model's own", 0.0)
+    train_tokens: float = knob("tokens of the training; 0: the model's own", 0.0)
 
-    @property
-    def params(self) -> int:
-        """All parameters."""
-        return sum(weight.params for weight in self.weights)
+    def __post_init__(self) -> None:
+        for name in ("seq_len", "attended", "train_tokens"):
+            value = getattr(self, name)
+            if not 0 <= value < 1e30:  # also nan
+                flag = command_line.flag(name)
+                raise UserError(f"{flag} {value}: must be 0 or more and finite; or leave it out")
 
-    @property
-    def active_params(self) -> float:
-        """Parameters that one token meets."""
-        return sum(weight.params * weight.token_share for weight in self.weights)
+    def applied(self, model: Model) -> Model:
+        """The model with these changes. Raises UserError if its attention needs --attended."""
+        seq_len, attended = self.seq_len or model.seq_len, self.attended or model.attended
+        if seq_len != model.seq_len and not self.attended:
+            if model.attended != model.seq_len / 2:
+                raise UserError(
+                    f"--seq-len {seq_len}: {model.title} does not attend to all earlier keys, so "
+                    f"--attended must be given too; it is {model.attended:g} of {model.seq_len}"
+                )
+            attended = seq_len / 2
+        if attended > seq_len:
+            raise UserError(
+                f"--attended {attended:g}: must be at most the {seq_len} tokens of a sequence; "
+                "give --seq-len, or a smaller one"
+            )
+        tokens = self.train_tokens or model.train_tokens
+        return replace(model, seq_len=seq_len, attended=attended, train_tokens=tokens)
 
-    @property
-    def hidden_params(self) -> int:
-        """Parameters in hidden matrices."""
-        return sum(weight.params for weight in self.weights if weight.hidden)
 
-    @property
-    def flops_per_token(self) -> float:
-        """Of forward and backward: 6 per weight of a matrix product that the token meets (Kaplan et
-        al. 2001.08361), and attention's two products with the keys that it sees."""
-        products = sum(
-            weight.params * weight.token_share
-            for weight in self.weights
-            if weight.role not in ("embed", "vector")
-        )
-        attention = self.n_layer * self.n_head * (self.qk_size + self.v_size) * self.attended
-        return 6.0 * products + 6.0 * attention
+@functools.cache
+def presets() -> dict[str, Model]:
+    """The models of models.toml, by name."""
+    return preset_file.read(NAMED)
 
-    def of_roles(self, roles: Sequence[str]) -> tuple[Weight, ...]:
-        """The weights with one of these roles."""
-        return tuple(weight for weight in self.weights if weight.role in roles)
+
+def find(name: str) -> Model:
+    """The model of a preset's name, or of a file. Raises UserError."""
+    if name in presets():
+        return presets()[name]
+    path = paths.typed(name)
+    if name.endswith(".toml"):
+        return preset_file.read_one(path)
+    if path.is_dir():
+        return huggingface.read(path / "config.json")
+    if name.endswith(".json"):
+        return huggingface.read(path)
+    near = difflib.get_close_matches(name.lower(), presets(), 1)
+    hint = f"did you mean {near[0]}?" if near else "run with deepseek-v4"
+    raise UserError(
+        f"model {name!r}: must be one of {', '.join(presets())}, or a path that ends in .toml or "
+        f".json, or a folder with a config.json; {hint}"
+    )
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """The argument MODEL, --from-model, and the flags of `Training`."""
+    names = ", ".join(presets())
+    note = f"{names}; your own file that ends in .toml; a config.json of Hugging Face or its folder"
+    parser.add_argument("model", nargs="?", metavar="MODEL", help=note)
+    note = "the model of a track of this project, in place of MODEL"
+    parser.add_argument("--from-model", metavar="TRACK", help=note)
+    command_line.add(parser, Training, "the model's training")
+
+
+def chosen(arguments: argparse.Namespace) -> Model:
+    """The model of a command line. Raises UserError."""
+    if (arguments.model is None) == (arguments.from_model is None):
+        what = "is missing" if arguments.model is None else "and --from-model are both given"
+        raise UserError(f"MODEL {what}; give one of them, such as deepseek-v4 (-h lists them)")
+    training = Training(**command_line.given(arguments, Training))
+    if arguments.from_model is None:
+        return training.applied(find(arguments.model))
+    own = importlib.import_module("planner.own_models")  # imports torch, which others do not need
+    model: Model = own.from_track(arguments.from_model)
+    return training.applied(model)

@@ -128,7 +128,12 @@ def run_alone(series: Series) -> dict[str, Model]:
 def model_of(gpt: GPT, plan: Sequence[optim.Group], state_bytes: int) -> Model:
     """What the formulas start from. state_bytes: of the optimizers in one process."""
     groups = tuple(
-        Group(not _rules.is_elementwise(g.rule), tuple(row.param.nbytes for row in g.params))
+        Group(
+            not _rules.is_elementwise(g.rule),
+            tuple(row.param.nbytes for row in g.params),
+            tuple(tuple(row.param.shape) for row in g.params),
+            g.options.get("splits"),
+        )
         for g in plan
     )
     blocks, last = (

@@ -27,9 +27,10 @@ from bench.engine_agreement import (
     meet,
     rows_of_world,
 )  # fmt: skip
-from engines import _coupled, _owners, _rules
+from engines import _coupled, _rules
 from engines._buffers import Buffer, lay_out
 from errors import UserError
+from host import owners
 from model import GPT
 from muon import Muon
 from optim import library_recipes
@@ -147,14 +148,14 @@ def test_the_state_of_each_process_follows_from_the_layout(rows: list[Row], reci
 
 def owners_of(counts: Sequence[int], costs: Sequence[float], n: int) -> list[tuple[int, ...]]:
     stacks = [[cost] * count for count, cost in zip(counts, costs, strict=True)]
-    return _owners.owners(stacks, n)
+    return owners.owners(stacks, n)
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 7, 40])
 def test_every_parameter_of_a_stack_has_one_owner(n: int) -> None:
     counts = [12, 5, 1, 24]
     for found, count in zip(owners_of(counts, [4.0, 1.0, 9.0, 2.0], n), counts, strict=True):
-        even = _owners.even_count(count, n) * n
+        even = owners.even_count(count, n) * n
         assert len(found) == count and set(found) <= set(range(n))
         assert list(found[:even]) == sorted(found[:even])
         assert all(found[:even].count(rank) == count // n for rank in range(n))
@@ -178,21 +179,21 @@ def test_processes_without_a_matrix_own_none() -> None:
 
 
 def test_work_is_that_of_the_blocks() -> None:
-    assert _owners.orthogonal_cost((96, 32)) == 96 * 32**2
-    assert _owners.orthogonal_cost((96, 32), (32, 32, 32)) == 3 * 32**3
-    assert _owners.orthogonal_cost((96, 32), (8,) * 12) == 12 * 32 * 8**2
-    assert _owners.orthogonal_cost((7,)) == 7
+    assert owners.orthogonal_cost((96, 32)) == 96 * 32**2
+    assert owners.orthogonal_cost((96, 32), (32, 32, 32)) == 3 * 32**3
+    assert owners.orthogonal_cost((96, 32), (8,) * 12) == 12 * 32 * 8**2
+    assert owners.orthogonal_cost((7,)) == 7
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 50])
 def test_a_flat_row_is_cut_evenly(n: int) -> None:
     sizes = [5, 1, 30, 2]
-    owned = [part for rank in range(n) for part in _owners.parts(sizes, n, rank)]
+    owned = [part for rank in range(n) for part in owners.parts(sizes, n, rank)]
     entries = [(place, entry) for place, a, b in owned for entry in range(a, b)]
     assert entries == [(place, entry) for place, size in enumerate(sizes) for entry in range(size)]
-    share = _owners.padded(sum(sizes), n) // n
+    share = owners.padded(sum(sizes), n) // n
     for rank in range(n):
-        parts = _owners.parts(sizes, n, rank)
+        parts = owners.parts(sizes, n, rank)
         assert sum(b - a for _, a, b in parts) == min(max(38 - rank * share, 0), share)
 
 

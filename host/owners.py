@@ -1,7 +1,7 @@
 """Which process updates what, where the optimizers of one model are divided over processes.
 
-Arithmetic on counts and costs alone: every process computes the same answer, and a plan for a
-cluster can ask for it without one. `engines/sharded.py` does as it says.
+Arithmetic on counts and costs alone. Every process computes the same answer. `engines/sharded.py`
+does as it says, and the planner asks for it without a cluster and without torch.
 
 Parameters of one shape lie in a stack. With K of them and N processes, the first floor(K / N) N are
 divided evenly, by their place in the stack. The others, fewer than N, have one owner each, chosen
@@ -9,6 +9,7 @@ so that the work is balanced over all stacks together. Parameters of a rule that
 part of them are one flat row of numbers, of which every process owns an equal part.
 """
 
+import heapq
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -59,10 +60,12 @@ def owners(stacks: Sequence[Sequence[float]], world_size: int) -> list[tuple[int
                 load[place // each] += cost
             else:
                 left.append((-cost, number, place))
+    waiting = [(work, rank) for rank, work in enumerate(load)]
+    heapq.heapify(waiting)  # so that 16,384 processes take no longer than a second
     for cost, number, place in sorted(left):
-        rank = load.index(min(load))
+        work, rank = waiting[0]
         found[number][place] = rank
-        load[rank] -= cost
+        heapq.heapreplace(waiting, (work - cost, rank))
     return [tuple(each) for each in found]
 
 

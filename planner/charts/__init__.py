@@ -1,0 +1,1 @@
+"""Charts of the planner: one file per chart, each with a function `draw`."""
