@@ -134,13 +134,14 @@ def refuse(model: Model, rule: UpdateRule, engine: str, setting: Setting, ranks:
 
 def tensors(model: Model, rule: UpdateRule, setting: Setting, ranks: int) -> list[Tensors]:
     """What a rank has before its engine divides it, in the order of the model's weights."""
-    rows = {"embed": 1, "head": 2, "vector": 3}  # groups of the recipes; hidden matrices: 0
+    # Groups of the recipes, each of which is a flat row of DeepSpeed: hidden matrices that a rule
+    # takes apart alike, then embedding, head and vectors.
+    rows: dict[object, int] = {}
     found = []
     for each in model.weights:
         whole = rule.whole and (each.hidden or rule.name == update_rules.EVERYTHING)
-        splits = None
-        if rule.name == "muon-split" and each.parts > 1:
-            splits = (each.rows // each.parts,) * each.parts
+        splits = update_rules.blocks(rule, each) if whole else None
+        group = (splits if rule.orthogonalises else None) if each.hidden else each.role
         found.append(
             Tensors(
                 shape=(each.rows, each.cols),
@@ -148,7 +149,7 @@ def tensors(model: Model, rule: UpdateRule, setting: Setting, ranks: int) -> lis
                 whole=whole,
                 state=update_rules.state_numbers(rule, each),
                 processes=setting.group_size(each, ranks),
-                row=rows.get(each.role, 0),
+                row=rows.setdefault(group, len(rows)),
                 splits=splits,
             )
         )

@@ -72,6 +72,7 @@ def _weight(name: str, row: RoleRow, count: int) -> Weight:
         cols=rest[0] if rest else 1,
         count=count,
         parts=height // row.head_rows if row.head_rows else 1,
+        splits=row.splits if len(row.splits) > 1 else (),
         token_share=1 / height if role == "embed" else 1.0,
         source="GPT.roles()",
     )

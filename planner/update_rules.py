@@ -67,6 +67,7 @@ def _kron(rows: int, cols: int) -> float:
     )
 
 
+TAKE_APART = ("dion", "shampoo", "soap")  # query, key and value, beside all that orthogonalise
 _WHOLE, _ANY_PART = True, False
 RULES = {
     rule.name: rule
@@ -120,7 +121,19 @@ def find(name: str) -> UpdateRule:
     raise UserError(f"--optimizer {name}: must be one of {known}; {hint}")
 
 
+def blocks(rule: UpdateRule, weight: Weight) -> tuple[int, ...]:
+    """Rows of the matrices that a rule takes apart in one of a weight's parameters.
+
+    As the recipes of optim/ do it: query, key and value, or heads, where a tensor has several.
+    """
+    if rule.name == "muon-split" and weight.parts > 1:
+        return (weight.rows // weight.parts,) * weight.parts
+    if rule.orthogonalises or rule.name in TAKE_APART:
+        return weight.splits or (weight.rows,)
+    return (weight.rows,)
+
+
 def state_numbers(rule: UpdateRule, weight: Weight) -> float:
     """Numbers of optimizer state for one of a weight's parameters."""
     used = rule if weight.hidden else RULES["adamw"]
-    return used.numbers(weight.rows, weight.cols)
+    return sum(used.numbers(rows, weight.cols) for rows in blocks(used, weight))
