@@ -36,6 +36,9 @@ class Predicted:
         return bool(self.times)
 
 
+NOTHING = Predicted((), ())
+
+
 def predicted(root: Path) -> Predicted:
     """What a folder of studies.planned holds; without times: of another study, or of none."""
     times = read(root / TIMES, StepTime)

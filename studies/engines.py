@@ -6,7 +6,7 @@
 AdamW and Muon train with one seed on the engine `single`, then on all others. Those take turns in
 one group of processes, so that a machine which drifts hits all alike. Matrix products are in
 float32 and nothing is compiled, because DeepSpeed cannot be. `analysis.engines` makes the table,
-with the formulas of `planner.layouts` beside what was measured. `studies.planned` runs the same on
+with the formulas of `planner.footprint` and `planner.layouts` beside what was measured. `studies.planned` runs the same on
 one to four processes.
 """
 
@@ -16,6 +16,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,10 +27,15 @@ from errors import UserError
 from host import entry, paths
 from model import GPT
 from optim.entrants import Entrant
-from planner.layouts import Group, Model, layout
+from planner import own_models, update_rules
+from planner.footprint import footprint
+from planner.layouts import Sizes, traffic
+from planner.models import Model
+from planner.setting import Setting
 from speedrun import TRACKS, Options, Trainer, enter
 from tracking import store
 from tracking.schema import Planned, Run
+from tracking.spelling import recipe_of
 
 ENTRANTS = ("adamw", "muon")
 TURN_STEPS = 2
@@ -110,8 +116,8 @@ class Series:
         return [*words, "--engines", *labels, "--entrants", *self.entrants]
 
 
-def run_alone(series: Series) -> dict[str, Model]:
-    """Run the reference on one process; what the formulas start from, by entrant."""
+def run_alone(series: Series) -> dict[str, Sizes]:
+    """Run the reference on one process; what formulas start from, by entrant."""
     trainer, found = series.trainer(SINGLE), {}
     spelled = [each for engine in series.engines for each in series.entered(engine)]
     for entrant in {each.canonical: each for each in spelled}.values():
@@ -120,26 +126,22 @@ def run_alone(series: Series) -> dict[str, Model]:
         out = trainer.run(entrant, seed=0)
         run = trainer.run_row(out, series.race_of(trainer))
         store.record(series.results, run, out.points, trainer.source)
-        found[run.entrant] = model_of(trainer.gpt, plan, run.state_bytes)
+        found[run.entrant] = sizes_of(trainer.gpt, plan)
         trainer.forget()
     return found
 
 
-def model_of(gpt: GPT, plan: Sequence[optim.Group], state_bytes: int) -> Model:
-    """What the formulas start from. state_bytes: of the optimizers in one process."""
-    groups = tuple(
-        Group(
-            not _rules.is_elementwise(g.rule),
-            tuple(row.param.nbytes for row in g.params),
-            tuple(tuple(row.param.shape) for row in g.params),
-            g.options.get("splits"),
-        )
-        for g in plan
+def sizes_of(gpt: GPT, plan: Sequence[optim.Group]) -> Sizes:
+    """What the formula of the traffic starts from."""
+    whole = tuple(
+        tuple(row.param.nbytes for row in group.params)
+        for group in plan
+        if not _rules.is_elementwise(group.rule)
     )
-    blocks, last = (
-        sum(p.nbytes for p in module.parameters()) for module in (gpt.blocks, gpt.head)
+    every, blocks, last = (
+        sum(p.nbytes for p in module.parameters()) for module in (gpt, gpt.blocks, gpt.head)
     )
-    return Model(groups, blocks, state_bytes, last)
+    return Sizes(every, blocks, last, whole)
 
 
 def run_together(series: Series) -> None:
@@ -188,21 +190,35 @@ def launch(series: Series, processes: int) -> None:
         )
 
 
-def planned(run: Run, model: Model, validations: int) -> Planned:
+def planned(run: Run, sizes: Sizes, validations: int) -> Planned:
     """What the formulas say of a run. validations: of it, the one at its end included."""
-    costs = layout(run.engine, model, run.world_size)
-    sent = costs.sent * run.steps + costs.sent_first + costs.sent_anew * (validations - 1)
-    held = (costs.params, costs.grads, costs.state, sent)
-    return Planned(run.run, *map(round, held))
+    rule, n = update_rules.find(recipe_of(run.entrant)), run.world_size
+    setting = Setting(dtype=run.dtype, master=False, batch_tokens=run.tokens // run.steps)
+    held = footprint(_tiny(), rule, run.engine, setting, n)
+    sent = traffic(run.engine, sizes, n)
+    return Planned(
+        run=run.run,
+        param_bytes=round(held.params_bytes),
+        grad_bytes=round(held.grads_bytes),
+        state_bytes=round(held.master_bytes + held.state_bytes),  # as DeepSpeed's rows have it
+        communication_bytes=round(
+            sent.step * run.steps + sent.first + sent.anew * (validations - 1)
+        ),
+    )
 
 
-def plan_runs(root: Path, models: dict[str, Model]) -> None:
+@cache
+def _tiny() -> Model:
+    return own_models.from_track("tiny")
+
+
+def plan_runs(root: Path, sizes: dict[str, Sizes]) -> None:
     """Write planned.csv: a row for each run of a folder, by engines and processes."""
     order = [each.label for each in (SINGLE, *KNOWN.values())]
     runs = store.read_runs(root)
     for run in sorted(runs, key=lambda run: (run.world_size, order.index(run.engine), run.label)):
         count = len(store.read_curve(root, run.run))
-        store.append(root / "planned.csv", planned(run, models[run.entrant], count))
+        store.append(root / "planned.csv", planned(run, sizes[run.entrant], count))
 
 
 def ready(root: Path, tables: dict[str, type]) -> None:
@@ -248,10 +264,10 @@ def study(arguments: argparse.Namespace) -> None:
         return run_together(series)
     processes = counts([arguments.processes], least=2)
     ready(series.results, {"planned.csv": Planned})
-    models = run_alone(replace(series, threads=0))
+    sizes = run_alone(replace(series, threads=0))
     for count in processes:
         launch(series, count)
-    plan_runs(series.results, models)
+    plan_runs(series.results, sizes)
     print(engines.markdown(engines.measured(series.results)))
 
 
