@@ -21,11 +21,12 @@ class Weight:
     cols: int = 1  # in
     count: int = 1  # in the whole model: layers, times experts
     parts: int = 1  # matrices of equal height stacked in each, such as heads: see Muon Split
-    splits: tuple[int, ...] = ()  # rows of query, key and value, if one tensor has them; else none
     # Of a step's tokens, the share that one of them sees: experts see few. A token reads one row of
     # an embedding, so its share is one row's.
     token_share: float = 1.0
     source: str = ""  # where the numbers are from
+    splits: tuple[int, ...] = ()  # rows of query, key and value, if one tensor has them; else none
+    low: bool = False  # bfloat16 with its gradient and state, where others are float32
 
     @property
     def size(self) -> int:

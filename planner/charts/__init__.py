@@ -1,1 +1,1 @@
-"""Charts of a plan, one file per chart."""
+"""Charts of the planner: one file per chart, each with a function `draw`."""

@@ -1,0 +1,154 @@
+"""What orthogonalisation is of a training step: of its FLOPs, and of its time on ranks.
+
+Arithmetic of `python -m planner time`. A share of FLOPs needs no machine. A share of the time needs
+a GPU, a curve of efficiency (`efficiency.py`), the part of the peak that forward and backward get,
+and who does the work; nothing is taken to be hidden behind communication or other work.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from errors import UserError
+from planner import efficiency
+from planner.efficiency import Cost, Curve, orthogonalisation
+from planner.hardware import GPU, GPUS
+from planner.models import Model, Weight
+from planner.newton_schulz import Iteration
+from planner.owners import WAYS, deal
+from planner.setting import Setting
+from runtime import command_line
+from runtime.command_line import knob
+
+DENSE = ("attention", "mlp", "router")
+EVERY_RANK = "every rank does all"
+RANKS = 1024  # of a plan that names none
+
+
+@dataclass(frozen=True)
+class Timing:
+    """The machine of a plan of time. Its fields are flags of the command line."""
+
+    gpu: str = knob(f"one of {', '.join(GPUS)}", "h200")
+    ranks: int = knob(f"GPUs; 0: {RANKS:,}, or as many as a step has sequences", 0)
+    mfu: float = knob("share of the peak that forward and backward get; assumed", 0.4)
+    curve: str = knob("efficiency of products by size, see below; empty: the GPU's", "")
+    launch_us: float = knob("microseconds of a launch; 0: the curve's, for a GPU 5, assumed", 0.0)
+
+    def __post_init__(self) -> None:
+        if self.gpu not in GPUS:
+            known = ", ".join(GPUS)
+            raise UserError(f"--gpu {self.gpu}: must be one of {known}; run with --gpu h200")
+        command_line.at_least(self, ranks=0)
+        if not 0 < self.mfu <= 1:
+            raise UserError(f"--mfu {self.mfu}: must be above 0 and at most 1; try --mfu 0.4")
+        if not 0 <= self.launch_us < math.inf:
+            raise UserError(f"--launch-us {self.launch_us}: must be 0 or more; or leave it out")
+        if self.curve:
+            efficiency.load(self.curve)
+
+    @property
+    def kind(self) -> GPU:
+        return GPUS[self.gpu]
+
+    @property
+    def efficiency(self) -> Curve:
+        """The curve, with the launches of the plan."""
+        curve = efficiency.load(self.curve) if self.curve else efficiency.of_gpu(self.gpu)
+        return replace(curve, launch_seconds=self.launch_us / 1e6) if self.launch_us else curve
+
+    def of_ranks(self, model: Model, setting: Setting) -> int:
+        """The ranks, or in place of 0 as many as divide, by stages and parts of experts."""
+        if self.ranks:
+            return self.ranks
+        cut = setting.pipeline * setting.expert_parallel
+        most = min(RANKS, setting.tokens(model) // model.seq_len * setting.pipeline)
+        return max(1, most // cut) * cut
+
+
+class Kind(NamedTuple):
+    """Equal matrices of a model, orthogonalised by one rank."""
+
+    weight: Weight
+    m: int
+    n: int
+    matrices: int
+    model_flops: float  # of its products in forward and backward, on the tokens that it sees
+    cost: Cost
+
+    @property
+    def share(self) -> float:
+        """Of orthogonalisation in the FLOPs of these products."""
+        return self.cost.flops / self.model_flops
+
+
+def hidden(model: Model) -> tuple[Weight, ...]:
+    """The weights that Muon takes. Raises UserError if there are none."""
+    found = tuple(weight for weight in model.weights if weight.hidden)
+    if not found:
+        raise UserError(f"{model.title}: has no hidden matrix, so Muon has nothing to do; name one")
+    return found
+
+
+def product_flops(weights: Sequence[Weight], tokens: float) -> float:
+    """FLOPs of weights' products, forward and backward, on a step's tokens."""
+    return sum(6.0 * weight.params * weight.token_share * tokens for weight in weights)
+
+
+def kinds(model: Model, iteration: Iteration, timing: Timing, tokens: float) -> list[Kind]:
+    """A row for each hidden weight."""
+    found = []
+    for weight in hidden(model):
+        m, n, parts = iteration.matrices(weight)
+        count = weight.count * parts
+        cost = orthogonalisation(timing.kind, iteration, m, n, count, timing.efficiency)
+        found.append(Kind(weight, m, n, count, product_flops([weight], tokens), cost))
+    return found
+
+
+def shares(model: Model, iteration: Iteration, tokens: float) -> dict[str, float]:
+    """Of orthogonalisation in FLOPs: of the products of some weights, and of the whole step."""
+    found = {}
+    groups = {"dense matrices": DENSE, "experts": ("experts",)}
+    for name, roles in groups.items():
+        weights = model.of_roles(roles)
+        if weights:
+            flops = sum(map(iteration.weight_flops, weights))
+            found[name] = flops / product_flops(weights, tokens)
+    flops = sum(map(iteration.weight_flops, hidden(model)))
+    found["all of the step"] = flops / (model.flops_per_token * tokens)
+    return found
+
+
+class Price(NamedTuple):
+    """What a step waits for, where the work is divided in one way."""
+
+    way: str
+    imbalance: float  # the busiest rank's work over the mean
+    idle: int  # ranks without work
+    seconds: float  # of the busiest rank
+    share: float  # of the step's time
+
+
+def model_seconds(model: Model, timing: Timing, tokens: float, ranks: int) -> float:
+    """Forward and backward of a step."""
+    return model.flops_per_token * tokens / (timing.mfu * timing.kind.peak_flops * ranks)
+
+
+def prices(model: Model, iteration: Iteration, timing: Timing, setting: Setting) -> list[Price]:
+    """The price of each way to divide the work. Raises UserError if ranks do not divide."""
+    ranks, gpu, curve = timing.of_ranks(model, setting), timing.kind, timing.efficiency
+    step = model_seconds(model, timing, setting.tokens(model), ranks)
+    dealt = {way: deal(model, iteration, ranks, setting, way) for way in WAYS}
+    seconds = 0.0
+    for weight in hidden(model):
+        m, n, parts = iteration.matrices(weight)
+        held = math.ceil(weight.count * parts * setting.held_share(weight))
+        seconds += orthogonalisation(gpu, iteration, m, n, held, curve).seconds
+    found = [Price(EVERY_RANK, 1.0, 0, seconds, seconds / (seconds + step))]
+    for way, each in dealt.items():
+        seconds = each.seconds(gpu, iteration, curve)
+        share = seconds / (seconds + step)
+        found.append(Price(way, each.imbalance, each.idle, seconds, share))
+    return found
