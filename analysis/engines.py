@@ -48,11 +48,17 @@ class Measured:
         return float(1000 * getattr(self.run, f"{part}_seconds") / self.run.steps)
 
 
+def planned_runs(root: Path) -> list[tuple[Run, Planned]]:
+    """The runs of a folder that formulas speak of, in the order of planned.csv."""
+    known = {run.run: run for run in read_runs(root)}
+    plans = read(root / "planned.csv", Planned)
+    return [(known[plan.run], plan) for plan in plans if plan.run in known]
+
+
 def measured(root: Path) -> list[Measured]:
     """What a folder of studies.engines holds, in the order of planned.csv."""
-    plans = {plan.run: plan for plan in read(root / "planned.csv", Planned)}
-    known = {run.run: run for run in read_runs(root)}
-    runs = [known[name] for name in plans if name in known]
+    plans = {plan.run: plan for _, plan in planned_runs(root)}
+    runs = [run for run, _ in planned_runs(root)]
     curves = {run.run: read_curve(root, run.run) for run in runs}
     found = []
     for run in runs:
@@ -66,7 +72,8 @@ def measured(root: Path) -> list[Measured]:
 
 
 def _price(root: Path, run: Run, runs: Sequence[Run]) -> Estimate | None:
-    usual = [each for each in runs if (each.engine, each.entrant) == (USUAL, run.entrant)]
+    alike = (USUAL, run.entrant, run.world_size)
+    usual = [each for each in runs if (each.engine, each.entrant, each.world_size) == alike]
     if not run.heat or run in usual:
         return None
     turns = read_turns(root, run.run)
@@ -94,7 +101,7 @@ def _row(point: Measured) -> list[str]:
         "-" if run.engine == REFERENCE else f"{point.gap:.1e}",
         *(f"{getattr(run, kind) / 1e6:.3f} MB" for kind in KINDS[:3]),
         f"{run.communication_bytes / run.steps / 1e6:.3f} MB",
-        f"{max(map(abs, errors(point).values())):.2%}",
+        f"{max(map(abs, errors(run, point.planned).values())):.2%}",
         f"{point.step_ms():.0f}",
         f"{point.step_ms('communication'):.0f}",
         _times(point.price),
@@ -109,11 +116,11 @@ def _times(ratio: Estimate | None) -> str:
     return f"{ratio.value:.2f}x [{ratio.low:.2f}, {ratio.high:.2f}]"
 
 
-def errors(point: Measured) -> dict[str, float]:
+def errors(run: Run, plan: Planned) -> dict[str, float]:
     """How far each formula is from what was measured, relative to it."""
     found = {}
     for kind in KINDS:
-        planned, held = getattr(point.planned, kind), getattr(point.run, kind)
+        planned, held = getattr(plan, kind), getattr(run, kind)
         found[kind] = planned / held - 1 if held else float(planned > 0)
     return found
 
@@ -122,7 +129,7 @@ def problems(root: Path) -> Iterator[str]:
     """The claims of a folder that its runs do not show."""
     plans, runs = read(root / "planned.csv", Planned), {run.run for run in read_runs(root)}
     yield from (f"planned.csv: no run {plan.run}" for plan in plans if plan.run not in runs)
-    for point in measured(root):
-        for kind, error in errors(point).items():
+    for run, plan in planned_runs(root):
+        for kind, error in errors(run, plan).items():
             if abs(error) > TOLERANCE:
-                yield f"run {point.run.run}: {kind} is {error:+.1%} off its formula"
+                yield f"run {run.run}: {kind} is {error:+.1%} off its formula"

@@ -15,6 +15,7 @@ A generated part of a page is between `<!-- begin:NAME ARGUMENT -->` and `<!-- e
     finals RECORD,...    final losses and attention logits of one or several races
     scale RECORD         speed-ups at other batch sizes and widths
     engines RECORD       losses, memory, traffic and seconds on several engines
+    planned RECORD       bytes and step times that the planner predicts, beside measured ones
     published PART       what others published, recomputed: headline, ratios, xl, claims, records
     tuned                the settings in optim/tuned.toml
     rules VERSION        the numbers of the rules of the leaderboard, per track
@@ -32,7 +33,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from analysis import engines, finals, league, scale
+from analysis import engines, finals, league, planned, scale
 from analysis.price import Prices, read_prices
 from analysis.report import machine, sentences
 from analysis.table import markdown, markdown_grid, note, summarise
@@ -180,6 +181,13 @@ def _engines(argument: str, repository: Path) -> str:
     return engines.markdown(found)
 
 
+def _planned(argument: str, repository: Path) -> str:
+    found = planned.predicted(find_record(repository / "results", argument))
+    if not found:
+        raise UserError(f"record {argument} has no times.csv; name a record of make planned")
+    return planned.markdown(found)
+
+
 def _rules(version: str, _: Path) -> str:
     """The numbers that a version of the rules has for each track, as Markdown."""
     tracks = rulebook.RULES.get(int(version)) if version.isdecimal() else None
@@ -224,6 +232,7 @@ MARKERS: dict[str, Callable[[str, Path], str]] = {
     "published": published.part,
     "scale": _scale,
     "engines": _engines,
+    "planned": _planned,
     "tuned": lambda _, repository: tuned_table(tuned.read(repository / "optim" / "tuned.toml")),
     "rules": _rules,
     "csv": lambda file, repository: csv_table(_within(file, repository)),

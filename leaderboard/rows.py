@@ -16,7 +16,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis import engines, scale
+from analysis import engines, planned, scale
 from analysis.table import frame
 from errors import UserError
 from leaderboard import intake
@@ -67,7 +67,7 @@ OUTCOMES = {  # possible statuses of a trial, by its stage
     "sweep": (FINISHED, DIVERGED),
     "transfer": (FINISHED, DIVERGED),
 }
-STUDIES = (scale.SCALE, engines.ENGINES)  # folders of results/ with rows of their own
+STUDIES = (scale.SCALE, engines.ENGINES, planned.PLANNED)  # folders of results/ with rows of their own
 AFTER_SEARCH = ("refine", "confirm", "horizon")  # stages that begin after the search
 
 
@@ -135,6 +135,7 @@ def _check_folder(root: Path, rows: Rows) -> Iterator[str]:
     yield from _check_sources(root, [*rows.runs, *rows.trials])
     yield from scale.problems(root)
     yield from engines.problems(root)
+    yield from planned.problems(root)
 
 
 def _check_rows(rows: Rows) -> Iterator[str]:

@@ -2,12 +2,13 @@
 
 Arithmetic on numbers and bytes: nothing here is measured. `studies.engines` puts these figures
 beside what its runs measured, and `leaderboard.verify` checks that the two agree. `held` is for any
-model, any precision and any number of processes; `footprint.py` asks it. `layout` is for the runs
-of this project, in float32, and knows what they send.
+model, any precision and any number of processes; `footprint.py` asks it. `traffic` is what the runs
+of this project send, in float32.
 
 The costs are those of the process that has most of a kind, or the mean over all. Whole matrices are
 dealt to owners as `host/owners.py` says. FSDP2 cuts rows, and its first process has the most. What
-else does not divide evenly is taken to divide evenly, but for DeepSpeed's flat partitions.
+else does not divide evenly is taken to divide evenly, but for DeepSpeed's flat partitions and for
+the rounds in which its stage 3 sends matrices.
 """
 
 import functools
@@ -253,78 +254,43 @@ def _kept(row: Sequence[tuple[int, int]], n: int) -> list[int]:
     return [end - first for first, end in zip(firsts, ends, strict=True)]
 
 
-# ---- Runs of this project ----------------------------------------------------------------------
+# ---- What is sent in float32 -------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Group:
-    """Parameters that share a rule and its options."""
+class Sizes:
+    """What decides the traffic of a layout, in bytes of parameters."""
 
-    whole: bool  # the rule needs whole matrices, and has a momentum
-    sizes: tuple[int, ...]  # bytes of each parameter
-    shapes: tuple[tuple[int, ...], ...] = ()  # of each; none: each is one column
-    splits: tuple[int, ...] | None = None
-
-
-@dataclass(frozen=True)
-class Model:
-    """What decides the costs of a layout, in bytes."""
-
-    groups: tuple[Group, ...]
-    blocks: int  # of the parameters in the blocks of the model
-    state: int  # of the optimizers of one process alone
-
-    @property
-    def params(self) -> int:
-        return sum(sum(group.sizes) for group in self.groups)
-
-    @property
-    def whole(self) -> int:
-        """Parameters of rules that need whole matrices."""
-        return sum(sum(group.sizes) for group in self.groups if group.whole)
-
-    @property
-    def moments(self) -> int:
-        """How often the other rules hold their parameters, such as twice for AdamW."""
-        rest = self.params - self.whole
-        return round((self.state - self.whole) / rest) if rest else 0
-
-    def tensors(self, n: int) -> list[Tensors]:
-        """The same in numbers, to be divided over n processes."""
-        found = []
-        for row, group in enumerate(self.groups):
-            shapes = group.shapes or tuple((size // 4,) for size in group.sizes)
-            for shape in shapes:
-                state = math.prod(shape) * (1 if group.whole else self.moments)
-                found.append(Tensors(shape, 1, group.whole, state, n, row, group.splits))
-        return found
+    params: int
+    blocks: int = 0  # of them, in the blocks of the model
+    last: int = 0  # in the last module, the head
+    whole: tuple[tuple[int, ...], ...] = ()  # each parameter of a rule that needs it whole, by rows
 
 
 @dataclass(frozen=True)
-class Layout:
-    """The costs of the process that holds most, in bytes."""
+class Traffic:
+    """Bytes that a process sends, the mean over the processes."""
 
-    params: float
-    grads: float
-    state: float
-    sent: float  # in a step
-    sent_anew: float = 0.0  # more, in the first step and in the first one after a validation
+    step: float  # in every step
+    first: float = 0.0  # more, in the first step
+    anew: float = 0.0  # more, in the first step after a validation
 
 
-def layout(engine: str, model: Model, n: int, passes: int = 1) -> Layout:
-    """The costs of an engine, as its rows name it, on n processes, in float32.
+def traffic(engine: str, sizes: Sizes, n: int, passes: int = 1) -> Traffic:
+    """What an engine, as its rows name it, sends on n processes, in float32.
 
-    passes: microbatches of a step, for fsdp2. DeepSpeed's copies count as state, as in its rows.
-    Raises KeyError for an engine that has no rows.
+    passes: microbatches of a step, for fsdp2. Raises KeyError for an engine that has no rows.
     """
-    p, w, b, ring = model.params, model.whole, model.blocks, (n - 1) / n
+    p, w, b, ring = sizes.params, sum(map(sum, sizes.whole)), sizes.blocks, (n - 1) / n
     # A reduce-scatter or an all-gather of p bytes sends p (n - 1) / n, an all-reduce twice that
     # (`engines/_traffic.py`). A pass of fsdp2 gathers the parameters, those of the blocks again for
     # the backward pass, and scatters the gradients; the exchange takes 1 / n of w there and back.
-    # DeepSpeed averages gradients by an all-reduce, and then gathers the parameters. Stage 3
-    # gathers them once in a step, and again where it learns the order of the layers anew; Muon's
-    # work takes four times w.
-    sent = {
+    # DeepSpeed averages gradients by an all-reduce, and then gathers the parameters. Stage 3 keeps
+    # what it gathers for the forward pass until the backward pass has used it, but not in the first
+    # step, in which it learns the order of the modules, nor for the last module in the first step
+    # after a validation. It gathers gradients and momenta of the matrices, and sends updates and
+    # momenta in rounds.
+    step = {
         "single": 0.0,
         "ddp": 2 * p * ring,
         "sharded": 2 * p * ring,
@@ -332,14 +298,17 @@ def layout(engine: str, model: Model, n: int, passes: int = 1) -> Layout:
         "deepspeed-zero0": 2 * p * ring,
         "deepspeed-zero1": 3 * p * ring,
         "deepspeed-zero2": 3 * p * ring,
-        "deepspeed-zero3": (3 * p + 4 * w) * ring,
+        "deepspeed-zero3": (3 * p + 2 * w + 2 * _in_rounds(sizes.whole, n)) * ring,
     }[engine]
-    has = held(engine, model.tensors(n), NumberBytes())
-    # Single numbers, such as counts of steps. They are with what an optimizer updates.
-    counters: float = model.state - w - model.moments * (p - w)
-    if engine in ("deepspeed-zero1", "deepspeed-zero2"):
-        counters = 0  # one for each flat row
-    elif engine not in UNDIVIDED:
-        counters /= n
-    anew = p * ring if engine == "deepspeed-zero3" else 0.0
-    return Layout(has.params, has.grads, has.master + has.state + counters, sent, anew)
+    if engine == "deepspeed-zero3":
+        return Traffic(step, p * ring, sizes.last * ring)
+    return Traffic(step)
+
+
+def _in_rounds(whole: Iterable[Sequence[int]], n: int) -> float:
+    """Bytes that n processes gather where ZeRO 3 gathers the matrices of Muon.
+
+    A round takes a matrix of each process, and all are filled up to the largest of the round. Those
+    of a row lie in the order of their sizes, the largest first.
+    """
+    return float(n * sum(sum(sorted(row, reverse=True)[::n]) for row in whole))

@@ -6,7 +6,8 @@
 AdamW and Muon train with one seed on the engine `single`, then on all others. Those take turns in
 one group of processes, so that a machine which drifts hits all alike. Matrix products are in
 float32 and nothing is compiled, because DeepSpeed cannot be. `analysis.engines` makes the table,
-with the formulas of `planner.layouts` beside what was measured.
+with the formulas of `planner.footprint` and `planner.layouts` beside what was measured. `studies.planned` runs the same on
+one to four processes.
 """
 
 import argparse
@@ -14,7 +15,8 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,13 +27,19 @@ from errors import UserError
 from host import entry, paths
 from model import GPT
 from optim.entrants import Entrant
-from planner.layouts import Group, Model, layout
+from planner import own_models, update_rules
+from planner.footprint import footprint
+from planner.layouts import Sizes, traffic
+from planner.models import Model
+from planner.setting import Setting
 from speedrun import TRACKS, Options, Trainer, enter
 from tracking import store
 from tracking.schema import Planned, Run
+from tracking.spelling import recipe_of
 
 ENTRANTS = ("adamw", "muon")
 TURN_STEPS = 2
+MOST_PROCESSES = 16  # more would only wait for each other
 
 
 class Engine(NamedTuple):
@@ -45,65 +53,104 @@ class Engine(NamedTuple):
         """As its rows have it."""
         return f"{self.name}-zero{self.zero_stage}" if self.name == "deepspeed" else self.name
 
+    def spelled(self, entrant: str) -> str | None:
+        """An entrant as this engine can run it; None: not at all."""
+        if self.name != "deepspeed":
+            return entrant
+        if entrant == "muon" and self.zero_stage == 0:
+            return "muon:blocks=fused"  # stage 0 takes no matrices apart
+        return entrant if entrant in ENTRANTS else None
+
 
 SINGLE = Engine(engines.REFERENCE)
 SEVERAL = (
     Engine("ddp"), Engine("sharded"), Engine("fsdp2"),
     Engine("deepspeed", 1), Engine("deepspeed", 2), Engine("deepspeed", 3),
 )  # fmt: skip
+KNOWN = {each.label: each for each in (*SEVERAL, Engine("deepspeed", 0))}
 
 
-def trainer_of(engine: Engine, arguments: argparse.Namespace, threads: int) -> Trainer:
-    """A trainer of `tiny` on an engine."""
-    track = TRACKS["tiny"]
-    if arguments.steps:
-        track = replace(track, name="custom")
-    options = Options(
-        engine=engine.name, zero_stage=engine.zero_stage, threads=threads, dtype="float32",
-        attention="plain", compile=False, turn_steps=TURN_STEPS, results=arguments.results,
-    )  # fmt: skip
-    return Trainer(track, options)
+@dataclass(frozen=True)
+class Series:
+    """Optimizers on engines, all on as many processes. Its runs have a row each in `results`."""
+
+    results: Path
+    name: str = engines.ENGINES  # begins the ids of its races
+    engines: tuple[Engine, ...] = SEVERAL
+    entrants: tuple[str, ...] = ENTRANTS
+    steps: int | None = None  # None: the tuned horizons
+    batch_tokens: int | None = None  # of a step, and to validate with; None: the track's
+    threads: int = 1  # of a process; 0: all cores
+
+    def trainer(self, engine: Engine) -> Trainer:
+        """A trainer of `tiny` on an engine."""
+        track = TRACKS["tiny"]
+        if self.steps or self.batch_tokens:
+            track = replace(track, name="custom")
+        if self.batch_tokens:
+            tokens = self.batch_tokens
+            track = replace(track, batch_tokens=tokens, val_tokens=tokens)
+        options = Options(
+            engine=engine.name, zero_stage=engine.zero_stage, threads=self.threads, attention="plain",
+            dtype="float32", compile=False, turn_steps=TURN_STEPS, results=self.results,
+        )  # fmt: skip
+        return Trainer(track, options)
+
+    def race_of(self, trainer: Trainer) -> str:
+        """The id of an engine's race: the runs of a race have one engine on as many processes."""
+        where = f"{trainer.engine.name}-{trainer.engine.world_size}"
+        return f"{self.name}-{where}-{store.source_hash(trainer.source)[:6]}"
+
+    def entered(self, engine: Engine) -> list[Entrant]:
+        """The entrants that an engine can run."""
+        spelled = (engine.spelled(each) for each in self.entrants)
+        return [enter(each, "tiny", self.steps) for each in spelled if each]
+
+    @property
+    def arguments(self) -> list[str]:
+        """The flags of this command that mean the same."""
+        given = {"--steps": self.steps, "--batch-tokens": self.batch_tokens}
+        words = [f"{flag}={value}" for flag, value in given.items() if value]
+        words += [f"--results={self.results}", f"--name={self.name}"]
+        labels = [each.label for each in self.engines]
+        return [*words, "--engines", *labels, "--entrants", *self.entrants]
 
 
-def race_of(trainer: Trainer) -> str:
-    """The id of an engine's race: the runs of a race have one engine."""
-    return f"{engines.ENGINES}-{trainer.engine.name}-{store.source_hash(trainer.source)[:6]}"
-
-
-def run_alone(entrants: Sequence[Entrant], arguments: argparse.Namespace) -> dict[str, Model]:
-    """Run the reference on one process; what the formulas start from, by entrant."""
-    trainer, found = trainer_of(SINGLE, arguments, threads=0), {}
-    for entrant in entrants:
+def run_alone(series: Series) -> dict[str, Sizes]:
+    """Run the reference on one process; what formulas start from, by entrant."""
+    trainer, found = series.trainer(SINGLE), {}
+    spelled = [each for engine in series.engines for each in series.entered(engine)]
+    for entrant in {each.canonical: each for each in spelled}.values():
         trainer.check(entrant)
         plan = trainer.build(entrant)
         out = trainer.run(entrant, seed=0)
-        run = trainer.run_row(out, race_of(trainer))
-        store.record(arguments.results, run, out.points, trainer.source)
-        found[run.entrant] = model_of(trainer.gpt, plan, run.state_bytes)
+        run = trainer.run_row(out, series.race_of(trainer))
+        store.record(series.results, run, out.points, trainer.source)
+        found[run.entrant] = sizes_of(trainer.gpt, plan)
         trainer.forget()
     return found
 
 
-def model_of(gpt: GPT, plan: Sequence[optim.Group], state_bytes: int) -> Model:
-    """What the formulas start from. state_bytes: of the optimizers in one process."""
-    groups = tuple(
-        Group(
-            not _rules.is_elementwise(g.rule),
-            tuple(row.param.nbytes for row in g.params),
-            tuple(tuple(row.param.shape) for row in g.params),
-            g.options.get("splits"),
-        )
-        for g in plan
+def sizes_of(gpt: GPT, plan: Sequence[optim.Group]) -> Sizes:
+    """What the formula of the traffic starts from."""
+    whole = tuple(
+        tuple(row.param.nbytes for row in group.params)
+        for group in plan
+        if not _rules.is_elementwise(group.rule)
     )
-    return Model(groups, sum(p.nbytes for p in gpt.blocks.parameters()), state_bytes)
+    every, blocks, last = (
+        sum(p.nbytes for p in module.parameters()) for module in (gpt, gpt.blocks, gpt.head)
+    )
+    return Sizes(every, blocks, last, whole)
 
 
-def run_together(entrants: Sequence[Entrant], arguments: argparse.Namespace) -> None:
-    """In each of several processes: run on all engines of SEVERAL, in turns."""
-    trainers = [trainer_of(engine, arguments, threads=1) for engine in SEVERAL]
+def run_together(series: Series) -> None:
+    """In each of several processes: run on all engines of a series, in turns."""
+    trainers = [series.trainer(engine) for engine in series.engines]
     alive = []
-    for trainer in trainers:
+    for engine, trainer in zip(series.engines, trainers, strict=True):
         trainer.matmul_peak = trainers[0].matmul_peak
+        entrants = series.entered(engine)
         for entrant in entrants:
             trainer.check(entrant)
         for entrant, by in zip(entrants, trainer.crew(len(entrants)), strict=True):
@@ -117,60 +164,111 @@ def run_together(entrants: Sequence[Entrant], arguments: argparse.Namespace) -> 
             out = next(turns)
             if out.status:
                 # A heat belongs to one race; all heats here have their rounds at the same time.
-                run = by.run_row(out, race_of(by), heat=race_of(by))
+                race = series.race_of(by)
+                run = by.run_row(out, race, heat=race)
                 if by.engine.rank == 0:
-                    store.record(arguments.results, run, out.points, by.source, (), out.turns)
-                    print(f"{run.engine}: {run.label} ended at {run.final_loss:.4f}", flush=True)
+                    store.record(series.results, run, out.points, by.source, (), out.turns)
+                    words = f"{run.engine} on {run.world_size}: {run.label} ended at"
+                    print(f"{words} {run.final_loss:.4f}", flush=True)
                 alive.remove(each)
         rounds += 1
     trainers[0].engine.close()
 
 
-def launch(arguments: argparse.Namespace) -> None:
-    """Start this command in several processes. Raises UserError if one of them fails."""
+def launch(series: Series, processes: int) -> None:
+    """Start this command in some processes. Raises UserError if one of them fails."""
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1",
-        f"--nproc_per_node={arguments.processes}", "--module", "studies.engines",
-        f"--results={arguments.results}",
-        *([f"--steps={arguments.steps}"] if arguments.steps else []),
+        f"--nproc_per_node={processes}", "--module", "studies.engines", *series.arguments,
     ]  # fmt: skip
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=paths.PROJECT, env=environment)
     if done.returncode:
         raise UserError(
-            f"{arguments.processes} processes ended with exit code {done.returncode}, see above; "
+            f"{processes} processes ended with exit code {done.returncode}, see above; "
             "the DeepSpeed engine needs: make setup EXTRAS=deepspeed"
         )
 
 
-def planned(run: Run, model: Model, validations: int) -> Planned:
+def planned(run: Run, sizes: Sizes, validations: int) -> Planned:
     """What the formulas say of a run. validations: of it, the one at its end included."""
-    costs = layout(run.engine, model, run.world_size)
-    sent = costs.sent * run.steps + costs.sent_anew * validations
-    held = (costs.params, costs.grads, costs.state, sent)
-    return Planned(run.run, *map(round, held))
+    rule, n = update_rules.find(recipe_of(run.entrant)), run.world_size
+    setting = Setting(dtype=run.dtype, master=False, batch_tokens=run.tokens // run.steps)
+    held = footprint(_tiny(), rule, run.engine, setting, n)
+    sent = traffic(run.engine, sizes, n)
+    return Planned(
+        run=run.run,
+        param_bytes=round(held.params_bytes),
+        grad_bytes=round(held.grads_bytes),
+        state_bytes=round(held.master_bytes + held.state_bytes),  # as DeepSpeed's rows have it
+        communication_bytes=round(
+            sent.step * run.steps + sent.first + sent.anew * (validations - 1)
+        ),
+    )
+
+
+@cache
+def _tiny() -> Model:
+    return own_models.from_track("tiny")
+
+
+def plan_runs(root: Path, sizes: dict[str, Sizes]) -> None:
+    """Write planned.csv: a row for each run of a folder, by engines and processes."""
+    order = [each.label for each in (SINGLE, *KNOWN.values())]
+    runs = store.read_runs(root)
+    for run in sorted(runs, key=lambda run: (run.world_size, order.index(run.engine), run.label)):
+        count = len(store.read_curve(root, run.run))
+        store.append(root / "planned.csv", planned(run, sizes[run.entrant], count))
+
+
+def ready(root: Path, tables: dict[str, type]) -> None:
+    """Raise UserError if a folder cannot take a study: it holds one, or cannot be written."""
+    store.ready(root, tables)
+    if store.read_runs(root):
+        raise UserError(f"{root}: holds a study; move it away, or name another with --results")
+
+
+def counts(given: Sequence[int], least: int = 1) -> list[int]:
+    """Numbers of processes, each once. Raises UserError."""
+    for count in given:
+        if not least <= count <= MOST_PROCESSES:
+            must = f"must be from {least} to {MOST_PROCESSES}"
+            raise UserError(f"--processes {count}: {must}; run with --processes 2")
+    return list(dict.fromkeys(given))
+
+
+def series_of(arguments: argparse.Namespace) -> Series:
+    """What a command line asks for. Raises UserError."""
+    for label in arguments.engines:
+        if label not in KNOWN:
+            known = ", ".join(KNOWN)
+            raise UserError(f"--engines {label}: must be some of {known}; leave it out")
+    if not 1 <= (arguments.batch_tokens or 1):
+        raise UserError(f"--batch-tokens {arguments.batch_tokens}: must be above 0; leave it out")
+    return Series(
+        arguments.results,
+        arguments.name,
+        tuple(KNOWN[label] for label in arguments.engines),
+        tuple(arguments.entrants),
+        arguments.steps,
+        arguments.batch_tokens,
+    )
 
 
 def study(arguments: argparse.Namespace) -> None:
     """The reference here, the others in processes of torchrun; then the table. Raises UserError."""
-    entrants = [enter(name, "tiny", arguments.steps) for name in ENTRANTS]
+    series = series_of(arguments)
+    for engine in series.engines:
+        series.entered(engine)  # refuses what is misspelt
     if "RANK" in os.environ:
-        return run_together(entrants, arguments)
-    if arguments.processes < 2:
-        must = "must be at least 2; run with --processes 2"
-        raise UserError(f"--processes {arguments.processes}: {must}")
-    root = arguments.results
-    store.ready(root, {"planned.csv": Planned})
-    if store.read_runs(root):
-        raise UserError(f"{root}: holds a study; move it away, or name another with --results")
-    models = run_alone(entrants, arguments)
-    launch(arguments)
-    order = [each.label for each in (SINGLE, *SEVERAL)]
-    runs = store.read_runs(root)
-    for run in sorted(runs, key=lambda run: (order.index(run.engine), run.label)):
-        count = len(store.read_curve(root, run.run))
-        store.append(root / "planned.csv", planned(run, models[run.entrant], count))
-    print(engines.markdown(engines.measured(root)))
+        return run_together(series)
+    processes = counts([arguments.processes], least=2)
+    ready(series.results, {"planned.csv": Planned})
+    sizes = run_alone(replace(series, threads=0))
+    for count in processes:
+        launch(series, count)
+    plan_runs(series.results, sizes)
+    print(engines.markdown(engines.measured(series.results)))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -178,8 +276,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = entry.parser("studies.engines", __doc__)
     note = "of all engines but `single` (default: 2)"
     parser.add_argument("--processes", type=int, default=2, metavar="INT", help=note)
-    note = "horizon of both; makes the track custom (default: the tuned ones)"
+    note = "horizon of all; makes the track custom (default: the tuned ones)"
     parser.add_argument("--steps", type=int, metavar="INT", help=note)
+    note = "tokens of a step and of a validation; makes the track custom (default: the track's)"
+    parser.add_argument("--batch-tokens", type=int, metavar="INT", help=note)
+    labels = [each.label for each in SEVERAL]
+    note = f"some of {', '.join(KNOWN)} (default: all but the last)"
+    parser.add_argument("--engines", nargs="+", default=labels, metavar="ENGINE", help=note)
+    note = "on each engine that has it (default: adamw muon)"
+    parser.add_argument("--entrants", nargs="+", default=ENTRANTS, metavar="ENTRANT", help=note)
+    note = f"begins the names of the races (default: {engines.ENGINES})"
+    parser.add_argument("--name", default=engines.ENGINES, help=note)
     default: Path = paths.RESULTS / engines.ENGINES
     note = f"folder (default: results/{engines.ENGINES})"
     parser.add_argument("--results", type=paths.typed, default=default, help=note)

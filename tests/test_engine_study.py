@@ -11,7 +11,7 @@ from analysis.charts import _make
 from analysis.charts._inputs import load
 from leaderboard import verify
 from model import GPT
-from planner.layouts import Group, Model, layout
+from planner.layouts import Sizes, traffic
 from speedrun import TRACKS
 from studies import engines as study
 from tests.on_engines import GAP, SLOWER, write_engines
@@ -64,24 +64,56 @@ def test_the_charts_say_what_was_measured(tmp_path: Path, monkeypatch: pytest.Mo
         assert_legible(figure, monkeypatch)
 
 
-@pytest.mark.parametrize("engine", [each.label for each in (study.SINGLE, *study.SEVERAL)])
-def test_one_process_of_several_holds_no_more_than_one_alone(engine: str) -> None:
-    groups = Group(True, (240,) * 4), Group(False, (120, 120)), Group(False, (240,))
-    model = Model(groups, blocks=960, state=960 + 2 * 480)
-    one, four = layout(engine, model, 1), layout(engine, model, 4)
-    assert one.sent == 0 and one.params >= model.params and one.state >= model.state
-    assert four.params <= one.params and four.grads <= one.grads and four.state <= one.state
+def test_what_zero_3_sends_is_what_was_counted_in_each_step() -> None:
+    """Numbers of a run with Muon on tiny, by step, over the bytes of the parameters."""
+    gpt = GPT(TRACKS["tiny"].config(1024))
+    sizes = study.sizes_of(gpt, optim.plan(gpt.roles(), "muon", {}, torch.float32))
+    for n, usual, first, anew in ((2, 2.9902, 3.4902, 3.0528), (3, 4.4216, 5.0883, 4.5051)):
+        sent = traffic("deepspeed-zero3", sizes, n)
+        assert sent.step / sizes.params == pytest.approx(usual, rel=1e-4)
+        assert (sent.step + sent.first) / sizes.params == pytest.approx(first, rel=1e-4)
+        assert (sent.step + sent.anew) / sizes.params == pytest.approx(anew, rel=1e-4)
+
+
+def test_one_process_sends_nothing() -> None:
+    sizes = Sizes(1000, 800, 100, ((400, 200),))
+    for engine in (each.label for each in (study.SINGLE, *study.KNOWN.values())):
+        assert traffic(engine, sizes, 1).step == 0
 
 
 def test_the_committed_formulas_follow_from_the_model() -> None:
-    config = TRACKS["tiny"].config(1024)
-    gpt = GPT(config)
-    alone = {run.entrant: run for run in read_runs(RECORD) if run.engine == "single"}
+    gpt = GPT(TRACKS["tiny"].config(1024))
     plans = {plan.run: plan for plan in engines.read(RECORD / "planned.csv", engines.Planned)}
     assert len(plans) == 2 * (1 + len(study.SEVERAL))
     for run in read_runs(RECORD):
-        recipe = engines.recipe_of(run.entrant)
-        plan = optim.plan(gpt.roles(), recipe, {}, torch.float32)
-        model = study.model_of(gpt, plan, alone[run.entrant].state_bytes)
+        plan = optim.plan(gpt.roles(), engines.recipe_of(run.entrant), {}, torch.float32)
         validations = len(read_curve(RECORD, run.run))
-        assert study.planned(run, model, validations) == plans[run.run]
+        assert study.planned(run, study.sizes_of(gpt, plan), validations) == plans[run.run]
+
+
+def test_deepspeed_runs_what_it_has() -> None:
+    zero0, zero1 = study.KNOWN["deepspeed-zero0"], study.KNOWN["deepspeed-zero1"]
+    series = study.Series(RECORD, entrants=("adamw", "muon", "lion"), steps=4)
+    assert [each.label for each in series.entered(zero0)] == ["adamw", "muon:blocks=fused"]
+    assert [each.label for each in series.entered(zero1)] == ["adamw", "muon"]
+    assert len(series.entered(study.KNOWN["ddp"])) == 3
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["--processes", "1"], "--processes 1: must be from 2 to 16"),
+        (["--processes", "-2"], "--processes -2: must be"),
+        (["--engines", "dpp"], "--engines dpp: must be some of ddp, sharded"),
+        (["--entrants", "moun"], "moun"),
+        (["--batch-tokens", "-1"], "--batch-tokens -1: must be above 0"),
+        (["--steps", "0"], "steps=0: must be at least 1"),
+    ],
+)
+def test_a_mistake_gets_one_line(
+    given: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert study.main([*given, f"--results={tmp_path / 'new'}"]) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1
+    assert not (tmp_path / "new").exists()

@@ -185,6 +185,45 @@ class Planned:
 
 
 @dataclass(frozen=True)
+class LinkTime:
+    """One row of links.csv: a collective over gloo, as bench.links measured it."""
+
+    collective: str  # all-reduce, reduce-scatter, all-gather or all-to-all
+    processes: int
+    size_bytes: int  # of all that is reduced, scattered or gathered; of an all-to-all, of a process
+    seconds: float  # median over rounds, of the process that was last
+    threads: int  # of a process
+    device: str
+    torch: str  # version
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """One row of calibration.csv: what the predicted times start from. No run of several processes
+    is in it, but for the collectives of links.csv."""
+
+    name: str  # forward, passes, update, beside or cores; studies.planned says how each is measured
+    of: str  # sequences of the pass, or optimizer and rule of the update; else empty
+    value: float
+    unit: str  # s; empty for a factor and a count
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """One row of times.csv: the time of a step, predicted and measured."""
+
+    run: str  # of runs.csv
+    engine: str
+    recipe: str
+    processes: int
+    predicted_ms: float
+    measured_ms: float  # median over the turns of the run
+    passes_ms: float  # part of predicted_ms: computation of forward and backward
+    update_ms: float  # part of predicted_ms: computation of the optimizer
+    exposed_ms: float  # part of predicted_ms: communication that nothing hides, and waiting
+
+
+@dataclass(frozen=True)
 class Published:
     """One row of published/speedups.csv: a speed-up of Muon over AdamW that others report."""
 

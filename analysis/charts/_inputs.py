@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from analysis import engines
+from analysis import engines, planned
 from analysis.charts._style import Look, looks, short_names
 from analysis.pairs import Pairs
 from analysis.price import Prices, read_prices
@@ -78,6 +78,7 @@ class Inputs:
     scale: Sequence[Measured] = ()  # AdamW against Muon at other batch sizes and widths
     others: Sequence[Series] = ()  # of further races that are compared with this one
     on_engines: Sequence[engines.Measured] = ()  # one race on several engines
+    predictions: planned.Predicted = planned.NOTHING  # of the planner, with their runs
 
     @property
     def runs(self) -> list[Run]:
@@ -133,7 +134,8 @@ def load(root: Path, races: Sequence[str] = ()) -> Inputs:
     runs, trials = read_runs(root), read_trials(root)
     scale = measured(root) or measured(root / SCALE)  # a record's, or a user's own
     on_engines = engines.measured(root) or engines.measured(root / engines.ENGINES)
-    if not (runs or trials or scale or on_engines):
+    predictions = planned.predicted(root) or planned.predicted(root / planned.PLANNED)
+    if not (runs or trials or scale or on_engines or predictions):
         raise UserError(f"no runs in {root / 'runs.csv'}; run: make speedrun")
     chosen = select(runs, races[0] if races else None) if runs or races else []
     newest = [*trials[-1:], *chosen[:1]]
@@ -143,7 +145,8 @@ def load(root: Path, races: Sequence[str] = ()) -> Inputs:
     others = [e for race in races[1:] for e in _entrants(root, select(runs, race))]
     prices = read_prices(root, chosen)
     entrants = _entrants(root, chosen)
-    return Inputs(entrants, search, styles, prices, sweeps, scale, others, on_engines)
+    studies = scale, others, on_engines, predictions
+    return Inputs(entrants, search, styles, prices, sweeps, *studies)
 
 
 def _entrants(root: Path, runs: Iterable[Run]) -> list[Series]:
