@@ -15,7 +15,11 @@ COMMANDS = {
     "model": ("describe", "main", "a model's weights, their sums and sources"),
     "shares": ("shares", "main", "what Muon may take of a model, and what its design does to it"),
     "time": ("step_time", "main", "FLOPs and seconds of orthogonalisation in a step"),
-    "step": ("step_command", "main", "a step simulated for each strategy: what is hidden, who is idle"),
+    "step": (
+        "step_command",
+        "main",
+        "a step simulated for each strategy: what is hidden, who is idle",
+    ),
     "tokens": ("tracks", "tokens", "training tokens of the longest run of a track"),
 }
 
