@@ -498,14 +498,19 @@ STRATEGIES: dict[str, Callable[[Step], None]] = {
 }
 
 
-def program(job: Job, strategy: str, links: Links) -> list[Operation]:
-    """The program of a step. Raises UserError for an unknown strategy."""
+def known(strategy: str) -> str:
+    """The strategy itself. Raises UserError for an unknown one."""
     if strategy not in STRATEGIES:
         near = difflib.get_close_matches(strategy, STRATEGIES, 1)
         hint = f"did you mean {near[0]}?" if near else "run with --strategy sharded"
         raise UserError(f"--strategy {strategy}: must be one of {', '.join(STRATEGIES)}; {hint}")
+    return strategy
+
+
+def program(job: Job, strategy: str, links: Links) -> list[Operation]:
+    """The program of a step. Raises UserError for an unknown strategy."""
     step = Step(job, links)
-    STRATEGIES[strategy](step)
+    STRATEGIES[known(strategy)](step)
     return step.program
 
 
