@@ -20,7 +20,6 @@ from planner.models import Model
 from planner.newton_schulz import Iteration
 from planner.setting import Setting
 from planner.strategies import STRATEGIES
-from planner.update_rules import UpdateRule
 from runtime import command_line
 
 NAMED = Path(__file__).with_name("scale.toml")
@@ -38,7 +37,7 @@ class Plan:
     iteration: Iteration
     kept: Kept
     strategy: str  # of both optimizers
-    rule: UpdateRule  # compared with AdamW
+    rule: str  # compared with AdamW
     train_tokens: float  # of AdamW's training
     draws: int = 8  # of stragglers
     source: str = ""  # of the cluster and the layout
@@ -119,7 +118,7 @@ def make(model: Model, given: Mapping[str, Any]) -> Plan:
     if strategy not in STRATEGIES:
         known = ", ".join(STRATEGIES)
         raise UserError(f"--strategy {strategy}: must be one of {known}; run with {STRATEGY}")
-    rule = update_rules.find(values.get("optimizer", "muon"))
+    rule = update_rules.find(values.get("optimizer", "muon")).name
     tokens = model.train_tokens or TOKENS_PER_PARAMETER * model.active_params
     if values.get("draws", 1) < 1:
         raise UserError(f"--draws {values['draws']}: must be 1 or more; or leave it out")

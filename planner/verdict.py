@@ -21,11 +21,10 @@ from host import entry
 from planner import failures, gains, models, plans, update_rules
 from planner.footprint import Footprint, footprint
 from planner.plans import Plan
-from planner.steps import StepCost, step_cost
+from planner.steps import BASELINE, StepCost, step_cost
+from planner.steps import price as price_of
 from planner.tables import add_csv, short, size, write_csv
-from planner.update_rules import UpdateRule
 
-BASELINE = update_rules.RULES["adamw"]
 # The engine whose memory a strategy's ranks have.
 ENGINE = {
     "ddp": "ddp", "round-robin": "sharded", "sharded": "sharded", "fsdp2": "fsdp2",
@@ -63,10 +62,8 @@ class Verdict:
     @property
     def prices(self) -> Span:
         """Over the draws of stragglers, which both optimizers share."""
-        return Span(
-            self.muon.low_seconds / self.adamw.low_seconds,
-            self.muon.high_seconds / self.adamw.high_seconds,
-        )
+        found = price_of(self.muon, self.adamw)
+        return Span(1 + found.low, 1 + found.high)
 
     @cached_property
     def gains(self) -> gains.Range:
@@ -102,17 +99,19 @@ class Verdict:
     def saved_dollars(self) -> Span:
         return self.saved_gpu_hours.times(self.plan.cluster.price_per_gpu_hour)
 
-    def memory(self, rule: UpdateRule) -> Footprint:
+    def memory(self, rule: str) -> Footprint:
         """Memory of the rank that holds most."""
         plan = self.plan
-        engine = ENGINE[plan.strategy]
-        return footprint(plan.model, rule, engine, plan.setting, plan.cluster.ranks, plan.kept)
+        return footprint(
+            plan.model, update_rules.find(rule), ENGINE[plan.strategy], plan.setting,
+            plan.cluster.ranks, plan.kept,
+        )  # fmt: skip
 
 
 def judge(plan: Plan) -> Verdict:
     """The verdict on a plan. Raises UserError for one that cannot be simulated."""
 
-    def cost(rule: UpdateRule) -> StepCost:
+    def cost(rule: str) -> StepCost:
         return step_cost(
             plan.model, rule, plan.strategy, plan.cluster, plan.setting, plan.iteration,
             draws=plan.draws,
@@ -225,11 +224,11 @@ def sentences(verdict: Verdict) -> list[str]:
     return [
         f"A step of {plan.model.title} on {gpus} ({plan.tokens / 1e6:,.2f}M tokens, strategy "
         f"{plan.strategy}) takes {seconds(adamw.seconds)} with AdamW and {seconds(muon.seconds)} "
-        f"with {plan.rule.name}: {verdict.price - 1:+.2%} ({percents(verdict.prices)}). "
+        f"with {plan.rule}: {verdict.price - 1:+.2%} ({percents(verdict.prices)}). "
         f"Orthogonalisation takes {seconds(muon.orthogonalise_seconds)} on the busiest rank, "
         f"{share:.2%} of the step. Communication that no computation hides takes "
         f"{seconds(muon.exposed_seconds)}, {seconds(hidden)} more than with AdamW.",
-        f"Both take as long if {plan.rule.name} needs {verdict.price:.3f}x fewer steps. {basis} "
+        f"Both take as long if {plan.rule} needs {verdict.price:.3f}x fewer steps. {basis} "
         f"{found.low:.2f}x to {found.high:.2f}x. With them, a training of "
         f"{short(plan.train_tokens)} tokens takes {verdict.hours(found.high):,.0f} to "
         f"{verdict.hours(found.low):,.0f} hours in place of {verdict.adamw_hours:,.0f}: it saves "
@@ -350,7 +349,7 @@ FIELDS: dict[str, Callable[[Verdict], object]] = {
     "gpu": lambda v: v.plan.cluster.gpu,
     "ranks": lambda v: v.plan.cluster.ranks,
     "strategy": lambda v: v.plan.strategy,
-    "optimizer": lambda v: v.plan.rule.name,
+    "optimizer": lambda v: v.plan.rule,
     "batch_tokens": lambda v: v.plan.tokens,
     "adamw_step_seconds": lambda v: v.adamw.seconds,
     "step_seconds": lambda v: v.muon.seconds,
