@@ -280,16 +280,22 @@ def pages(repository: Path = REPOSITORY) -> list[Path]:
     return [*sorted(repository.glob("*.md")), *sorted(docs), *sorted(notes)]
 
 
-def update_pages(repository: Path = REPOSITORY, write: bool = True) -> list[Path]:
+def update_pages(
+    repository: Path = REPOSITORY,
+    write: bool = True,
+    markers: Markers | None = None,
+    chosen: Sequence[Path] | None = None,
+) -> list[Path]:
     """The pages whose generated parts are out of date; writes them anew if `write`.
 
-    Raises UserError with the name of the page.
+    markers: as in `rewrite`. chosen: these pages alone; None: all. Raises UserError with the name
+    of the page.
     """
     changed = []
-    for path in pages(repository):
+    for path in pages(repository) if chosen is None else chosen:
         before = read_file(path)
         try:
-            after = rewrite(before, repository)
+            after = rewrite(before, repository, markers)
         except UserError as error:
             raise UserError(f"{path.relative_to(repository)}: {error}") from error
         if after != before:

@@ -67,7 +67,11 @@ OUTCOMES = {  # possible statuses of a trial, by its stage
     "sweep": (FINISHED, DIVERGED),
     "transfer": (FINISHED, DIVERGED),
 }
-STUDIES = (scale.SCALE, engines.ENGINES, planned.PLANNED)  # folders of results/ with rows of their own
+STUDIES = (
+    scale.SCALE,
+    engines.ENGINES,
+    planned.PLANNED,
+)  # folders of results/ with rows of their own
 AFTER_SEARCH = ("refine", "confirm", "horizon")  # stages that begin after the search
 
 

@@ -28,6 +28,7 @@ from leaderboard import pages
 from planner import describe, models, plans, published_checks, shares, steps, update_rules, verdict
 from planner.charts import break_even, memory_by_kind, optimizer_share, step_by_ranks, timeline
 from planner.footprint import footprint
+from planner.optimizer_time import Timing
 from planner.plans import Plan
 from planner.shares import Question
 from planner.strategies import STRATEGIES
@@ -101,7 +102,7 @@ def page(name: str) -> str:
 
 
 def _question(plan: Plan) -> Question:
-    return Question(plan.rule, plan.setting, plan.iteration)
+    return Question(update_rules.find(plan.rule), plan.setting, plan.iteration)
 
 
 def _split(rows: Sequence[Sequence[str]]) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
@@ -125,25 +126,35 @@ def _costs(plan: Plan) -> list[steps.StepCost]:
 # ---- Its charts --------------------------------------------------------------------------------
 
 
+def memory_chart(plan: Plan) -> Figure:
+    """Memory of the rank that holds most, by optimizer and engine."""
+    rows = [
+        footprint(
+            plan.model, update_rules.find(rule), engine, plan.setting, plan.cluster.ranks, plan.kept
+        )
+        for engine in ENGINES
+        for rule in SHOWN
+    ]
+    caption = (
+        f"{plan.cluster.ranks:,} ranks, stages {plan.setting.pipeline}, experts over "
+        f"{plan.setting.expert_parallel} ranks, {plan.setting.dtype} with float32 master copies"
+    )
+    return memory_by_kind.draw(rows, f"Memory of a rank: {plan.model.title}", caption)
+
+
+def timing_of(plan: Plan) -> Timing:
+    """What the arithmetic of Newton-Schulz's time takes from a plan."""
+    return Timing(gpu=plan.cluster.gpu, ranks=plan.cluster.ranks, mfu=plan.cluster.mfu)
+
+
 def figures(name: str) -> dict[str, Callable[[], Figure]]:
     """What draws each chart of a model's page."""
     plan = plan_of(name)
     return {
-        "memory": lambda: memory_by_kind.draw(
-            [
-                footprint(
-                    plan.model,
-                    update_rules.find(rule),
-                    engine,
-                    plan.setting,
-                    plan.cluster.ranks,
-                    plan.kept,
-                )
-                for engine in ENGINES
-                for rule in SHOWN
-            ]
+        "memory": lambda: memory_chart(plan),
+        "optimizer_share": lambda: optimizer_share.draw(
+            plan.model, plan.iteration, timing_of(plan), plan.setting
         ),
-        "optimizer_share": lambda: optimizer_share.draw(plan),
         "step_by_ranks": lambda: step_by_ranks.draw(plan),
         "timeline": lambda: timeline.draw(plan, DRAWN),
         "break_even": lambda: break_even.draw(break_even.compute(plan)),
@@ -224,6 +235,23 @@ def all_models() -> str:
     return f"{markdown_grid(headings, rows)}\n\n{note}"
 
 
+def published_table() -> str:
+    """What others published beside what the planner gives, as Markdown."""
+    rows = [
+        [
+            check.name,
+            f"{check.published:.4g} {check.unit}",
+            f"{check.ours:.4g} {check.unit}",
+            "yes" if check.agrees else "no",
+            check.source,
+            check.note,
+        ]
+        for check in published_checks.all_checks()
+    ]
+    headings = ["what", "published", "from the presets", "agrees", "source", "why not"]
+    return markdown_grid(headings, rows)
+
+
 def design_table(plan: Plan) -> str:
     """What other architectures would change, as Markdown."""
     question = _question(plan)
@@ -238,7 +266,7 @@ def plan_part(argument: str, _: Path) -> str:
     return {
         "answer": lambda: answer(name),
         "models": all_models,
-        "checks": published_checks.markdown,
+        "checks": published_table,
         "aware": lambda: design_table(plan_of(name)),
     }[what]()
 
@@ -262,19 +290,16 @@ def out_of_date(names: Sequence[str], write: bool) -> list[Path]:
 def command(options: argparse.Namespace) -> int:
     """Write the pages and draw their charts, or check the pages; the exit code."""
     known = list(plans.named())
-    for name in options.models:
-        plan_of(name)  # raises UserError for an unknown one
+    for model in options.models:
+        plan_of(model)  # raises UserError for an unknown one
     names = options.models or known
     changed = out_of_date(names, write=not options.check)
     if not options.models:
-        home = pages.rewrite(HOME.read_text(encoding="utf-8"), markers={"plan": plan_part})
-        if home != HOME.read_text(encoding="utf-8"):
-            changed.append(HOME)
-            if not options.check:
-                write_atomic(HOME, [home.encode()])
-    if not options.check:
-        for name in names:
-            draw(name)
+        changed += pages.update_pages(
+            write=not options.check, markers={"plan": plan_part}, chosen=[HOME]
+        )
+    for model in () if options.check else names:
+        draw(model)
     listed = ", ".join(str(path.relative_to(paths.PROJECT)) for path in changed)
     if changed and options.check:
         print(f"out of date: {listed}; run: python -m planner docs")
