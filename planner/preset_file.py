@@ -134,7 +134,10 @@ def _weight(where: str, table: Mapping[str, Any]) -> Weight:
         role=role,
         token_share=share(f"{where} tokens", table.get("tokens", 1)),
         source=_text(f"{where} source", table.get("source", "")),
-        **sizes,
+        rows=sizes["rows"],
+        cols=sizes["cols"],
+        count=sizes["count"],
+        parts=sizes["parts"],
     )
 
 
