@@ -24,8 +24,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 
-import engines
 import optim
+from engines import single
 from errors import UserError
 from layers import norms
 from model import GPT
@@ -102,8 +102,8 @@ def trace(
     with _without_memory():
         gpt = GPT(config, Options().loss_chunk)
         gpt.use_attention("fused")
-        engine = engines.make("single", torch.device("cpu"))
-        engine.model = gpt  # type: ignore[attr-defined]  # where `wrap` would replace fake tensors
+        engine = single.Engine(torch.device("cpu"), timeout=300)
+        engine.model = gpt  # not by `wrap`, which would replace fake tensors
         groups = optim.plan(engine.roles(), entrant.recipe, entrant.recipe_settings, dtype)
         engine.build(groups)
         tokens = torch.zeros(sequences, track.seq_len, dtype=torch.int64)

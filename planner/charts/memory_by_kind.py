@@ -6,7 +6,6 @@ python -m planner memory llama-405b --ranks 1024 --chart memory.png
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure
-from matplotlib.transforms import blended_transform_factory
 
 from analysis.charts import _style
 from analysis.charts._bars import OPTIMIZER
@@ -25,6 +24,7 @@ KINDS = {
     "buffers_bytes": ("communication buffers", "#FFFFFF", "/////"),
     "activations_bytes": ("activations and logits", "#E3E7EB", ""),
 }
+ROOM = 1.13  # of the axis, over the longest bar: for its number
 UNITS = (*_style.BYTES, _style.Unit(10**12, "TB"))
 
 
@@ -34,15 +34,18 @@ def draw(
     """A bar for each row, those of an engine side by side. gpus: () means all that are known."""
     engines = list(dict.fromkeys(row.engine for row in rows))
     rows = sorted(rows, key=lambda row: engines.index(row.engine))
-    most = max(row.total_bytes for row in rows)
-    unit = _style.unit(most, UNITS)
+    limits = _limits(gpus or tuple(GPUS.values()))
+    end = _end([row.total_bytes for row in rows], limits)
+    unit = _style.unit(end / ROOM, UNITS)
+    shown = {limit: names for limit, names in limits.items() if limit <= end}
+    height = 0.24 * (len(rows) + 0.6 * len(engines)) + 0.15 * len(shown)
     figure = _style.new_figure(
         title,
         f"{caption}. Each bar: the rank that holds most." if caption else "",
-        f"A line: the memory of GPUs, of which {RESERVED_FRACTION:.0%} stays free.",
-        0.9 + 0.24 * (len(rows) + 0.6 * len(engines)),
+        _footer(limits, shown, cut=any(row.total_bytes > end for row in rows)),
+        1.1 + height,
     )
-    axes = figure.add_subplot()
+    axes, below = figure.subplots(2, height_ratios=(height + 0.5, 0.35))
     places = _places(rows)
     left = [0.0] * len(rows)
     for field, (name, color, hatch) in KINDS.items():
@@ -53,23 +56,51 @@ def draw(
                 edgecolor=_style.MUTED, linewidth=0.4,
             )  # fmt: skip
         left = [a + b for a, b in zip(left, sizes, strict=True)]
-    for place, total in zip(places, left, strict=True):
-        label = f" {_style.number(total)} {unit.name}"
-        axes.text(total, place, label, va="center", size=_style.SMALL_PT)
-    axes.set_xlim(0, 1.13 * most / unit.size)
+    for level, (limit, names) in enumerate(shown.items()):
+        x = limit / unit.size
+        axes.axvline(x, color=_style.INK, linewidth=0.9, linestyle=(0, (4, 2)))
+        axes.annotate(
+            names, (x, 1), (0, 2 + 11 * (len(shown) - 1 - level)), size=_style.SMALL_PT,
+            xycoords=axes.get_xaxis_transform(), textcoords="offset points", ha="left",
+        )  # fmt: skip
+    for place, row in zip(places, rows, strict=True):
+        own = _style.unit(row.total_bytes, UNITS)
+        words = f"{_style.number(row.total_bytes / own.size)} {own.name}"
+        cut = row.total_bytes > end
+        axes.text(
+            (0.995 * end if cut else 1.004 * row.total_bytes) / unit.size, place,
+            f"{words} »" if cut else words, ha="right" if cut else "left", va="center",
+            size=_style.SMALL_PT, bbox={"color": "white", "pad": 0.6},
+        )  # fmt: skip
+    axes.set_xlim(0, end / unit.size)
     axes.set_ylim(max(places) + 0.7, -0.7)
     axes.set_yticks(places, [f"{row.engine}  {display_name(row.rule)}" for row in rows])
     axes.tick_params(axis="y", length=0)
     axes.grid(False, axis="y")
     axes.set_xlabel(f"memory of a rank ({unit.name})")
-    limits = _limits(gpus or tuple(GPUS.values()), 1.13 * most)
-    above = blended_transform_factory(axes.transData, axes.transAxes)
-    for limit, names in limits.items():
-        x = limit / unit.size
-        axes.axvline(x, color=_style.INK, linewidth=0.9, linestyle=(0, (4, 2)))
-        axes.text(x, 1.01, names, transform=above, size=_style.SMALL_PT, ha="center", va="bottom")
-    figure.legend(loc="outside lower center", ncols=4)
+    below.axis("off")
+    below.legend(*axes.get_legend_handles_labels(), loc="center", ncols=4)
     return figure
+
+
+def _end(totals: Sequence[float], limits: dict[float, str]) -> float:
+    """The end of the axis. Bars that would make the others unreadable go on beyond it."""
+    most = max(totals)
+    if 8 * min(totals) > most:
+        return ROOM * most
+    return ROOM * min(most, 2 * max(*limits, *(x for x in totals if 8 * x <= most)))
+
+
+def _footer(limits: dict[float, str], shown: dict[float, str], cut: bool) -> str:
+    """What the lines are, and what lies beyond the axis."""
+    free = f"of whose memory {RESERVED_FRACTION:.0%} stays free"
+    beyond = [names for limit, names in limits.items() if limit not in shown]
+    words = [f"Lines: GPUs that are full, {free}."] if shown else []
+    if beyond:
+        words.append(f"All bars fit {', '.join(beyond)}{'' if shown else ', ' + free}.")
+    if cut:
+        words.append("A bar with » goes on beyond the axis.")
+    return " ".join(words)
 
 
 def _places(rows: Sequence[Footprint]) -> list[float]:
@@ -83,19 +114,10 @@ def _places(rows: Sequence[Footprint]) -> list[float]:
     return places
 
 
-def _limits(gpus: Sequence[GPU], most: float) -> dict[float, str]:
-    """The memory that may be filled, of those that are within the axis and not too close."""
+def _limits(gpus: Sequence[GPU]) -> dict[float, str]:
+    """The memory that may be filled, smallest first, and the GPUs that have it."""
     found: dict[float, list[str]] = {}
     for gpu in gpus:
         limit = (1 - RESERVED_FRACTION) * gpu.memory_bytes
         found.setdefault(limit, []).append(gpu.name.removesuffix(" 80GB"))
-    shown: dict[float, str] = {}
-    for limit, names in sorted(found.items()):
-        if limit > most:
-            continue
-        near = [x for x in shown if limit - x < 0.16 * most]
-        if near:  # no room beside the last name
-            shown[near[-1]] = f"{shown[near[-1]]}; {', '.join(names)}"
-            continue
-        shown[limit] = ", ".join(names)
-    return shown
+    return {limit: ", ".join(found[limit]) for limit in sorted(found)}
