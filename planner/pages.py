@@ -20,7 +20,6 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from analysis.charts._make import save
 from analysis.charts._style import drawing, freeze_layout
 from analysis.table import markdown_grid
 from host import entry, paths
@@ -110,7 +109,7 @@ def _split(rows: Sequence[Sequence[str]]) -> tuple[Sequence[str], Sequence[Seque
 
 
 def _picture(name: str, chart: str, what: str) -> str:
-    return f"![{what}](../../plots/scale/{name}-{chart}.png)"
+    return f"![{what}](../../plots/scale/{name}-{chart}.svg)"
 
 
 def _costs(plan: Plan) -> list[steps.StepCost]:
@@ -169,7 +168,10 @@ def draw(name: str, out: Path = CHARTS) -> list[Path]:
         with drawing():
             figure = make()
             freeze_layout(figure)
-        written += save(figure, out / f"{name}-{chart}")
+        with drawing():
+            path = out / f"{name}-{chart}.svg"
+            figure.savefig(path, metadata={"Date": None, "Creator": None})
+        written.append(path)
     return written
 
 
@@ -178,29 +180,20 @@ def draw(name: str, out: Path = CHARTS) -> list[Path]:
 
 def answer(name: str) -> str:
     """The verdict in short, as a list."""
-    found, plan = verdict_of(name), plan_of(name)
-    before, after = found.memory(BASELINE), found.memory(plan.rule)
-    muon, adamw = found.muon, found.adamw
-    extra = max(0.0, muon.exposed_seconds - adamw.exposed_seconds)
+    found = verdict_of(name)
     moved = sorted(moved_of(name), key=lambda each: -abs(each.price - found.price))[:3]
-    movers = "; ".join(
-        f"`{each.change.option}` moves break-even to {each.price:.3f}x" for each in moved
-    )
+    movers = "; ".join(f"`{each.change.option}` to {each.price:.3f}x" for each in moved)
+    smaller = ", all shown with smaller models" if found.gains.extrapolated else ""
     lines = [
-        f"**State:** {size(before.state_bytes)} with AdamW, "
-        f"{size(after.state_bytes)} with Muon on the rank that holds most "
-        f"({after.state_bytes / before.state_bytes - 1:+.1%}); all that a rank holds goes from "
-        f"{size(before.total_bytes)} to {size(after.total_bytes)}.",
-        f"**Orthogonalisation:** {verdict.seconds(muon.orthogonalise_seconds)} on the busiest "
-        f"rank, {muon.orthogonalise_seconds / muon.seconds:.2%} of a step of "
-        f"{verdict.seconds(muon.seconds)}.",
-        f"**Exposed or hidden:** {verdict.seconds(muon.exposed_seconds)} of communication is "
-        f"exposed, {verdict.seconds(extra)} more than with AdamW.",
+        f"**State:** {verdict.memory_sentence(found)}",
+        f"**Orthogonalisation:** {verdict.orthogonalisation(found)}",
+        f"**Exposed or hidden:** {verdict.exposed(found)}",
         f"**Break-even:** at {found.price:.3f}x fewer steps ({verdict.percents(found.prices)}). "
-        f"Published gains that count: {found.gains.low:.2f}x to {found.gains.high:.2f}x"
-        + (", all from smaller models." if found.gains.extrapolated else "."),
-        f"**It rests on** {len(moved_of(name))} assumptions that the page of the model changes one "
-        f"by one. The three that matter most: {movers}.",
+        f"Published gains that count reach from {found.gains.low:.2f}x to "
+        f"{found.gains.high:.2f}x{smaller}. They save {verdict.ends(found.saved_hours)} of "
+        f"{verdict.rounded(found.adamw_hours)} hours.",
+        f"**It rests on** {len(moved_of(name))} assumptions that its page changes one by one. "
+        f"The three that move the break-even gain most: {movers}.",
     ]
     return "\n".join(f"- {line}" for line in lines)
 
@@ -226,7 +219,7 @@ def all_models() -> str:
                 f"{found.price:.3f}x",
                 f"{found.gains.low:.2f}x to {found.gains.high:.2f}x"
                 + ("\\*" if found.gains.extrapolated else ""),
-                verdict.ends(found.saved_hours, "{:,.0f}"),
+                verdict.ends(found.saved_hours),
                 f"{size(before.state_bytes)} to {size(after.state_bytes)}",
                 f"{size(before.total_bytes)} to {size(after.total_bytes)}",
             ]
@@ -242,13 +235,13 @@ def published_table() -> str:
             check.name,
             f"{check.published:.4g} {check.unit}",
             f"{check.ours:.4g} {check.unit}",
-            "yes" if check.agrees else "no",
+            "yes" if check.agrees else f"no, {check.ours / check.published - 1:+.1%}",
             check.source,
             check.note,
         ]
         for check in published_checks.all_checks()
     ]
-    headings = ["what", "published", "from the presets", "agrees", "source", "why not"]
+    headings = ["what", "published", "from the presets", "agrees", "source", "note"]
     return markdown_grid(headings, rows)
 
 

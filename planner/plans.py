@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from errors import UserError
-from planner import clusters, update_rules
+from planner import clusters, models, update_rules
 from planner.clusters import Cluster
 from planner.footprint import Kept
 from planner.models import Model
@@ -109,6 +109,10 @@ def make(model: Model, given: Mapping[str, Any]) -> Plan:
             defaults.pop(each.name, None)
         defaults |= {"source": "", "assumed": []}
     values = defaults | dict(given)
+
+    training = {key: defaults[key] for key in ("seq_len", "attended") if key in defaults}
+    if training and model == models.find(model.name):  # else the user's sequences stay
+        model = models.Training(**training).applied(model)
 
     def of(declared: type) -> dict[str, Any]:
         names = {each.name for each in fields(declared)}

@@ -11,12 +11,16 @@ agree needs a note that says why.
 from dataclasses import replace
 from typing import NamedTuple
 
+from planner import plans, update_rules, verdict
+from planner.footprint import footprint
 from planner.models import Model, find
 from planner.newton_schulz import Iteration, bound
 from planner.optimizer_time import product_flops
+from planner.setting import Setting
 
 BLOG = "Jordan et al. 2024, kellerjordan.github.io/posts/muon, runtime analysis"
 BY_HAND = "found by hand from the model's published shapes"
+MIB, GIB = 2**20, 2**30
 GPT2_TOKENS, SMALL_TOKENS, LLAMA_TOKENS = 524_288, 65_536, 16e6
 
 
@@ -40,6 +44,90 @@ class Check(NamedTuple):
 def time_checks() -> list[Check]:
     """FLOPs, shares and seconds of orthogonalisation."""
     return [*_gpt2(), *_llama(), *_deepseek_v4()]
+
+
+def memory_checks() -> list[Check]:
+    """Bytes of optimizer state."""
+    gpt2, qwen = find("gpt2-124m"), find("qwen2.5-3b")
+
+    def state(model: Model, rule: str, engine: str, ranks: int, setting: Setting) -> float:
+        found = footprint(model, update_rules.find(rule), engine, setting, ranks, mean=True)
+        return found.state_bytes
+
+    whole = Setting(dtype="float32")
+    adamw, muon = (state(gpt2, rule, "single", 1, whole) / MIB for rule in ("adamw", "muon"))
+    # DeepSpeed's stage 2 in bfloat16 has momenta of that type.
+    low = Setting(batch_tokens=32 * 8 * qwen.seq_len, grad_dtype="bfloat16")
+    before, after = (state(qwen, rule, "deepspeed-zero2", 8, low) for rule in ("adamw", "muon"))
+    most = qwen.hidden_params * 8 / 8 / GIB
+    note = (
+        "the peak fell by more than optimizer state can: both moments of all hidden matrices are "
+        f"{most:.2f} GiB on each of eight GPUs; the rest is buffers and the allocator's"
+    )
+    name = "GPT-2 124M, optimizer state"
+    return [
+        Check(f"{name} of AdamW", 949, adamw, 0.5, "MiB", BY_HAND),
+        Check(f"{name} with Muon", 625, muon, 0.5, "MiB", BY_HAND),
+        Check(
+            "Qwen2.5-3B on 8 A100, ZeRO 2: 34.5 to 31.4 GiB", 34.5 - 31.4,
+            (before - after) / GIB, 0.05, "GiB", "DeepSpeed's announcement of Muon", note,
+        ),
+    ]  # fmt: skip
+
+
+# model: GPU hours of its pre-training with AdamW, half a unit of the last digit, source.
+HOURS = {
+    "deepseek-v3": (2.664e6, 0.5e3, "2412.19437, table 1"),
+    "llama-405b": (30.84e6, 5e3, "Llama 3.1's model card"),
+}
+
+
+def hours_checks() -> list[Check]:
+    """GPU hours of whole trainings, from the simulated step."""
+    found = []
+    for name, (published, rounding, source) in HOURS.items():
+        plan = plans.make(find(name), {"draws": 1})
+        hours = verdict.judge(plan).adamw_hours * plan.cluster.ranks
+        flops = plan.model.flops_per_token * plan.train_tokens
+        implied = flops / (published * 3600 * plan.cluster.kind.peak_flops)
+        note = (
+            f"{plan.cluster.mfu:.0%} of the peak is assumed in the passes, and stragglers, "
+            "exposed communication and failures come on top; the published hours are "
+            f"{implied:.1%} of the peak with all of them"
+        )
+        title = f"{plan.model.title}, pre-training"
+        found.append(Check(title, published, hours, rounding, "GPU hours", source, note))
+    return found
+
+
+# model: tokens of a step, ms of AdamW's step and of Muon's on eight H100.
+STEPS = {"gpt2-124m": (524_288, 138.6, 142.0), "gpt2-xl": (491_520, 1702.7, 1718.3)}
+
+
+def step_checks() -> list[Check]:
+    """Milliseconds of a step on eight H100, and the price of Muon's, as in the logs of 2024."""
+    source, found = "modded-nanogpt's logs of October 2024", []
+    for name, (tokens, adamw, muon) in STEPS.items():
+        given = {"draws": 1, "batch_tokens": tokens, "strategy": "round-robin"}
+        judged = verdict.judge(plans.make(find(name), given))
+        title = f"{judged.plan.model.title} on 8 H100"
+        alike = f"{judged.plan.cluster.mfu:.0%} of the peak is assumed"
+        apart = "their Newton-Schulz takes one matrix after another; equal ones are a batch here"
+        ours = (1e3 * judged.adamw.seconds, 1e3 * judged.muon.seconds)
+        found += [
+            Check(f"{title}, AdamW's step", adamw, ours[0], 0.05, "ms", source, alike),
+            Check(f"{title}, Muon's step", muon, ours[1], 0.05, "ms", source, alike),
+            Check(
+                f"{title}, price of Muon's step", 100 * (muon / adamw - 1),
+                100 * (judged.price - 1), 0.05, "%", source, apart,
+            ),
+        ]  # fmt: skip
+    return found
+
+
+def all_checks() -> list[Check]:
+    """Every number."""
+    return [*time_checks(), *memory_checks(), *step_checks(), *hours_checks()]
 
 
 def _flops(model: Model, iteration: Iteration) -> float:

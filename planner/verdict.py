@@ -11,19 +11,21 @@ What rests on an assumption is shown again with the assumption changed.
 """
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from analysis.table import aligned
 from errors import UserError
 from host import entry
-from planner import failures, gains, models, plans, update_rules
+from planner import efficiency, failures, gains, models, plans, update_rules
 from planner.footprint import Footprint, footprint
 from planner.plans import Plan
+from planner.shares import Question
 from planner.steps import BASELINE, StepCost, step_cost
 from planner.steps import price as price_of
 from planner.tables import add_csv, short, size, write_csv
+from tracking.spelling import display_name
 
 # The engine whose memory a strategy's ranks have.
 ENGINE = {
@@ -98,6 +100,23 @@ class Verdict:
     @property
     def saved_dollars(self) -> Span:
         return self.saved_gpu_hours.times(self.plan.cluster.price_per_gpu_hour)
+
+    @cached_property
+    def largest_matrix_seconds(self) -> float:
+        """To orthogonalise the matrix that takes longest, on one rank."""
+        iteration, kind = self.plan.iteration, self.plan.cluster.kind
+        curve = efficiency.of_gpu(self.plan.cluster.gpu)
+        return max(
+            efficiency.orthogonalise_seconds(kind, iteration, m, n, count, curve)
+            for weight in self.plan.model.weights
+            if weight.hidden
+            for m, n, count in [iteration.matrices(weight)]
+        )
+
+    def total_state_bytes(self, rule: str) -> float:
+        """Optimizer state of the whole model."""
+        question = Question(update_rules.find(rule), self.plan.setting, self.plan.iteration)
+        return question.state_bytes(self.plan.model.weights)
 
     def memory(self, rule: str) -> Footprint:
         """Memory of the rank that holds most."""
@@ -208,46 +227,69 @@ def sensitivity(plan: Plan) -> list[Moved]:
 
 def sentences(verdict: Verdict) -> list[str]:
     """The verdict in words, a paragraph each."""
-    plan, muon, adamw = verdict.plan, verdict.muon, verdict.adamw
+    plan, name = verdict.plan, display_name(verdict.plan.rule)
     cluster, found = plan.cluster, verdict.gains
     gpus = f"{cluster.ranks:,} {cluster.kind.name}"
-    saved, money = verdict.saved_hours, verdict.saved_dollars
-    share = muon.orthogonalise_seconds / muon.seconds
-    hidden = max(0.0, muon.exposed_seconds - adamw.exposed_seconds)
     basis = (
         "No gain has been published at its size. Those that were shown with a billion parameters "
         "or more reach from"
         if found.extrapolated
         else "The gains that were published at about its size reach from"
     )
-    price = f" and {dollars(money)}" if cluster.price_per_gpu_hour else ""
+    money = f" and {dollars(verdict.saved_dollars)}" if cluster.price_per_gpu_hour else ""
+    hours = Span(verdict.hours(found.high), verdict.hours(found.low))
     return [
-        f"A step of {plan.model.title} on {gpus} ({plan.tokens / 1e6:,.2f}M tokens, strategy "
-        f"{plan.strategy}) takes {seconds(adamw.seconds)} with AdamW and {seconds(muon.seconds)} "
-        f"with {plan.rule}: {verdict.price - 1:+.2%} ({percents(verdict.prices)}). "
-        f"Orthogonalisation takes {seconds(muon.orthogonalise_seconds)} on the busiest rank, "
-        f"{share:.2%} of the step. Communication that no computation hides takes "
-        f"{seconds(muon.exposed_seconds)}, {seconds(hidden)} more than with AdamW.",
-        f"Both take as long if {plan.rule} needs {verdict.price:.3f}x fewer steps. {basis} "
+        f"A step of {plan.model.title} on {gpus} ({plan.tokens:,} tokens, strategy "
+        f"{plan.strategy}) takes {seconds(verdict.adamw.seconds)} with AdamW and "
+        f"{seconds(verdict.muon.seconds)} with {name}: {verdict.price - 1:+.2%} "
+        f"({percents(verdict.prices)}). {orthogonalisation(verdict)} {exposed(verdict)}",
+        f"Both take as long if {name} needs {verdict.price:.3f}x fewer steps. {basis} "
         f"{found.low:.2f}x to {found.high:.2f}x. With them, a training of "
-        f"{short(plan.train_tokens)} tokens takes {verdict.hours(found.high):,.0f} to "
-        f"{verdict.hours(found.low):,.0f} hours in place of {verdict.adamw_hours:,.0f}: it saves "
-        f"{ends(saved, '{:,.0f}')} hours, "
-        f"{ends(verdict.saved_gpu_hours, '{:,.0f}')} GPU hours{price}.",
-        *_memory_sentences(verdict),
+        f"{short(plan.train_tokens)} tokens takes {ends(hours)} hours in place of "
+        f"{rounded(verdict.adamw_hours)}: {name} saves {ends(verdict.saved_hours)} hours, "
+        f"{ends(verdict.saved_gpu_hours)} GPU hours{money}.",
+        memory_sentence(verdict),
     ]
 
 
-def _memory_sentences(verdict: Verdict) -> list[str]:
+def orthogonalisation(verdict: Verdict) -> str:
+    """What Newton-Schulz takes, as a sentence or two."""
+    muon, largest = verdict.muon, verdict.largest_matrix_seconds
+    bound = (
+        f" The largest matrix alone takes {seconds(largest)}: more ranks do not shorten it."
+        if largest > muon.orthogonalise_seconds / 2
+        else ""
+    )
+    return (
+        f"Orthogonalisation takes {seconds(muon.orthogonalise_seconds)} on the busiest rank, "
+        f"{muon.orthogonalise_seconds / muon.seconds:.2%} of the step, and "
+        f"{seconds(muon.orthogonalise_mean_seconds)} on average.{bound}"
+    )
+
+
+def exposed(verdict: Verdict) -> str:
+    """The communication that no computation hides, as a sentence."""
+    muon, adamw = verdict.muon.exposed_seconds, verdict.adamw.exposed_seconds
+    than = (
+        f"{seconds(muon - adamw)} more than with AdamW"
+        if muon > adamw
+        else f"{seconds(adamw - muon)} less than with AdamW, whose update hides less of it"
+    )
+    return f"Communication that no computation hides takes {seconds(muon)}, {than}."
+
+
+def memory_sentence(verdict: Verdict) -> str:
+    """Optimizer state and all memory with both optimizers, as a sentence or two."""
     rule = verdict.plan.rule
     before, after = verdict.memory(BASELINE), verdict.memory(rule)
-    state, total = before.state_bytes, before.total_bytes
-    return [
-        f"Optimizer state of the rank that holds most falls from {size(state)} to "
-        f"{size(after.state_bytes)} ({after.state_bytes / state - 1:+.1%}), all of its memory "
-        f"from {size(total)} to {size(after.total_bytes)} "
-        f"({after.total_bytes / total - 1:+.1%})."
-    ]
+    total, least = verdict.total_state_bytes(BASELINE), verdict.total_state_bytes(rule)
+    return (
+        f"Optimizer state of the whole model falls from {size(total)} to {size(least)} "
+        f"({least / total - 1:+.1%}). The rank that holds most has {size(before.state_bytes)} of "
+        f"it with AdamW and {size(after.state_bytes)} with {display_name(rule)}; all of its memory "
+        f"goes from {size(before.total_bytes)} to {size(after.total_bytes)} "
+        f"({after.total_bytes / before.total_bytes - 1:+.1%})."
+    )
 
 
 def seconds(value: float) -> str:
@@ -255,9 +297,16 @@ def seconds(value: float) -> str:
     return f"{value:.2f} s" if value >= 1 else f"{value * 1e3:.3g} ms"
 
 
-def ends(span: Span, form: str) -> str:
+def rounded(number: float) -> str:
+    """A number in about three digits, with all digits before the point."""
+    if abs(number) >= 100 or number == 0:
+        return f"{number:,.0f}"
+    return f"{number:#.3g}".rstrip(".")
+
+
+def ends(span: Span) -> str:
     """A range in words."""
-    return f"{form.format(span.low)} to {form.format(span.high)}"
+    return f"{rounded(span.low)} to {rounded(span.high)}"
 
 
 def percents(span: Span) -> str:
@@ -268,8 +317,7 @@ def percents(span: Span) -> str:
 
 def dollars(span: Span) -> str:
     """A range of money."""
-    form = "${:,.2f}" if max(abs(span.low), abs(span.high)) < 1000 else "${:,.0f}"
-    return ends(span, form).replace("$-", "-$")
+    return " to ".join(f"${rounded(each)}".replace("$-", "-$") for each in (span.low, span.high))
 
 
 def gain_rows(verdict: Verdict) -> list[list[str]]:
@@ -291,9 +339,9 @@ def gain_rows(verdict: Verdict) -> list[list[str]]:
         rows.append(
             [
                 low if low == high else f"{low} to {high}",
-                "-" if gain.basis == "seconds" else _ends(hours, "{:,.0f}"),
-                "-" if gain.basis == "seconds" else _ends(saved, "{:,.0f}"),
-                "-" if gain.basis == "seconds" else _ends(ratios, "{:.2f}x"),
+                "-" if gain.basis == "seconds" else _several(map(rounded, hours)),
+                "-" if gain.basis == "seconds" else _several(map(rounded, saved)),
+                "-" if gain.basis == "seconds" else _several(f"{each:.2f}x" for each in ratios),
                 counts,
                 gain.source,
             ]
@@ -301,14 +349,14 @@ def gain_rows(verdict: Verdict) -> list[list[str]]:
     return rows
 
 
-def _ends(values: Sequence[float], form: str) -> str:
-    return " to ".join(dict.fromkeys(form.format(value) for value in values))
+def _several(texts: Iterable[str]) -> str:
+    return " to ".join(dict.fromkeys(texts))
 
 
 def sensitivity_rows(verdict: Verdict, moved: Sequence[Moved]) -> list[list[str]]:
     """The assumptions, what changes with them, and by how much; the first row is a heading."""
     rows = [["assumption", "here", "changed by", "break-even gain", "moves by", "hours saved"]]
-    rows.append(["the plan", "", "", f"{verdict.price:.3f}x", "", _hours(verdict.saved_hours)])
+    rows.append(["the plan", "", "", f"{verdict.price:.3f}x", "", ends(verdict.saved_hours)])
     for each in moved:
         rows.append(
             [
@@ -317,14 +365,10 @@ def sensitivity_rows(verdict: Verdict, moved: Sequence[Moved]) -> list[list[str]
                 f"`{each.change.option}`",
                 f"{each.price:.3f}x",
                 f"{each.price - verdict.price:+.3f}",
-                _hours(each.saved_hours),
+                ends(each.saved_hours),
             ]
         )
     return rows
-
-
-def _hours(span: Span) -> str:
-    return ends(span, "{:,.0f}" if abs(span.high) >= 10 else "{:,.2f}")
 
 
 # ---- The command -------------------------------------------------------------------------------
