@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 
 from analysis.charts._style import drawing, freeze_layout
 from analysis.table import markdown_grid
+from errors import UserError
 from host import entry, paths
 from leaderboard import pages
 from planner import describe, models, plans, published_checks, shares, steps, update_rules, verdict
@@ -255,13 +256,16 @@ def design_table(plan: Plan) -> str:
 
 def plan_part(argument: str, _: Path) -> str:
     """A part of docs/scale.md."""
-    what, _, name = argument.partition("/")
-    return {
-        "answer": lambda: answer(name),
+    what, _, model = argument.partition("/")
+    made: dict[str, Callable[[], str]] = {
+        "answer": lambda: answer(model),
         "models": all_models,
         "checks": published_table,
-        "aware": lambda: design_table(plan_of(name)),
-    }[what]()
+        "aware": lambda: design_table(plan_of(model)),
+    }
+    if what not in made:
+        raise UserError(f"plan {argument!r}: must be one of {', '.join(made)}; mend the marker")
+    return made[what]()
 
 
 # ---- The command -------------------------------------------------------------------------------

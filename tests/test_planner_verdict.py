@@ -127,7 +127,7 @@ def test_the_command_prints_ranges_and_writes_a_row(
     path = tmp_path / "verdict.csv"
     assert main(["verdict", "gpt2-124m", "--draws=2", f"--csv={path}"]) == 0
     printed = capsys.readouterr().out
-    assert "Both take as long if muon needs 1." in printed and "counts" in printed
+    assert "Both take as long if Muon needs 1." in printed and "counts" in printed
     with path.open(newline="", encoding="utf-8") as file:
         (row,) = csv.DictReader(file)
     assert row["model"] == "gpt2-124m" and float(row["break_even_gain"]) > 1
@@ -140,8 +140,8 @@ def test_the_command_prints_ranges_and_writes_a_row(
         (["gpt5"], "gpt5"),
         (["gpt2-124m", "--strategy=fastest"], "--strategy fastest: must be one of ddp"),
         (["gpt2-124m", "--optimizer=muom"], "--optimizer muom: .* did you mean muon"),
-        (["gpt2-124m", "--train-tokens=-1"], "--train-tokens -1: must be above 0"),
-        (["gpt2-124m", "--train-tokens=nan"], "--train-tokens nan: must be above 0"),
+        (["gpt2-124m", "--train-tokens=-1"], "--train-tokens -1.0: must be 0 or more"),
+        (["gpt2-124m", "--train-tokens=nan"], "--train-tokens nan: must be 0 or more"),
         (["gpt2-124m", "--draws=0"], "--draws 0: must be 1 or more"),
         (["gpt2-124m", "--ranks=0"], "--ranks 0: must be 1 or more"),
         (["gpt2-124m", "--ranks=12"], "--ranks 12: must fill nodes of 8; run with --ranks 16"),
