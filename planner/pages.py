@@ -256,7 +256,7 @@ def design_table(plan: Plan) -> str:
 
 def plan_part(argument: str, _: Path) -> str:
     """A part of docs/scale.md."""
-    what, _, model = argument.partition("/")
+    what, model = argument.split("/") if "/" in argument else (argument, "")
     made: dict[str, Callable[[], str]] = {
         "answer": lambda: answer(model),
         "models": all_models,
