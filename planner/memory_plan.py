@@ -1,18 +1,18 @@
 """What a rank holds in training, by kind, for each optimizer and engine, and the GPUs it fits.
 
-    python -m planner memory deepseek-v3 --engine zero3 fsdp2 --ranks 2048 \
-        --pipeline 16 --expert-parallel 64
-    python -m planner memory llama-405b --optimizer adamw muon soap --ranks 1024 --checkpointing \
-        --csv memory.csv --chart memory.png
+    python -m planner memory deepseek-v4 --ranks 4096 --pipeline 16 --expert-parallel 64
+    python -m planner memory llama-405b --optimizer adamw muon soap --engine zero3 --ranks 1024
+    python -m planner memory gpt2-124m --ranks 8 --csv memory.csv --chart memory.png
     python -m planner memory --from-model gpt2 --engine single --ranks 1   # activations traced
 
 The rank that holds most, and in `mean` the mean over all ranks: owners of whole matrices do not
 have equally much. Hidden matrices have the optimizer, all else has AdamW; their states are apart.
 Buffers are what communication adds to the peak. Activations are by a stated formula
-(planner/footprint.py), or traced on the real model with --from-model; so a pass is of one sequence
-unless --microbatches says otherwise. Engines: single, ddp, sharded, fsdp2 and deepspeed-zero0 to 3
-as this project runs them; zero1 to zero3 as published, with owners of whole matrices. A GPU fits if
-a tenth of its memory stays free. GB are 10^9 bytes.
+(planner/footprint.py), or traced on the real model, uncompiled, with --from-model. A pass is of one
+sequence unless --microbatches says otherwise, and with --from-model as the trainer makes it.
+Engines: single, ddp, sharded, fsdp2 and deepspeed-zero0 to 3 as this project runs them; zero1 to
+zero3 as published, with owners of whole matrices. A GPU fits if a tenth of its memory stays free.
+GB are 10^9 bytes.
 """
 
 import argparse
