@@ -8,7 +8,8 @@ A row is a strategy and an optimizer. The step is the mean over draws of straggl
 and the highest. Passes are forward and backward; a bubble is of the pipeline. Orthogonalised: by
 the busiest rank, and on average over the ranks. Exposed is communication that no computation hides;
 a rank that neither computes nor communicates waits for others. Sent: by one rank, as a ring does.
-The price is the step over AdamW's in the same strategy.
+The price is the step over AdamW's in the same strategy; "of best", over AdamW's in its fastest one
+of the table.
 
 Cluster, layout and batch are those of planner/scale.toml, where it names the model. Whether a rank
 has memory for a strategy is a question for `planner memory`. Equal for all optimizers and left out:

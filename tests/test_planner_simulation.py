@@ -307,6 +307,13 @@ def test_sharded_hides_nothing_behind_the_backward_pass() -> None:
     assert min(span.start_s for span in done.spans if span.stream == COMMUNICATE) >= backward
 
 
+def test_reducing_early_sends_the_same_and_hides_it_behind_the_backward_pass() -> None:
+    layers = job(4, units=job(4).units[1:3])
+    late, early = (strategies.simulate(layers, n, SLOW) for n in ("sharded", "sharded-early"))
+    assert early.sent_bytes == pytest.approx(late.sent_bytes)
+    assert early.exposed.sum() < late.exposed.sum()
+
+
 def test_owners_are_idle_where_matrices_do_not_divide() -> None:
     uneven = replace(job(4), stacks=(stack(500, 5, 0.1),))
     done = strategies.simulate(uneven, "fsdp2", INSTANT)
@@ -338,7 +345,15 @@ def test_microbatches_gather_and_scatter_again_where_parameters_are_sharded() ->
     p, b, ring = 6000 * 4, 4000 * 4, 3 / 4
     assert sent("fsdp2", 3) - sent("fsdp2", 1) == pytest.approx(2 * (2 * p + b) * ring)
     assert sent("zero2", 3) - sent("zero2", 1) == pytest.approx(2 * 2 * p * ring)
-    for name in ("ddp", "sharded", "zero1", "moonlight", "layer-wise", "round-robin"):
+    for name in (
+        "ddp",
+        "sharded",
+        "sharded-early",
+        "zero1",
+        "moonlight",
+        "layer-wise",
+        "round-robin",
+    ):
         assert sent(name, 3) == sent(name, 1)
 
 
