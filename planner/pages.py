@@ -256,7 +256,7 @@ def design_table(plan: Plan) -> str:
 
 def plan_part(argument: str, _: Path) -> str:
     """A part of docs/scale.md."""
-    what, model = argument.split("/") if "/" in argument else (argument, "")
+    what, model = [*argument.split("/", 1), ""][:2]
     made: dict[str, Callable[[], str]] = {
         "answer": lambda: answer(model),
         "models": all_models,

@@ -29,7 +29,7 @@ from tracking.spelling import display_name
 
 # The engine whose memory a strategy's ranks have.
 ENGINE = {
-    "ddp": "ddp", "round-robin": "sharded", "sharded": "sharded", "fsdp2": "fsdp2",
+    "ddp": "ddp", "round-robin": "sharded", "sharded": "sharded", "sharded-early": "sharded", "fsdp2": "fsdp2",
     "zero1": "zero1", "zero2": "zero2", "zero3": "zero3", "moonlight": "zero1",
     "layer-wise": "sharded",
 }  # fmt: skip
