@@ -96,7 +96,10 @@ def heading(model: Model, setting: Setting, ranks: int, traced: bool) -> str:
     master = ", float32 master copies" if setting.master_number_bytes else ""
     passes, tokens = setting.microbatches, pass_tokens(model, setting, ranks)
     of = f"{passes:,} passes" if passes > 1 else "1 pass"
-    how = "traced" if traced else "by formula"
+    how = "by formula"
+    if traced:
+        share = importlib.import_module("planner.traced").COMPILED_SHARE
+        how = f"traced, uncompiled (compiled, an H200 took {share:.0%} of that for gpt2)"
     return (
         f"{model.title} on {', '.join([where, *cut])}: parameters {setting.dtype}{master}, "
         f"gradients {setting.grad_dtype}, state {setting.state_dtype}\n"
