@@ -15,12 +15,15 @@ from typing import Any
 
 from errors import UserError
 from host import paths
+from planner import efficiency
+from planner.efficiency import CURVE_HELP, LAUNCH_HELP, Curve
 from planner.hardware import GPU, GPUS
 from runtime import command_line
 from runtime.command_line import knob
 
 NAMED = Path(__file__).with_name("clusters.toml")
 DEFAULT = "h100"
+WORDS = ("gpu", "curve")  # fields that are no numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +38,8 @@ class Cluster:
     node_latency_s: float = knob("time of a message in a node, s; assumed", 3e-6)
     net_latency_s: float = knob("time of a message between nodes, s; assumed", 1e-5)
     mfu: float = knob("share of the peak that forward and backward get; assumed", 0.4)
+    curve: str = knob(CURVE_HELP, efficiency.AUTO)
+    launch_us: float = knob(LAUNCH_HELP, 0.0)
     straggler_sd: float = knob("standard deviation of the log of a rank's time; assumed", 0.02)
     gpu_hours_per_failure: float = knob(
         "GPU hours between failures; 50,700 by Llama 3 (2407.21783, section 3.3.4: 419 in 54 days "
@@ -48,6 +53,7 @@ class Cluster:
             known = ", ".join(GPUS)
             raise UserError(f"--gpu {self.gpu}: must be one of {known}; run with --gpu h100")
         command_line.at_least(self, ranks=1, ranks_per_node=1)
+        efficiency.chosen(self.gpu, self.curve, self.launch_us)  # raises UserError
         for each in fields(self):
             value = getattr(self, each.name)
             if isinstance(value, float) and not 0 <= value < math.inf:
@@ -70,6 +76,11 @@ class Cluster:
         return GPUS[self.gpu]
 
     @property
+    def efficiency(self) -> Curve:
+        """The curve of its GPUs, with the launches of the plan."""
+        return efficiency.chosen(self.gpu, self.curve, self.launch_us)
+
+    @property
     def flops(self) -> float:
         """FLOP/s of one GPU in forward and backward passes."""
         return self.mfu * self.kind.peak_flops
@@ -89,7 +100,7 @@ def read(path: Path) -> dict[str, dict[str, Any]]:
             if key not in known:
                 must = f"must be one of {', '.join(known)}"
                 raise UserError(f"{path}: [{name}] {key}: {must}; mend the file")
-            if isinstance(value, str) != (key == "gpu") or isinstance(value, bool | list | dict):
+            if isinstance(value, str) != (key in WORDS) or isinstance(value, bool | list | dict):
                 raise UserError(f"{path}: [{name}] {key}={value!r}: must be a number; mend it")
     return found
 
@@ -130,7 +141,7 @@ def make(name: str, **changes: Any) -> Cluster:
         raise UserError(f"--cluster {name}: {missing[0]} is missing; add it to the file")
     whole = {"ranks", "ranks_per_node"}
     typed: dict[str, Any] = {
-        key: value if key == "gpu" else int(value) if key in whole else float(value)
+        key: value if key in WORDS else int(value) if key in whole else float(value)
         for key, value in values.items()
     }
     return Cluster(**typed)

@@ -139,6 +139,22 @@ def load(name: str) -> Curve:
     return curves()[name]
 
 
+AUTO = "auto"  # the curve of the GPU itself
+CURVE_HELP = "efficiency of products by size; auto: the GPU's, or else assumed"
+LAUNCH_HELP = "microseconds of a launch; 0: the curve's, for a GPU 5, assumed"
+
+
+def chosen(gpu: str, curve: str = AUTO, launch_us: float = 0.0) -> Curve:
+    """The curve of a plan. launch_us: microseconds of a launch; 0: the curve's own.
+
+    Raises UserError for an unknown curve, and for a launch that takes less than no time.
+    """
+    if not 0 <= launch_us < math.inf:
+        raise UserError(f"--launch-us {launch_us}: must be 0 or more; or leave it out")
+    found = of_gpu(gpu) if curve == AUTO else load(curve)
+    return replace(found, launch_seconds=launch_us / 1e6) if launch_us else found
+
+
 def of_gpu(gpu: str) -> Curve:
     """The curve of a GPU of `GPUS`: measured, else published, else assumed."""
     alike = {"h100": "h800"}.get(gpu, gpu)  # an H800 is an H100 with slower links

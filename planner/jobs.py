@@ -151,7 +151,7 @@ def _stacks(
     model: Model, iteration: Iteration, setting: Setting, cluster: Cluster, stage: float
 ) -> tuple[Stack, ...]:
     """The hidden matrices of a stage, those of one shape together. At least one of each weight."""
-    curve, found = efficiency.of_gpu(cluster.gpu), dict[tuple[int, int, int, bool], list[Weight]]()
+    curve, found = cluster.efficiency, dict[tuple[int, int, int, bool], list[Weight]]()
     for weight in model.weights:
         if weight.hidden:
             parts = iteration.matrices(weight)[2]

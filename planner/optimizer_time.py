@@ -7,12 +7,12 @@ and who does the work; nothing is taken to be hidden behind communication or oth
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from errors import UserError
 from planner import efficiency
-from planner.efficiency import Cost, Curve, orthogonalisation
+from planner.efficiency import LAUNCH_HELP, Cost, Curve, orthogonalisation
 from planner.hardware import GPU, GPUS
 from planner.models import Model, Weight
 from planner.newton_schulz import Iteration
@@ -24,7 +24,6 @@ from runtime.command_line import knob
 DENSE = ("attention", "mlp", "router")
 EVERY_RANK = "every rank does all"
 RANKS = 1024  # of a plan that names none
-AUTO = "auto"
 
 
 @dataclass(frozen=True)
@@ -34,8 +33,10 @@ class Timing:
     gpu: str = knob(f"one of {', '.join(GPUS)}", "h200")
     ranks: int = knob(f"GPUs; 0: {RANKS:,}, or as many as a step has sequences", 0)
     mfu: float = knob("share of the peak that forward and backward get; assumed", 0.4)
-    curve: str = knob("efficiency of products by size; auto: the GPU's, or else assumed", AUTO)
-    launch_us: float = knob("microseconds of a launch; 0: the curve's, for a GPU 5, assumed", 0.0)
+    curve: str = knob(
+        "efficiency of products by size; auto: the GPU's, or else assumed", efficiency.AUTO
+    )
+    launch_us: float = knob(LAUNCH_HELP, 0.0)
 
     def __post_init__(self) -> None:
         if self.gpu not in GPUS:
@@ -44,10 +45,7 @@ class Timing:
         command_line.at_least(self, ranks=0)
         if not 0 < self.mfu <= 1:
             raise UserError(f"--mfu {self.mfu}: must be above 0 and at most 1; try --mfu 0.4")
-        if not 0 <= self.launch_us < math.inf:
-            raise UserError(f"--launch-us {self.launch_us}: must be 0 or more; or leave it out")
-        if self.curve != AUTO:
-            efficiency.load(self.curve)
+        efficiency.chosen(self.gpu, self.curve, self.launch_us)  # raises UserError
 
     @property
     def kind(self) -> GPU:
@@ -56,9 +54,7 @@ class Timing:
     @property
     def efficiency(self) -> Curve:
         """The curve, with the launches of the plan."""
-        named, gpu = self.curve, self.gpu
-        curve = efficiency.of_gpu(gpu) if named == AUTO else efficiency.load(named)
-        return replace(curve, launch_seconds=self.launch_us / 1e6) if self.launch_us else curve
+        return efficiency.chosen(self.gpu, self.curve, self.launch_us)
 
     def of_ranks(self, model: Model, setting: Setting) -> int:
         """The ranks, or in place of 0 as many as divide, by stages and parts of experts."""

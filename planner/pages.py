@@ -14,6 +14,7 @@ plots/scale/. In docs/scale.md a generated part is between markers, as in leader
 """
 
 import argparse
+import textwrap
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -68,13 +69,13 @@ def page(name: str) -> str:
     plan, found = plan_of(name), verdict_of(name)
     model = plan.model
     command = f"python -m planner verdict {name}"
-    notes = [f"- {note[:1].upper()}{note[1:]}." for note in (*plan.assumed, *model.assumed)]
+    notes = [f"- {note.rstrip('.')}." for note in (*plan.assumed, *model.assumed)]
     parts = [
         f"# {model.title}: will Muon pay?",
         f"Made by `python -m planner docs {name}`. `{command}` prints the verdict for other "
         "numbers: each is a flag. [The planner](../scale.md) says how they are computed.",
         *verdict.sentences(found),
-        f"The cluster and the layout: {plan.source or 'none is published'}.",
+        f"Where the plan is from: {plan.source or 'nothing is published'}.",
         "## What it rests on",
         "The same verdict with one assumption changed at a time:",
         markdown_grid(*_split(verdict.sensitivity_rows(found, moved_of(name)))),
@@ -91,14 +92,28 @@ def page(name: str) -> str:
         "## Memory",
         _picture(name, "memory", "Memory of a rank by kind"),
         "## What Muon may take",
-        shares.markdown(model, _question(plan)),
+        *shares.markdown(model, _question(plan)).split("\n\n"),
         "## The model",
         markdown_grid(["", "published", "summed", "difference"], describe.published_rows(model)),
         markdown_grid(describe.HEADINGS, describe.weight_rows(model)),
         f"Source: {' '.join(model.source.split())}",
         "\n".join(f"- `{w.name}`: {w.source}" for w in model.weights if w.source),
     ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return "\n\n".join(wrapped(part) for part in parts if part) + "\n"
+
+
+def wrapped(part: str) -> str:
+    """A paragraph or a list in lines of 100 columns; a table or a picture as it is."""
+    if part.startswith(("|", "!", "#")):
+        return part
+    lines = part.splitlines() if part.startswith("- ") else [part]
+    return "\n".join(
+        textwrap.fill(
+            line, 100, subsequent_indent="  " if line.startswith("- ") else "",
+            break_long_words=False, break_on_hyphens=False,
+        )
+        for line in lines
+    )  # fmt: skip
 
 
 def _question(plan: Plan) -> Question:
@@ -144,7 +159,8 @@ def memory_chart(plan: Plan) -> Figure:
 
 def timing_of(plan: Plan) -> Timing:
     """What the arithmetic of Newton-Schulz's time takes from a plan."""
-    return Timing(gpu=plan.cluster.gpu, ranks=plan.cluster.ranks, mfu=plan.cluster.mfu)
+    cluster = plan.cluster
+    return Timing(cluster.gpu, cluster.ranks, cluster.mfu, cluster.curve, cluster.launch_us)
 
 
 def figures(name: str) -> dict[str, Callable[[], Figure]]:
@@ -196,7 +212,7 @@ def answer(name: str) -> str:
         f"**It rests on** {len(moved_of(name))} assumptions that its page changes one by one. "
         f"The three that move the break-even gain most: {movers}.",
     ]
-    return "\n".join(f"- {line}" for line in lines)
+    return wrapped("\n".join(f"- {line}" for line in lines))
 
 
 def all_models() -> str:

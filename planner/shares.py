@@ -23,6 +23,7 @@ from planner.tables import add_csv, short, size, write_csv
 from planner.update_rules import UpdateRule
 from planner.weights import HIDDEN, ROLES, Model, Weight
 from runtime import command_line
+from tracking.spelling import display_name
 
 HIDDEN_SUM, ALL = "hidden", "all"  # the rows below the roles
 
@@ -144,14 +145,14 @@ NOTE = (
 
 def role_headings(question: Question) -> list[str]:
     """The headings above `role_cells`."""
-    state = f"{question.rule.name}'s state"
+    state = f"{display_name(question.rule.name)}'s state"
     named = ["role", "parameters", "share", "gradients", "share", state, "share"]
     return [*named, "AdamW's state", "saved"]
 
 
 def design_headings(question: Question) -> list[str]:
     """The headings above `design_cells`."""
-    state = f"{question.rule.name}'s state"
+    state = f"{display_name(question.rule.name)}'s state"
     named = ["design", "parameters", "active", "hidden", "AdamW's state", state]
     return [*named, "NS FLOPs", "of the model's", "of the experts'"]
 

@@ -33,6 +33,7 @@ from planner.streams import (
 )
 from runtime import command_line
 from runtime.command_line import knob
+from tracking.spelling import display_name
 
 BASELINE = "adamw"
 DRAWS = 8
@@ -190,7 +191,7 @@ def table(costs: Sequence[StepCost]) -> list[list[str]]:
         rows.append(
             [
                 cost.strategy,
-                cost.optimizer,
+                display_name(cost.optimizer),
                 duration(cost.seconds),
                 f"{duration(cost.low_seconds)} to {duration(cost.high_seconds)}",
                 *(

@@ -109,7 +109,7 @@ class Verdict:
     def largest_matrix_seconds(self) -> float:
         """To orthogonalise the matrix that takes longest, on one rank."""
         iteration, kind = self.plan.iteration, self.plan.cluster.kind
-        curve = efficiency.of_gpu(self.plan.cluster.gpu)
+        curve = self.plan.cluster.efficiency
         return max(
             efficiency.orthogonalise_seconds(kind, iteration, m, n, count, curve)
             for weight in self.plan.model.weights
@@ -121,6 +121,11 @@ class Verdict:
         """Optimizer state of the whole model."""
         question = Question(update_rules.find(rule), self.plan.setting, self.plan.iteration)
         return question.state_bytes(self.plan.model.weights)
+
+    @property
+    def spared_bytes(self) -> float:
+        """Of optimizer state, on the rank that holds most; below 0: it has more."""
+        return self.memory(BASELINE).state_bytes - self.memory(self.plan.rule).state_bytes
 
     def memory(self, rule: str) -> Footprint:
         """Memory of the rank that holds most."""
@@ -173,16 +178,29 @@ def changes(plan: Plan) -> Iterator[Change]:
             other.setting.check(plan.model, cluster.ranks)
         except UserError:  # fewer sequences than replicas
             continue
-        yield Change("tokens of a step", f"--batch-tokens {tokens}", f"{plan.tokens}", other)
+        yield Change("tokens of a step", f"--batch-tokens {tokens}", f"{plan.tokens:,}", other)
     for factor in (0.5, 2.0):
         speed = cluster.net_bytes_per_s * factor
         yield Change(
-            "link between nodes, bytes/s", f"--net-bytes-per-s {speed:g}",
-            f"{cluster.net_bytes_per_s:g}", plan.with_cluster(net_bytes_per_s=speed),
+            "link between nodes", f"--net-bytes-per-s {speed:g}",
+            f"{size(cluster.net_bytes_per_s)}/s", plan.with_cluster(net_bytes_per_s=speed),
         )  # fmt: skip
     yield Change(
         "spread of the ranks' times", "--straggler-sd 0.1", f"{cluster.straggler_sd:g}",
         plan.with_cluster(straggler_sd=0.1),
+    )  # fmt: skip
+    slower = "assumed" if cluster.efficiency.name != "assumed" else "h800-published"
+    yield Change(
+        "curve of efficiency of products", f"--curve {slower}", cluster.efficiency.name,
+        plan.with_cluster(curve=slower),
+    )  # fmt: skip
+    yield Change(
+        "microseconds of a launch", "--launch-us 50",
+        f"{cluster.efficiency.launch_seconds * 1e6:g}", plan.with_cluster(launch_us=50.0),
+    )  # fmt: skip
+    yield Change(
+        "GPU hours between failures", "--gpu-hours-per-failure 10000",
+        f"{cluster.gpu_hours_per_failure:,.0f}", plan.with_cluster(gpu_hours_per_failure=10_000.0),
     )  # fmt: skip
     other_table = "jordan" if iteration.ns_coefficients != "jordan" else "deepseek-v4"
     yield Change(
@@ -208,6 +226,11 @@ def changes(plan: Plan) -> Iterator[Change]:
             "type of gradients", "--grad-dtype bfloat16", "float32",
             plan.with_setting(grad_dtype="bfloat16"),
         )  # fmt: skip
+    if setting.state_dtype == "float32":
+        yield Change(
+            "type of optimizer state", "--state-dtype bfloat16", "float32",
+            plan.with_setting(state_dtype="bfloat16"),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -217,6 +240,7 @@ class Moved:
     change: Change
     price: float
     saved_hours: Span
+    state_bytes: float  # that the rank which holds most is spared
 
 
 def sensitivity(plan: Plan) -> list[Moved]:
@@ -224,7 +248,8 @@ def sensitivity(plan: Plan) -> list[Moved]:
     found = []
     for change in changes(plan):
         verdict = judge(change.plan)
-        found.append(Moved(change, verdict.price, verdict.saved_hours))
+        spared = verdict.spared_bytes
+        found.append(Moved(change, verdict.price, verdict.saved_hours, spared))
     return found
 
 
@@ -304,6 +329,11 @@ def seconds(value: float) -> str:
     return f"{value:.2f} s" if value >= 1 else f"{value * 1e3:.3g} ms"
 
 
+def signed(size_bytes: float) -> str:
+    """Bytes, which may be below 0."""
+    return f"-{size(-size_bytes)}" if size_bytes < 0 else size(size_bytes)
+
+
 def rounded(number: float) -> str:
     """A number in about three digits, with all digits before the point."""
     if abs(number) >= 100 or number == 0:
@@ -362,8 +392,21 @@ def _several(texts: Iterable[str]) -> str:
 
 def sensitivity_rows(verdict: Verdict, moved: Sequence[Moved]) -> list[list[str]]:
     """The assumptions, what changes with them, and by how much; the first row is a heading."""
-    rows = [["assumption", "here", "changed by", "break-even gain", "moves by", "hours saved"]]
-    rows.append(["the plan", "", "", f"{verdict.price:.3f}x", "", ends(verdict.saved_hours)])
+    rows = [
+        [
+            "assumption",
+            "here",
+            "changed by",
+            "break-even gain",
+            "moves by",
+            "hours saved",
+            "state spared",
+        ]
+    ]
+    rows.append(
+        ["the plan", "", "", f"{verdict.price:.3f}x", "", ends(verdict.saved_hours),
+         signed(verdict.spared_bytes)]
+    )  # fmt: skip
     for each in moved:
         rows.append(
             [
@@ -373,6 +416,7 @@ def sensitivity_rows(verdict: Verdict, moved: Sequence[Moved]) -> list[list[str]
                 f"{each.price:.3f}x",
                 f"{each.price - verdict.price:+.3f}",
                 ends(each.saved_hours),
+                signed(each.state_bytes),
             ]
         )
     return rows

@@ -19,6 +19,7 @@ from errors import UserError
 from planner.plans import Plan
 from planner.steps import BASELINE, price, step_cost
 from planner.strategies import STRATEGIES
+from tracking.spelling import display_name
 
 MOST = 16_384  # ranks
 LINEAR = 0.01  # prices below it, in either direction, are on a linear part of a logarithmic axis
@@ -77,7 +78,7 @@ def draw_lines(lines: Lines) -> Figure:
     scale = "From 1% on, the axis is logarithmic. " if large else ""
     worst_too = f", {_longer(ends[worst])} with {worst}" if worst != best else ""
     figure = _style.new_figure(
-        f"{plan.model.title} on {most:,} ranks: a step of {plan.rule} takes {_longer(ends[best])} "
+        f"{plan.model.title} on {most:,} ranks: a step of {display_name(plan.rule)} takes {_longer(ends[best])} "
         f"with {best}{worst_too}, than AdamW in its fastest strategy",
         f"{plan.tokens:,} tokens a step, whatever the number of ranks is, so passes get shorter. "
         f"{scale}The vertical line: the plan's {plan.cluster.ranks:,} ranks.",

@@ -23,10 +23,13 @@ from planner.streams import (
     PARAMETERS,
     PIPELINE,
     UPDATE,
+    Span,
 )
+from tracking.spelling import display_name
 
 MOST = 4  # strategies of one picture
 WHOLE = 0.4  # share of a step that its end must have to be seen without a lens
+APART = 1 / 500  # of the width of a picture: what an eye tells apart
 LANE = 0.42  # height of a lane, in rows
 # kind: what the legend calls it, its colour
 KINDS = {
@@ -62,7 +65,7 @@ def draw_costs(costs: Sequence[StepCost]) -> Figure:
     first = costs[0]
     ending = f"the last {duration(stop - begin)} of " if begin else ""
     figure = _style.new_figure(
-        f"{first.model} with {first.optimizer} on {first.ranks:,} ranks: {ending}a step, "
+        f"{first.model} with {display_name(first.optimizer)} on {first.ranks:,} ranks: {ending}a step, "
         + (f"shortest with {costs[least].strategy}" if len(costs) > 1 else first.strategy),
         "Each rank has two lanes: what it computes, and below it what it sends and gets. White in "
         "the upper lane: the rank waits for communication or for other ranks. A line ends each "
@@ -108,6 +111,17 @@ def _window(costs: Sequence[StepCost]) -> float:
     return 0.0 if tail > WHOLE * stop else max(0.0, stop - tail / WHOLE)
 
 
+def _joined(spans: Sequence[Span], gap_s: float) -> list[tuple[float, float]]:
+    """Beginning and end of spans, those joined that no eye could tell apart."""
+    found: list[tuple[float, float]] = []
+    for span in sorted(spans, key=lambda each: each.start_s):
+        if found and span.start_s - found[-1][1] < gap_s and span.stop_s - found[-1][0] < 4 * gap_s:
+            found[-1] = found[-1][0], max(found[-1][1], span.stop_s)
+        else:
+            found.append((span.start_s, span.stop_s))
+    return found
+
+
 def _strategy(axes: Axes, cost: StepCost, unit: _style.Unit, begin: float) -> None:
     """The lanes of the watched ranks."""
     for row, (rank, _) in enumerate(cost.watched):
@@ -118,8 +132,8 @@ def _strategy(axes: Axes, cost: StepCost, unit: _style.Unit, begin: float) -> No
                 stream = same[0].stream
                 lane = row - LANE if stream == COMPUTE else row + 0.02
                 bars = [
-                    (span.start_s / unit.size, (span.stop_s - span.start_s) / unit.size)
-                    for span in same
+                    (start / unit.size, (stop - start) / unit.size)
+                    for start, stop in _joined(same, (cost.draw_seconds[0] - begin) * APART)
                 ]
                 axes.broken_barh(
                     bars, (lane, LANE - 0.02), facecolors=color,
