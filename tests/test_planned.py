@@ -1,4 +1,4 @@
-"""Predictions beside what was measured: the fit of links, the simulated step, the tables, claims."""
+"""Predictions beside what was measured: fit of links, simulated steps, tables and claims."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -192,7 +192,7 @@ def test_the_chart_says_how_far_off_the_predictions_are(
 ) -> None:
     write_planned(tmp_path, off=0.1, state=1.01)
     figure = _make.draw(chart("planned"), load(tmp_path))
-    assert "Bytes of 4 runs are predicted to 1.0%, the step time of 4 to 10%" in title(figure)
+    assert "of 4 runs are predicted within 1.0%, the step times of 4 within 10%" in title(figure)
     assert "25%" in caption(figure)
     assert_legible(figure, monkeypatch)
 

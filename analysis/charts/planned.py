@@ -34,8 +34,8 @@ def draw(inputs: Inputs) -> Figure:
     figure = _style.new_figure(
         _title(found),
         "Left: bytes of the process that has most; on the line, prediction and count are equal. "
-        f"Right: bars are medians over turns, black is predicted, its whiskers are "
-        f"{TIME_TOLERANCE:.0%} of the bar.",
+        "Right: engine, optimizer and processes; a bar is the median over turns, black is what was "
+        f"predicted, and its whiskers are {TIME_TOLERANCE:.0%} of the bar.",
         _footer(found),
         max(3.2, ROW_IN * len(found.times) + 0.7),
     )
@@ -95,6 +95,7 @@ def _times(axes: Axes, times: Sequence[StepTime]) -> None:
     axes.set_ylim(len(times) - 0.5, -0.5)
     axes.set_xlim(left=0)
     axes.tick_params(axis="y", length=0)
+    axes.grid(False, axis="y")
     axes.set_xlabel("a step (ms)")
     axes.xaxis.set_major_locator(_style.ticks(5))
 
@@ -107,8 +108,8 @@ def _title(found: Predicted) -> str:
     worst = max((abs(e) for pair in found.runs for e in engines.errors(*pair).values()), default=0)
     late = max(abs(error(row)) for row in found.times)
     return (
-        f"Bytes of {len(found.runs)} runs are predicted to {worst:.1%}, the step time of "
-        f"{len(found.times)} to {late:.0%}"
+        f"The bytes of {len(found.runs)} runs are predicted within {worst:.1%}, the step times of "
+        f"{len(found.times)} within {late:.0%}"
     )
 
 
