@@ -14,8 +14,13 @@ COMMANDS = {
     "assignment": ("tracks", "assign", "the rule of every parameter"),
     "model": ("describe", "main", "a model's weights, their sums and sources"),
     "shares": ("shares", "main", "what Muon may take of a model, and what its design does to it"),
+    "memory": ("memory_plan", "main", "what a rank holds by kind, and which GPUs it fits"),
     "time": ("step_time", "main", "FLOPs and seconds of orthogonalisation in a step"),
-    "step": ("step_command", "main", "a step simulated for each strategy: what is hidden, who is idle"),
+    "step": (
+        "step_command",
+        "main",
+        "a step simulated for each strategy: what is hidden, who is idle",
+    ),
     "tokens": ("tracks", "tokens", "training tokens of the longest run of a track"),
 }
 

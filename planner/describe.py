@@ -49,7 +49,12 @@ def published_rows(model: Model) -> list[list[str]]:
         ("active parameters", model.published_active_params, model.active_params),
     ]
     return [
-        [name, short(published) if published else "-", short(summed), _difference(published, summed)]
+        [
+            name,
+            short(published) if published else "-",
+            short(summed),
+            _difference(published, summed),
+        ]
         for name, published, summed in pairs
     ]
 

@@ -142,10 +142,12 @@ def tensors(model: Model, rule: UpdateRule, setting: Setting, ranks: int) -> lis
         whole = rule.whole and (each.hidden or rule.name == update_rules.EVERYTHING)
         splits = update_rules.blocks(rule, each) if whole else None
         group = (splits if rule.orthogonalises else None) if each.hidden else each.role
+        # Numbers in half as many bytes count as half as many.
+        low = 0.5 if each.low and setting.dtype == "float32" else 1.0
         found.append(
             Tensors(
                 shape=(each.rows, each.cols),
-                count=each.count * setting.held_share(each),
+                count=each.count * setting.held_share(each) * low,
                 whole=whole,
                 state=update_rules.state_numbers(rule, each),
                 processes=setting.group_size(each, ranks),

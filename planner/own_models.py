@@ -74,5 +74,6 @@ def _weight(name: str, row: RoleRow, count: int) -> Weight:
         parts=height // row.head_rows if row.head_rows else 1,
         splits=row.splits if len(row.splits) > 1 else (),
         token_share=1 / height if role == "embed" else 1.0,
+        low=row.param.dtype == torch.bfloat16,
         source="GPT.roles()",
     )

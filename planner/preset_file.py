@@ -132,12 +132,12 @@ def _weight(where: str, table: Mapping[str, Any]) -> Weight:
     return Weight(
         name=_text(f"{where} name", table["name"]),
         role=role,
+        token_share=share(f"{where} tokens", table.get("tokens", 1)),
+        source=_text(f"{where} source", table.get("source", "")),
         rows=sizes["rows"],
         cols=sizes["cols"],
         count=sizes["count"],
         parts=sizes["parts"],
-        token_share=share(f"{where} tokens", table.get("tokens", 1)),
-        source=_text(f"{where} source", table.get("source", "")),
     )
 
 

@@ -26,6 +26,7 @@ class Weight:
     token_share: float = 1.0
     source: str = ""  # where the numbers are from
     splits: tuple[int, ...] = ()  # rows of query, key and value, if one tensor has them; else none
+    low: bool = False  # bfloat16 with its gradient and state, where others are float32
 
     @property
     def size(self) -> int:
