@@ -20,6 +20,7 @@ from runtime import command_line
 from runtime.command_line import knob
 
 NAMED = Path(__file__).with_name("clusters.toml")
+DEFAULT = "h100"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,11 +94,12 @@ def read(path: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def add(parser: argparse.ArgumentParser) -> None:
-    """The flags --cluster and those of its numbers."""
+def add(parser: argparse.ArgumentParser, default: str | None = DEFAULT) -> None:
+    """The flags --cluster and those of its numbers. default: None: the plan's own."""
     names = ", ".join(read(NAMED))
-    note = f"one of {names}, or a TOML file of the form of planner/clusters.toml (default: h100)"
-    parser.add_argument("--cluster", default="h100", metavar="NAME", help=note)
+    usual = default or f"the model's own in planner/scale.toml, else {DEFAULT}"
+    note = f"one of {names}, or a file of the form of planner/clusters.toml (default: {usual})"
+    parser.add_argument("--cluster", default=default, metavar="NAME", help=note)
     command_line.add(parser, Cluster, "the cluster", default="the cluster's own")
 
 

@@ -71,13 +71,19 @@ def links_of(cluster: Cluster) -> Links:
     )
 
 
+def _flow(links: Links, group: Group) -> float:
+    """Bytes a second through each rank, where all links of a node are in use."""
+    if group.nodes == 1:
+        return links.node_bytes_per_s
+    return min(links.node_bytes_per_s, group.per_node * links.net_bytes_per_s)
+
+
 def _ring(links: Links, group: Group, total_bytes: float) -> float:
     """Seconds to scatter or to gather so many bytes."""
-    bandwidth, latency = links.node_bytes_per_s, links.node_latency_s
+    latency = links.node_latency_s
     if group.nodes > 1:
-        bandwidth = min(bandwidth, group.per_node * links.net_bytes_per_s)
         latency = max(latency, links.net_latency_s)
-    return total_bytes * group.others / bandwidth + (group.size - 1) * latency
+    return total_bytes * group.others / _flow(links, group) + (group.size - 1) * latency
 
 
 def _hierarchical(links: Links, group: Group, total_bytes: float) -> float:
@@ -113,12 +119,10 @@ def rooted(links: Links, group: Group, total_bytes: float, messages: int = 1) ->
     """
     if group.size == 1 or not total_bytes:
         return FREE
-    bandwidth = links.node_bytes_per_s
     hops = (group.per_node - 1) * links.node_latency_s
-    if group.nodes > 1:
-        bandwidth = min(bandwidth, links.net_bytes_per_s)
-        hops += math.ceil(math.log2(group.nodes)) * links.net_latency_s
-    return Cost(total_bytes / bandwidth + messages * hops, total_bytes * group.others)
+    hops += math.ceil(math.log2(group.nodes)) * links.net_latency_s
+    seconds = total_bytes / _flow(links, group) + messages * hops
+    return Cost(seconds, total_bytes * group.others)
 
 
 def all_to_all(links: Links, group: Group, mean_bytes: float, most_bytes: float) -> Cost:

@@ -23,6 +23,10 @@ class Setting:
     pipeline: int = knob("pipeline stages, each with its share of the layers", 1)
     expert_parallel: int = knob("ranks over which the experts of a stage are divided", 1)
     microbatches: int = knob("passes of a step on each rank", 1)
+    bubble: bool = knob(
+        "add the pipeline's bubble, stages - 1 microbatches; else --mfu is taken to include it, as "
+        "a measured one does", False,
+    )  # fmt: skip
     dtype: str = knob("of parameters in the passes: bfloat16 or float32", "bfloat16")
     master: bool = knob("a float32 copy of each parameter that a rank updates", True)
     grad_dtype: str = knob("of gradients, as held and sent", "float32")

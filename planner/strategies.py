@@ -7,6 +7,8 @@
   parameters are gathered (Keller Jordan's Muon). All else is updated everywhere.
 - sharded: as engines/sharded.py. Gradients are reduced to owners after the backward pass, owners
   update, parameters are gathered. Only one stack's update hides another one's traffic.
+- sharded-early: likewise, but gradients are reduced in buckets during the backward pass, and what
+  is left over travels with the rest. No engine here does so; training at scale would.
 - fsdp2: as engines/fsdp2.py. Each layer is gathered for its passes, its gradients are
   reduce-scattered in every backward pass. Matrices go to their owners and back by an all-to-all.
 - zero1, zero2, zero3: DeepSpeed's stages with its Muon, which needs all-reduced gradients; with
@@ -29,21 +31,11 @@ import numpy as np
 
 from errors import UserError
 from planner import dealing
-from planner.collectives import (
-    Cost,
-    Group,
-    Links,
-    all_gather,
-    all_reduce,
-    all_to_all,
-    reduce_scatter,
-    rooted,
-)
+from planner.collectives import Links, all_gather, all_reduce, all_to_all, reduce_scatter, rooted
 from planner.jobs import Job, Stack, Unit
+from planner.programs import Buckets, Collective, Done, Step, passes
 from planner.streams import (
     BACKWARD,
-    COMMUNICATE,
-    COMPUTE,
     FORWARD,
     GRADIENTS,
     MATRICES,
@@ -57,9 +49,6 @@ from planner.streams import (
     resolve,
 )
 
-Done = tuple[int, ...]  # places in a program of operations that something waits for
-Collective = Callable[[Links, Group, float], Cost]
-
 LIVE_NUMBERS = 1e9  # of parameters that ZeRO-3 keeps for the backward pass: DeepSpeed's default
 ZERO3_BUCKET_NUMBERS = 5e8  # of the matrices that it gathers at once: DeepSpeed's default
 UPDATE_BYTES = 2  # of a number that Moonlight gathers
@@ -72,148 +61,8 @@ class Round(NamedTuple):
     times: int
 
 
-class Step:
-    """A program in the making."""
-
-    def __init__(self, job: Job, links: Links) -> None:
-        self.job, self.links = job, links
-        self.program: list[Operation] = []
-        self.last: Done = ()  # the last computation
-        self._blocking: Done = ()  # communication that stops the next computation
-
-    def compute(self, kind: str, seconds: float | Floats, after: Done = ()) -> Done:
-        """Add a computation."""
-        after, self._blocking = (*after, *self._blocking), ()
-        self.program.append(Operation(COMPUTE, kind, seconds, after))
-        self.last = (len(self.program) - 1,)
-        return self.last
-
-    def send(self, kind: str, cost: Cost, experts: bool, after: Done = ()) -> Done:
-        """Add a collective of all ranks, or of each group of experts."""
-        if not cost.sent_bytes:
-            return ()
-        groups = self.job.expert_groups if experts else 1
-        if not self.job.hides:
-            after = (*after, *self.last)
-        self.program.append(
-            Operation(COMMUNICATE, kind, cost.seconds, after, groups, cost.sent_bytes)
-        )
-        done = (len(self.program) - 1,)
-        self._blocking = () if self.job.hides else done
-        return done
-
-    def group(self, experts: bool) -> Group:
-        """The ranks that share the dense parameters, or one group's experts."""
-        stride = self.job.expert_groups if experts else 1
-        return self.links.group(self.job.ranks // stride, stride)
-
-    def collect(
-        self,
-        kind: str,
-        collective: Collective,
-        experts: bool,
-        total_bytes: float,
-        after: Done = (),
-        times: int = 1,
-    ) -> Done:
-        """Add a collective that takes one number of bytes, or some of them in a row."""
-        cost = collective(self.links, self.group(experts), total_bytes)
-        return self.send(kind, Cost(*(times * each for each in cost)), experts, after)
-
-    def places(self, values: Floats, experts: bool) -> Floats:
-        """Values of the ranks of a group as values of all ranks."""
-        return np.repeat(values, self.job.expert_groups) if experts else values
-
-    def of(self, experts: bool) -> list[Stack]:
-        """The stacks of the dense matrices, or of the experts."""
-        return [stack for stack in self.job.stacks if stack.experts == experts]
-
-    def kinds(self) -> Iterator[tuple[bool, list[Stack], int]]:
-        """Dense parameters and experts: their stacks, and the size of their group."""
-        for experts in (False, True):
-            if self.job.numbers(experts):
-                yield experts, self.of(experts), self.group(experts).size
-
-    def elements(self, experts: bool) -> float:
-        """Numbers of the parameters in no stack."""
-        return max(0.0, self.job.numbers(experts) - self.job.matrix_numbers(experts))
-
-    def update_elements(self, divided: bool, after: Done = ()) -> Done:
-        """Update the parameters in no stack: all of them on each rank, or a part."""
-        share = sum(self.elements(x) / (size if divided else 1) for x, _, size in self.kinds())
-        return self.compute(UPDATE, share * self.job.update_seconds, after)
-
-    def orthogonalise(
-        self,
-        deal: Sequence[dealing.Counts],
-        stacks: Sequence[Stack],
-        experts: bool,
-        batched: bool,
-        after: Done = (),
-    ) -> Done:
-        """Orthogonalise and update the matrices that each rank was dealt."""
-        size, total = self.group(experts).size, np.zeros(self.group(experts).size)
-        for stack, counts in zip(stacks, deal, strict=True):
-            total += dealing.seconds(stack, counts, batched)
-        self.compute(ORTHOGONALISE, self.places(total, experts), after)
-        own = dealing.numbers(stacks, deal, size) * self.job.matrix_update_seconds
-        return self.compute(UPDATE, self.places(own, experts))
-
-
-class Buckets:
-    """Gradients that travel once enough of them are there."""
-
-    def __init__(self, step: Step, collective: Collective) -> None:
-        self.step, self.collective = step, collective
-        self.waiting = {False: 0.0, True: 0.0}  # bytes, of dense parameters and of experts
-        self.sent: Done = ()  # the last one; those before it have ended earlier
-
-    def add(self, unit: Unit, ready: Done) -> None:
-        """Take the gradients of a unit."""
-        for experts, numbers in ((False, unit.dense), (True, unit.experts)):
-            self.waiting[experts] += numbers * self.step.job.grad_number_bytes
-            if self.waiting[experts] >= self.step.job.bucket_bytes:
-                self._send(experts, ready)
-
-    def flush(self, ready: Done) -> None:
-        """Send what is left."""
-        for experts in (False, True):
-            self._send(experts, ready)
-
-    def _send(self, experts: bool, ready: Done) -> None:
-        total, self.waiting[experts] = self.waiting[experts], 0.0
-        sent = self.step.collect(GRADIENTS, self.collective, experts, total, ready)
-        self.sent = sent or self.sent
-
-
-def _passes(step: Step, collective: Collective | None, every: bool = False) -> Done:
-    """The passes of replicas, and a collective for their gradients; the last operation.
-
-    every: after each microbatch, not only after the last one.
-    """
-    job = step.job
-    forward = sum(unit.forward_seconds for unit in job.units)
-    backward = sum(unit.backward_seconds for unit in job.units)
-    step.compute(PIPELINE, job.bubble_seconds)
-    early = 0 if every else job.microbatches - 1
-    if early:
-        step.compute(FORWARD, early * forward)
-        step.compute(BACKWARD, early * backward)
-    if collective is None:
-        step.compute(FORWARD, forward)
-        return step.compute(BACKWARD, backward)
-    buckets = Buckets(step, collective)
-    for _ in range(job.microbatches - early):
-        step.compute(FORWARD, forward)
-        for unit in reversed(job.units):
-            ready = step.compute(BACKWARD, unit.backward_seconds)
-            buckets.add(unit, ready)
-        buckets.flush(ready)
-    return buckets.sent
-
-
 def _ddp(step: Step) -> None:
-    averaged = _passes(step, all_reduce)
+    averaged = passes(step, all_reduce)
     _every_rank_orthogonalises(step, averaged)
     step.update_elements(divided=False, after=averaged)
 
@@ -259,7 +108,7 @@ def _numbers(stacks: Sequence[Stack], some: dealing.Counts) -> Floats:
 
 
 def _round_robin(step: Step) -> None:
-    ready = _passes(step, all_reduce)
+    ready = passes(step, all_reduce)
     step.update_elements(divided=False, after=ready)
     for experts, stacks, size in step.kinds():
         for one in _rounds(dealing.largest_first(stacks), size):
@@ -269,7 +118,7 @@ def _round_robin(step: Step) -> None:
 
 
 def _layer_wise(step: Step) -> None:
-    averaged = _passes(step, all_reduce)
+    averaged = passes(step, all_reduce)
     if not step.job.stacks:
         step.update_elements(divided=False, after=averaged)
         return
@@ -281,42 +130,72 @@ def _layer_wise(step: Step) -> None:
         step.collect(PARAMETERS, all_gather, experts, whole, updated)
 
 
-def _sharded(step: Step) -> None:
-    """Buffers in the order of engines/_buffers.py: the smallest stack, the rows of elements, then
-    the other stacks, the largest first."""
-    job = step.job
-    passed = _passes(step, None)
-    rows: list[tuple[bool, Stack | None, dealing.Counts | None]] = []
-    held: list[tuple[bool, Stack | None, dealing.Counts | None]] = []
+class Buffer(NamedTuple):
+    """Parameters that are reduced, updated and gathered together."""
+
+    experts: bool
+    stack: Stack | None  # None: the parameters in no stack
+    counts: dealing.Counts  # of the matrices that each rank owns
+
+    @property
+    def numbers(self) -> float:
+        return self.stack.numbers * self.stack.count if self.stack else 0.0
+
+
+def _buffers(step: Step) -> list[Buffer]:
+    """In the order of engines/_buffers.py: the smallest stack, the rows of elements, then the other
+    stacks, the largest first."""
+    rows, held = [], []
     for experts, stacks, size in step.kinds():
-        rows += [(experts, None, None)] if step.elements(experts) else []
+        if step.elements(experts):
+            rows.append(Buffer(experts, None, np.zeros(size, np.int64)))
         deal = dealing.balanced(stacks, size)
-        held += [(experts, stack, counts) for stack, counts in zip(stacks, deal, strict=True)]
-    held.sort(key=lambda each: -each[1].numbers * each[1].count if each[1] else 0.0)
-    buffers = [*held[-1:], *rows, *held[:-1]]
+        held += [Buffer(experts, *each) for each in zip(stacks, deal, strict=True)]
+    held.sort(key=lambda buffer: -buffer.numbers)
+    return [*held[-1:], *rows, *held[:-1]]
 
-    def move(kind: str, buffer: int, number_bytes: int, way: Collective, after: Done) -> Done:
-        experts, stack, _ = buffers[buffer]
-        if stack is None:
-            total = step.elements(experts) * number_bytes
-            return step.collect(kind, way, experts, total, after)
-        left = stack.count % step.group(experts).size
-        even = (stack.count - left) * stack.numbers * number_bytes
-        moved = step.collect(kind, way, experts, even, after)
-        single = rooted(step.links, step.group(experts), left * stack.numbers * number_bytes, left)
-        return step.send(kind, single, experts, after) or moved
 
+def _move(
+    step: Step, buffer: Buffer, kind: str, number_bytes: int, way: Collective, after: Done
+) -> Done:
+    """Reduce a buffer to its owners, or gather it; what is left over moves one by one."""
+    if buffer.stack is None:
+        total = step.elements(buffer.experts) * number_bytes
+        return step.collect(kind, way, buffer.experts, total, after)
+    group = step.group(buffer.experts)
+    one, left = buffer.stack.numbers * number_bytes, buffer.stack.count % group.size
+    even = (buffer.stack.count - left) * one
+    moved = step.collect(kind, way, buffer.experts, even, after)
+    single = rooted(step.links, group, left * one, left)
+    return step.send(kind, single, buffer.experts, after) or moved
+
+
+def _update(step: Step, buffer: Buffer, after: Done) -> Done:
+    """Owners update a buffer."""
+    if buffer.stack is None:
+        part = step.elements(buffer.experts) / step.group(buffer.experts).size
+        return step.compute(UPDATE, part * step.job.update_seconds, after)
+    return step.orthogonalise([buffer.counts], [buffer.stack], buffer.experts, True, after)
+
+
+def _sharded(step: Step) -> None:
+    buffers, passed = _buffers(step), passes(step, None)
     averaged = [
-        move(GRADIENTS, each, job.grad_number_bytes, reduce_scatter, passed)
-        for each in range(len(buffers))
+        _move(step, each, GRADIENTS, step.job.grad_number_bytes, reduce_scatter, passed)
+        for each in buffers
     ]
-    for each, (experts, stack, counts) in enumerate(buffers):
-        if stack is None or counts is None:
-            part = step.elements(experts) / step.group(experts).size
-            updated = step.compute(UPDATE, part * job.update_seconds, averaged[each])
-        else:
-            updated = step.orthogonalise([counts], [stack], experts, True, averaged[each])
-        move(PARAMETERS, each, job.param_number_bytes, all_gather, updated)
+    for each, ready in zip(buffers, averaged, strict=True):
+        updated = _update(step, each, ready)
+        _move(step, each, PARAMETERS, step.job.param_number_bytes, all_gather, updated)
+
+
+def _sharded_early(step: Step) -> None:
+    averaged = passes(step, reduce_scatter)
+    for each in _buffers(step):
+        updated = _update(step, each, averaged)
+        whole = each.numbers if each.stack else step.elements(each.experts)
+        total = whole * step.job.param_number_bytes
+        step.collect(PARAMETERS, all_gather, each.experts, total, updated)
 
 
 def _fsdp2(step: Step) -> None:
@@ -401,7 +280,7 @@ def _zero2(step: Step) -> None:
 
 
 def _zero_replicas(step: Step, every: bool) -> None:
-    averaged = _passes(step, all_reduce, every)
+    averaged = passes(step, all_reduce, every)
     step.update_elements(divided=True, after=averaged)
     for experts, stacks, size in step.kinds():
         deal = dealing.overlapping(stacks, size)
@@ -466,7 +345,7 @@ def _zero3_buckets(stacks: Sequence[Stack]) -> list[dealing.Counts]:
 
 def _moonlight(step: Step) -> None:
     job = step.job
-    averaged = _passes(step, reduce_scatter)
+    averaged = passes(step, reduce_scatter)
     step.update_elements(divided=True, after=averaged)
     for experts, stacks, size in step.kinds():
         part = job.matrix_numbers(experts) / size
@@ -489,6 +368,7 @@ STRATEGIES: dict[str, Callable[[Step], None]] = {
     "ddp": _ddp,
     "round-robin": _round_robin,
     "sharded": _sharded,
+    "sharded-early": _sharded_early,
     "fsdp2": _fsdp2,
     "zero1": _zero1,
     "zero2": _zero2,
@@ -498,14 +378,19 @@ STRATEGIES: dict[str, Callable[[Step], None]] = {
 }
 
 
-def program(job: Job, strategy: str, links: Links) -> list[Operation]:
-    """The program of a step. Raises UserError for an unknown strategy."""
+def known(strategy: str) -> str:
+    """The strategy itself. Raises UserError for an unknown one."""
     if strategy not in STRATEGIES:
         near = difflib.get_close_matches(strategy, STRATEGIES, 1)
         hint = f"did you mean {near[0]}?" if near else "run with --strategy sharded"
         raise UserError(f"--strategy {strategy}: must be one of {', '.join(STRATEGIES)}; {hint}")
+    return strategy
+
+
+def program(job: Job, strategy: str, links: Links) -> list[Operation]:
+    """The program of a step. Raises UserError for an unknown strategy."""
     step = Step(job, links)
-    STRATEGIES[strategy](step)
+    STRATEGIES[known(strategy)](step)
     return step.program
 
 

@@ -236,6 +236,7 @@ class Published:
     speedup_low: float
     speedup_high: float
     how: str  # stated, or "from its logs"
+    tuned: bool  # each of the two optimizers had a search of its own for hyperparameters
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""Charts of the planner: one file per chart, each with a function `draw`."""
+"""Charts of a plan, one file per chart."""

@@ -1,0 +1,136 @@
+"""A plan: a model on a cluster in a setting, trained by Muon or by AdamW.
+
+scale.toml names a plan for each preset. Each of its values is a flag of `python -m planner
+verdict`, too.
+"""
+
+import argparse
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from errors import UserError
+from planner import clusters
+from planner.clusters import Cluster
+from planner.models import Model
+from planner.newton_schulz import Iteration
+from planner.setting import Setting
+from planner.strategies import STRATEGIES
+from planner.update_rules import find as find_rule
+from runtime import command_line
+
+NAMED = Path(__file__).with_name("scale.toml")
+STRATEGY = "sharded"  # which sends no more than AdamW does, and whose owners share the work
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a verdict is about."""
+
+    model: Model
+    cluster: Cluster
+    setting: Setting
+    iteration: Iteration
+    strategy: str  # of both optimizers
+    rule: str  # compared with AdamW
+    train_tokens: float  # of AdamW's training
+    draws: int = 8  # of stragglers
+    source: str = ""  # of the cluster and the layout
+    assumed: tuple[str, ...] = ()
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a step."""
+        return self.setting.tokens(self.model)
+
+    @property
+    def steps(self) -> float:
+        """Steps of AdamW's training."""
+        return self.train_tokens / self.tokens
+
+    def with_cluster(self, **changes: Any) -> "Plan":
+        """The plan on a cluster with other numbers."""
+        return replace(self, cluster=replace(self.cluster, **changes))
+
+    def with_setting(self, **changes: Any) -> "Plan":
+        """The plan in another setting."""
+        return replace(self, setting=replace(self.setting, **changes))
+
+    def with_iteration(self, **changes: Any) -> "Plan":
+        """The plan with another Newton-Schulz."""
+        return replace(self, iteration=replace(self.iteration, **changes))
+
+
+@cache
+def named() -> dict[str, dict[str, Any]]:
+    """The plans of scale.toml, by the name of their model."""
+    return tomllib.loads(NAMED.read_text(encoding="utf-8"))
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """The flags of a plan, beside the name of its model."""
+    parser.add_argument(
+        "--optimizer", default="muon", metavar="NAME", help="compared with AdamW (default: muon)"
+    )
+    note = f"of both: one of {', '.join(STRATEGIES)} (default: {STRATEGY})"
+    parser.add_argument("--strategy", metavar="NAME", help=note)
+    note = "tokens of AdamW's training (default: of the model's own, or 20 a parameter)"
+    parser.add_argument("--train-tokens", type=float, metavar="NUMBER", help=note)
+    note = "steps whose stragglers are drawn (default: 8)"
+    parser.add_argument("--draws", type=int, default=8, metavar="INT", help=note)
+    clusters.add(parser, default=None)
+    command_line.add(parser, Setting, "the training")
+    command_line.add(parser, Iteration, "Newton-Schulz")
+
+
+def chosen(arguments: argparse.Namespace, model: Model) -> Plan:
+    """The plan of a command line: what it gives, else what scale.toml has. Raises UserError."""
+    given = {
+        key: value
+        for key, value in vars(arguments).items()
+        if value is not None and key in KEYS | {"draws"}
+    }
+    return make(model, given)
+
+
+KEYS = {"cluster", "strategy", "optimizer", "train_tokens", "source", "assumed"} | {
+    each.name for declared in (Cluster, Setting, Iteration) for each in fields(declared)
+}
+
+
+def make(model: Model, given: Mapping[str, Any]) -> Plan:
+    """The plan of a model with these values, and those of scale.toml for the others.
+
+    Raises UserError for values that do not fit.
+    """
+    defaults = dict(named().get(model.name, {}))
+    if "cluster" in given:  # another cluster, of which nothing is known
+        for each in fields(Cluster):
+            defaults.pop(each.name, None)
+        defaults |= {"source": "", "assumed": []}
+    values = defaults | dict(given)
+
+    def of(declared: type) -> dict[str, Any]:
+        names = {each.name for each in fields(declared)}
+        return {key: value for key, value in values.items() if key in names}
+
+    strategy = values.get("strategy", STRATEGY)
+    if strategy not in STRATEGIES:
+        known = ", ".join(STRATEGIES)
+        raise UserError(f"--strategy {strategy}: must be one of {known}; run with {STRATEGY}")
+    rule = find_rule(values.get("optimizer", "muon")).name
+    tokens = values.get("train_tokens", model.train_tokens or 20 * model.params)
+    if not 0 < tokens < float("inf"):
+        raise UserError(f"--train-tokens {tokens:g}: must be above 0; or leave it out")
+    if values.get("draws", 1) < 1:
+        raise UserError(f"--draws {values['draws']}: must be 1 or more; or leave it out")
+    cluster = clusters.make(values.get("cluster", clusters.DEFAULT), **of(Cluster))
+    setting = Setting(**of(Setting))
+    setting.check(model, cluster.ranks)
+    return Plan(
+        model, cluster, setting, Iteration(**of(Iteration)), strategy, rule, tokens,
+        values.get("draws", 8), values.get("source", ""), tuple(values.get("assumed", ())),
+    )  # fmt: skip
