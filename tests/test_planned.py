@@ -4,15 +4,23 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
+import optim
 from analysis import planned
 from analysis.charts import _make
 from analysis.charts._inputs import load
 from errors import UserError
 from leaderboard import pages, verify
+from model import GPT
 from planner import gloo, own_models, update_rules
+from planner.collectives import Links
+from planner.layouts import traffic
 from planner.links import Link, Transfer, fit, largest_error, transfer
+from planner.strategies import program
+from speedrun import TRACKS
 from studies import planned as study
+from studies.engines import sizes_of
 from tests.races import assert_legible, caption, chart, title
 from tests.rows import SOURCE, make_points, make_run, make_turns, on_the_clock
 from tracking.schema import Calibrated, LinkTime, Planned, StepTime
@@ -145,6 +153,20 @@ def test_what_was_not_calibrated_is_refused() -> None:
         gloo.predict(calibrated(), tiny, muon, "deepspeed-zero1", 2)
     with pytest.raises(UserError, match="at least two sizes"):
         gloo.predict(replace(calibrated(), transfers={}), tiny, muon, "ddp", 2)
+
+
+@pytest.mark.parametrize("recipe", ["adamw", "muon"])
+def test_simulated_steps_send_what_the_engines_send(recipe: str) -> None:
+    """The formulas of `traffic` are held to counted bytes by the record."""
+    gpt = GPT(TRACKS["tiny"].config(1024))
+    sizes = sizes_of(gpt, optim.plan(gpt.roles(), recipe, {}, torch.float32))
+    tiny, rule = own_models.from_track("tiny"), update_rules.find(recipe)
+    for engine in (*gloo.USED, *(f"deepspeed-zero{stage}" for stage in (1, 2, 3))):
+        for n in (2, 4):
+            job = gloo.job_of(calibrated(), tiny, rule, n)
+            steps = program(job, engine.removeprefix("deepspeed-"), Links(n, 1e9, 1e9))
+            sent = sum(operation.sent_bytes for operation in steps)
+            assert sent == pytest.approx(traffic(engine, sizes, n).step, rel=1e-3)
 
 
 # ---- What a folder shows -----------------------------------------------------------------------
