@@ -28,8 +28,9 @@ RACE = $(if $(filter 1,$(NPROC)),$(PY),$(TORCHRUN))
 # A race on a data set of the user's own needs no other.
 DATA := $(if $(findstring --dataset,$(ARGS)),setup,data)
 
-.PHONY: help speedrun compare scale engines moves libraries kill-test test test-fast setup data \
-	vocab race tune sweep plots report record verify rerun leaderboard docs plans figures bench \
+.PHONY: help speedrun compare scale engines planned moves libraries kill-test test test-fast \
+	setup data vocab race tune sweep plots report record verify rerun leaderboard docs plans \
+	figures bench \
 	bench-disturbed bench-coverage agreement zero fuzz gpu-check clean
 .DEFAULT_GOAL := help
 .NOTPARALLEL:  # a race has the machine to itself, and its charts come after it
@@ -50,6 +51,9 @@ compare: .venv/optimizers race plots report  ## race all tuned optimizers; draw 
 
 engines: data .venv/deepspeed  ## race AdamW and Muon on every engine, two processes; compare costs
 	$(PY) -m studies.engines $(ARGS)
+
+planned: data .venv/deepspeed  ## measure memory, traffic and step time of every engine beside the planner's predictions
+	$(PY) -m studies.planned $(ARGS)
 
 moves: data  ## stop races, and go on on another engine or number of processes
 	$(PY) -m studies.moves

@@ -65,8 +65,10 @@ def _bytes(runs: Sequence[tuple[Run, Planned]]) -> str:
     places: dict[tuple[str, int], list[tuple[Run, Planned]]] = {}
     for pair in runs:
         places.setdefault((pair[0].engine, pair[0].world_size), []).append(pair)
+    order = list(dict.fromkeys(run.engine for run, _ in runs))
     rows = []
-    for (engine, processes), pairs in places.items():
+    for engine, processes in sorted(places, key=lambda place: (order.index(place[0]), place[1])):
+        pairs = places[engine, processes]
         recipes = dict.fromkeys(display_name(recipe_of(run.entrant)) for run, _ in pairs)
         worst = [
             max((engines.errors(run, plan)[kind] for run, plan in pairs), key=abs)

@@ -2,8 +2,11 @@
 
     python -m bench.links          # half a minute; nothing else may run on the machine
 
-Two and four processes of one thread each take turns at every collective and size. A time is the
-median over rounds, of the process that was last. The fit is that of planner/links.py.
+Two and four processes of one thread each take turns at every collective and size. Each computes for
+some milliseconds before, as in a training step: so caches are cold, threads sleep, and processes
+are late for each other as they are there. A time is what the process that was last took with the
+collective, less what processes take on average without it; medians over rounds. The fit is that of
+planner/links.py.
 """
 
 import os
@@ -30,8 +33,11 @@ from tracking import store
 from tracking.schema import LinkTime
 
 PROCESSES = (2, 4)
-SIZES = tuple(4**k for k in range(6, 13))  # bytes: 4 KiB to 16 MiB
+SIZES = tuple(4**k for k in range(6, 13, 2))  # bytes: 4 KiB, 64 KiB, 1 MiB, 16 MiB
 ROUNDS = 15
+SIDE, PRODUCTS = 512, 4  # of what is computed before a collective: about ten milliseconds
+ALONE = ("none", 0)
+LEAST = 1e-5  # seconds, which a clock may take for less
 TABLE = "links.csv"
 # torch 2.13 has new names for these, and warns of the old ones, which torch 2.11 has.
 _scatter: Any = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
@@ -51,9 +57,9 @@ def collectives(whole: Tensor, part: Tensor, other: Tensor) -> dict[str, Callabl
 
 
 def measure_here() -> dict[tuple[str, int], float]:
-    """In each of several processes: seconds of each collective and size, of the last process."""
-    n = dist.get_world_size()
-    contenders: dict[tuple[str, int], Callable[[], object]] = {}
+    """In each of several processes: seconds of each collective and size."""
+    n, factor = dist.get_world_size(), torch.full((SIDE, SIDE), 1 / SIDE)
+    contenders: dict[tuple[str, int], Callable[[], object]] = {ALONE: lambda: None}
     for size in SIZES:
         whole = torch.zeros(size // 4 // n * n)
         made = collectives(whole, torch.zeros(len(whole) // n), torch.zeros_like(whole))
@@ -63,12 +69,16 @@ def measure_here() -> dict[tuple[str, int], float]:
         for each in list(contenders) if number % 2 else reversed(list(contenders)):
             dist.barrier()
             begun = time.perf_counter()
+            for _ in range(PRODUCTS):
+                factor @ factor
             contenders[each]()
+            seconds = torch.tensor([time.perf_counter() - begun], dtype=torch.float64)
+            dist.all_reduce(seconds, dist.ReduceOp.SUM if each == ALONE else dist.ReduceOp.MAX)
             if number >= 0:
-                times[each].append(time.perf_counter() - begun)
-    own = torch.tensor([statistics.median(values) for values in times.values()])
-    dist.all_reduce(own, dist.ReduceOp.MAX)
-    return dict(zip(times, own.tolist(), strict=True))
+                times[each].append(seconds.item() / (n if each == ALONE else 1))
+    found = {each: statistics.median(values) for each, values in times.items()}
+    alone = found.pop(ALONE)
+    return {each: max(LEAST, seconds - alone) for each, seconds in found.items()}
 
 
 def work(path: Path) -> None:

@@ -67,11 +67,8 @@ OUTCOMES = {  # possible statuses of a trial, by its stage
     "sweep": (FINISHED, DIVERGED),
     "transfer": (FINISHED, DIVERGED),
 }
-STUDIES = (
-    scale.SCALE,
-    engines.ENGINES,
-    planned.PLANNED,
-)  # folders of results/ with rows of their own
+# Folders of results/ with rows of their own.
+STUDIES = (scale.SCALE, engines.ENGINES, planned.PLANNED)
 AFTER_SEARCH = ("refine", "confirm", "horizon")  # stages that begin after the search
 
 

@@ -6,8 +6,8 @@
 AdamW and Muon train with one seed on the engine `single`, then on all others. Those take turns in
 one group of processes, so that a machine which drifts hits all alike. Matrix products are in
 float32 and nothing is compiled, because DeepSpeed cannot be. `analysis.engines` makes the table,
-with the formulas of `planner.footprint` and `planner.layouts` beside what was measured. `studies.planned` runs the same on
-one to four processes.
+with the formulas of `planner.footprint` and `planner.layouts` beside what was measured.
+`studies.planned` runs the same on one to four processes.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import optim
 from analysis import engines
@@ -32,6 +32,7 @@ from planner.footprint import footprint
 from planner.layouts import Sizes, traffic
 from planner.models import Model
 from planner.setting import Setting
+from runtime import command_line
 from speedrun import TRACKS, Options, Trainer, enter
 from tracking import store
 from tracking.schema import Planned, Run
@@ -80,19 +81,22 @@ class Series:
     entrants: tuple[str, ...] = ENTRANTS
     steps: int | None = None  # None: the tuned horizons
     batch_tokens: int | None = None  # of a step, and to validate with; None: the track's
+    seq_len: int | None = None  # None: the track's
     threads: int = 1  # of a process; 0: all cores
 
     def trainer(self, engine: Engine) -> Trainer:
         """A trainer of `tiny` on an engine."""
         track = TRACKS["tiny"]
-        if self.steps or self.batch_tokens:
-            track = replace(track, name="custom")
-        if self.batch_tokens:
-            tokens = self.batch_tokens
-            track = replace(track, batch_tokens=tokens, val_tokens=tokens)
+        tokens, changes = self.batch_tokens, dict[str, Any]()
+        if tokens:
+            changes |= {"batch_tokens": tokens, "val_tokens": tokens}
+        if self.seq_len:
+            changes["seq_len"] = self.seq_len
+        if self.steps or changes:
+            track = replace(track, name="custom", **changes)
         options = Options(
-            engine=engine.name, zero_stage=engine.zero_stage, threads=self.threads, attention="plain",
-            dtype="float32", compile=False, turn_steps=TURN_STEPS, results=self.results,
+            engine=engine.name, zero_stage=engine.zero_stage, threads=self.threads, dtype="float32",
+            attention="plain", compile=False, turn_steps=TURN_STEPS, results=self.results,
         )  # fmt: skip
         return Trainer(track, options)
 
@@ -109,7 +113,9 @@ class Series:
     @property
     def arguments(self) -> list[str]:
         """The flags of this command that mean the same."""
-        given = {"--steps": self.steps, "--batch-tokens": self.batch_tokens}
+        given = {
+            "--steps": self.steps, "--batch-tokens": self.batch_tokens, "--seq-len": self.seq_len
+        }  # fmt: skip
         words = [f"{flag}={value}" for flag, value in given.items() if value]
         words += [f"--results={self.results}", f"--name={self.name}"]
         labels = [each.label for each in self.engines]
@@ -117,7 +123,7 @@ class Series:
 
 
 def run_alone(series: Series) -> dict[str, Sizes]:
-    """Run the reference on one process; what formulas start from, by entrant."""
+    """Run the reference on one process; what formulas start from, by label."""
     trainer, found = series.trainer(SINGLE), {}
     spelled = [each for engine in series.engines for each in series.entered(engine)]
     for entrant in {each.canonical: each for each in spelled}.values():
@@ -126,7 +132,7 @@ def run_alone(series: Series) -> dict[str, Sizes]:
         out = trainer.run(entrant, seed=0)
         run = trainer.run_row(out, series.race_of(trainer))
         store.record(series.results, run, out.points, trainer.source)
-        found[run.entrant] = sizes_of(trainer.gpt, plan)
+        found[run.label] = sizes_of(trainer.gpt, plan)
         trainer.forget()
     return found
 
@@ -193,8 +199,7 @@ def launch(series: Series, processes: int) -> None:
 def planned(run: Run, sizes: Sizes, validations: int) -> Planned:
     """What the formulas say of a run. validations: of it, the one at its end included."""
     rule, n = update_rules.find(recipe_of(run.entrant)), run.world_size
-    setting = Setting(dtype=run.dtype, master=False, batch_tokens=run.tokens // run.steps)
-    held = footprint(_tiny(), rule, run.engine, setting, n)
+    held = footprint(_tiny(), rule, run.engine, Setting(dtype=run.dtype, master=False), n)
     sent = traffic(run.engine, sizes, n)
     return Planned(
         run=run.run,
@@ -218,7 +223,7 @@ def plan_runs(root: Path, sizes: dict[str, Sizes]) -> None:
     runs = store.read_runs(root)
     for run in sorted(runs, key=lambda run: (run.world_size, order.index(run.engine), run.label)):
         count = len(store.read_curve(root, run.run))
-        store.append(root / "planned.csv", planned(run, sizes[run.entrant], count))
+        store.append(root / "planned.csv", planned(run, sizes[run.label], count))
 
 
 def ready(root: Path, tables: dict[str, type]) -> None:
@@ -228,12 +233,12 @@ def ready(root: Path, tables: dict[str, type]) -> None:
         raise UserError(f"{root}: holds a study; move it away, or name another with --results")
 
 
-def counts(given: Sequence[int], least: int = 1) -> list[int]:
+def counts(given: Sequence[int], least: int = 1, flag: str = "--processes") -> list[int]:
     """Numbers of processes, each once. Raises UserError."""
     for count in given:
         if not least <= count <= MOST_PROCESSES:
             must = f"must be from {least} to {MOST_PROCESSES}"
-            raise UserError(f"--processes {count}: {must}; run with --processes 2")
+            raise UserError(f"{flag} {count}: {must}; run with {flag} 2")
     return list(dict.fromkeys(given))
 
 
@@ -243,8 +248,10 @@ def series_of(arguments: argparse.Namespace) -> Series:
         if label not in KNOWN:
             known = ", ".join(KNOWN)
             raise UserError(f"--engines {label}: must be some of {known}; leave it out")
-    if not 1 <= (arguments.batch_tokens or 1):
-        raise UserError(f"--batch-tokens {arguments.batch_tokens}: must be above 0; leave it out")
+    for name in ("batch_tokens", "seq_len"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise UserError(f"{command_line.flag(name)} {value}: must be above 0; leave it out")
     return Series(
         arguments.results,
         arguments.name,
@@ -252,6 +259,7 @@ def series_of(arguments: argparse.Namespace) -> Series:
         tuple(arguments.entrants),
         arguments.steps,
         arguments.batch_tokens,
+        arguments.seq_len,
     )
 
 
@@ -280,6 +288,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, metavar="INT", help=note)
     note = "tokens of a step and of a validation; makes the track custom (default: the track's)"
     parser.add_argument("--batch-tokens", type=int, metavar="INT", help=note)
+    note = "tokens of a sequence; makes the track custom (default: the track's)"
+    parser.add_argument("--seq-len", type=int, metavar="INT", help=note)
     labels = [each.label for each in SEVERAL]
     note = f"some of {', '.join(KNOWN)} (default: all but the last)"
     parser.add_argument("--engines", nargs="+", default=labels, metavar="ENGINE", help=note)

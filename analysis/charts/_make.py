@@ -81,6 +81,7 @@ FIGURES = {
     "tiny-sweep": Figures(("lr_sweep",)),
     "tiny-scale": Figures(("scale",)),
     "engines": Figures(("engine_costs", "engine_losses")),
+    "planned": Figures(("planned",)),
     "qk-clip": Figures(("attention_logits",), ("20261126T041015-tiny-mla-1276",)),
     "muon-split": Figures(("final_losses",), MUON_SPLIT),
 }

@@ -78,8 +78,8 @@ def draw_lines(lines: Lines) -> Figure:
     scale = "From 1% on, the axis is logarithmic. " if large else ""
     worst_too = f", {_longer(ends[worst])} with {worst}" if worst != best else ""
     figure = _style.new_figure(
-        f"{plan.model.title} on {most:,} ranks: a step of {display_name(plan.rule)} takes {_longer(ends[best])} "
-        f"with {best}{worst_too}, than AdamW in its fastest strategy",
+        f"{plan.model.title} on {most:,} ranks: a step of {display_name(plan.rule)} takes "
+        f"{_longer(ends[best])} with {best}{worst_too}, than AdamW in its fastest strategy",
         f"{plan.tokens:,} tokens a step, whatever the number of ranks is, so passes get shorter. "
         f"{scale}The vertical line: the plan's {plan.cluster.ranks:,} ranks.",
         f"Simulated without stragglers: {plan.cluster.kind.name}, {plan.cluster.mfu:.0%} of the "

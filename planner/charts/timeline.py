@@ -65,7 +65,8 @@ def draw_costs(costs: Sequence[StepCost]) -> Figure:
     first = costs[0]
     ending = f"the last {duration(stop - begin)} of " if begin else ""
     figure = _style.new_figure(
-        f"{first.model} with {display_name(first.optimizer)} on {first.ranks:,} ranks: {ending}a step, "
+        f"{first.model} with {display_name(first.optimizer)} on {first.ranks:,} ranks: "
+        f"{ending}a step, "
         + (f"shortest with {costs[least].strategy}" if len(costs) > 1 else first.strategy),
         "Each rank has two lanes: what it computes, and below it what it sends and gets. White in "
         "the upper lane: the rank waits for communication or for other ranks. A line ends each "
