@@ -4,8 +4,8 @@
 
 Each engine runs AdamW and Muon with one seed on the same batches. Claims: every loss agrees with
 the loss of the engine `single`, one process, up to rounding; memory and traffic are those of
-`planner/layouts.py`, within TOLERANCE. Engines of several processes take turns, so the seconds of
-a step are compared by the ratios of neighbouring turns.
+`planner/memory/layouts.py`, within TOLERANCE. Engines of several processes take turns, so the
+seconds of a step are compared by the ratios of neighbouring turns.
 """
 
 from collections.abc import Iterator, Sequence

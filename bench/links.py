@@ -6,7 +6,7 @@ Two and four processes of one thread each take turns at every collective and siz
 some milliseconds before, as in a training step: so caches are cold, threads sleep, and processes
 are late for each other as they are there. A time is what the process that was last took with the
 collective, less what processes take on average without it; medians over rounds. The fit is that of
-planner/links.py.
+planner/step/links.py.
 """
 
 import os
@@ -27,7 +27,7 @@ from bench import FOLDER, environment, run, write
 from engines._watch import stay_local
 from errors import UserError
 from host import paths
-from planner.links import MESSAGES, fit, largest_error, transfer
+from planner.step.links import MESSAGES, fit, largest_error, transfer
 from runtime import machine
 from tracking import store
 from tracking.schema import LinkTime

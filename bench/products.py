@@ -8,8 +8,8 @@ for the memory's bandwidth. All of one precision take turns in one process. Smal
 a turn until it takes a millisecond, so a time is the time of one in a row of many. GFLOP/s counts
 the FLOPs of the published form. GB/s counts each operand and each result once.
 
-The planner reads the CSV (`planner/efficiency.py`): its curves of efficiency against size are the
-square products, and it is compared with the iterations.
+The planner reads the CSV (`planner/time/efficiency.py`): its curves of efficiency against size are
+the square products, and it is compared with the iterations.
 """
 
 import sys

@@ -10,14 +10,22 @@ from host import entry
 # name: (module of the package, its function, what it does). A module is imported when its
 # subcommand is called, so that arithmetic starts without torch.
 COMMANDS = {
-    "race": ("tracks", "race", "what a race of a track here would take"),
-    "assignment": ("tracks", "assign", "the rule of every parameter"),
-    "tokens": ("tracks", "tokens", "training tokens of the longest run of a track"),
-    "model": ("describe", "main", "a model's weights, their sums and sources"),
-    "shares": ("shares", "main", "what Muon may take of a model, and what its design changes"),
-    "memory": ("memory_plan", "main", "what a rank holds by kind, and which GPUs it fits"),
-    "time": ("step_time", "main", "FLOPs and seconds of orthogonalisation in a step"),
-    "step": ("step_command", "main", "a step simulated: what is hidden, who is idle, the timeline"),
+    "race": ("race.tracks", "race", "what a race of a track here would take"),
+    "assignment": ("race.tracks", "assign", "the rule of every parameter"),
+    "tokens": ("race.tracks", "tokens", "training tokens of the longest run of a track"),
+    "model": ("models.describe", "main", "a model's weights, their sums and sources"),
+    "shares": (
+        "models.shares",
+        "main",
+        "what Muon may take of a model, and what its design changes",
+    ),
+    "memory": ("memory.memory_plan", "main", "what a rank holds by kind, and which GPUs it fits"),
+    "time": ("time.step_time", "main", "FLOPs and seconds of orthogonalisation in a step"),
+    "step": (
+        "step.step_command",
+        "main",
+        "a step simulated: what is hidden, who is idle, the timeline",
+    ),
     "verdict": ("verdict", "main", "will Muon pay on your cluster?"),
     "docs": ("pages", "main", "write docs/scale/ and its charts"),
 }

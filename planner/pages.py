@@ -26,14 +26,17 @@ from analysis.table import markdown_grid
 from errors import UserError
 from host import entry, paths
 from leaderboard import pages
-from planner import describe, models, plans, published_checks, shares, steps, update_rules, verdict
+from planner import models, plans, published_checks, verdict
 from planner.charts import break_even, memory_by_kind, optimizer_share, step_by_ranks, timeline
-from planner.footprint import footprint
-from planner.optimizer_time import Timing
+from planner.memory import update_rules
+from planner.memory.footprint import footprint
+from planner.models import describe, shares
+from planner.models.shares import Question
 from planner.plans import Plan
-from planner.shares import Question
-from planner.strategies import STRATEGIES
+from planner.step import steps
+from planner.step.strategies import STRATEGIES
 from planner.tables import short, size
+from planner.time.optimizer_time import Timing
 from planner.verdict import BASELINE, Verdict
 from tracking.files import write_atomic
 

@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from errors import UserError
-from planner import clusters, models, strategies, update_rules
-from planner.clusters import Cluster
-from planner.footprint import Kept
+from planner import models
+from planner.cluster import clusters
+from planner.cluster.clusters import Cluster
+from planner.cluster.setting import Setting
+from planner.memory import update_rules
+from planner.memory.footprint import Kept
 from planner.models import Model
-from planner.newton_schulz import Iteration
-from planner.setting import Setting
+from planner.step import strategies
+from planner.time.newton_schulz import Iteration
 from runtime import command_line
 
 NAMED = Path(__file__).with_name("scale.toml")

@@ -11,12 +11,13 @@ agree needs a note that says why.
 from dataclasses import replace
 from typing import NamedTuple
 
-from planner import plans, update_rules, verdict
-from planner.footprint import footprint
+from planner import plans, verdict
+from planner.cluster.setting import Setting
+from planner.memory import update_rules
+from planner.memory.footprint import footprint
 from planner.models import Model, find
-from planner.newton_schulz import Iteration, bound
-from planner.optimizer_time import product_flops
-from planner.setting import Setting
+from planner.time.newton_schulz import Iteration, bound
+from planner.time.optimizer_time import product_flops
 
 BLOG = "Jordan et al. 2024, kellerjordan.github.io/posts/muon, runtime analysis"
 BY_HAND = "found by hand from the model's published shapes"

@@ -5,10 +5,10 @@
     python -m planner verdict --from-model gpt2 --cluster a100 --ranks 8 --strategy round-robin
 
 A step of Muon and a step of AdamW, in the strategy that is fastest for AdamW, are simulated on the
-same cluster with the same stragglers (planner/steps.py). Their ratio is the gain in steps that Muon
-needs to break even. The gains that
-others measured at that size, each with its source, then give hours and money (planner/gains.py).
-What rests on an assumption is shown again with the assumption changed.
+same cluster with the same stragglers (planner/step/steps.py). Their ratio is the gain in steps that
+Muon needs to break even. The gains that others measured at that size, each with its source, then
+give hours and money (planner/gains.py). What rests on an assumption is shown again with the
+assumption changed.
 """
 
 import argparse
@@ -19,13 +19,16 @@ from functools import cached_property
 from analysis.table import aligned
 from errors import UserError
 from host import entry
-from planner import efficiency, failures, gains, models, plans, update_rules
-from planner.footprint import Footprint, footprint
+from planner import gains, models, plans
+from planner.memory import update_rules
+from planner.memory.footprint import Footprint, footprint
+from planner.models.shares import Question
 from planner.plans import Plan
-from planner.shares import Question
-from planner.steps import BASELINE, StepCost, step_cost
-from planner.steps import price as price_of
+from planner.step import failures
+from planner.step.steps import BASELINE, StepCost, step_cost
+from planner.step.steps import price as price_of
 from planner.tables import add_csv, short, size, write_csv
+from planner.time import efficiency
 from tracking.spelling import display_name
 
 # The engine whose memory a strategy's ranks have. Of round-robin and layer-wise it is a little too

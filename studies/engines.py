@@ -6,8 +6,8 @@
 AdamW and Muon train with one seed on the engine `single`, then on all others. Those take turns in
 one group of processes, so that a machine which drifts hits all alike. Matrix products are in
 float32 and nothing is compiled, because DeepSpeed cannot be. `analysis.engines` makes the table,
-with the formulas of `planner.footprint` and `planner.layouts` beside what was measured.
-`studies.planned` runs the same on one to four processes.
+with the formulas of `planner.memory.footprint` and `planner.memory.layouts` beside what was
+measured. `studies.planned` runs the same on one to four processes.
 """
 
 import argparse
@@ -27,11 +27,11 @@ from errors import UserError
 from host import entry, paths
 from model import GPT
 from optim.entrants import Entrant
-from planner import own_models, update_rules
-from planner.footprint import footprint
-from planner.layouts import Sizes, traffic
-from planner.models import Model
-from planner.setting import Setting
+from planner.cluster.setting import Setting
+from planner.memory import update_rules
+from planner.memory.footprint import footprint
+from planner.memory.layouts import Sizes, traffic
+from planner.models import Model, own_models
 from runtime import command_line
 from speedrun import TRACKS, Options, Trainer, enter
 from tracking import store

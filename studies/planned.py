@@ -4,12 +4,12 @@
     python -m studies.planned --processes 2 3 --timed 2 --results /tmp/planned
 
 Bytes: AdamW, Muon and SOAP take a few steps of `tiny`, with a small batch, on every engine that has
-them, on one to four processes. planned.csv has what planner/footprint.py and planner/layouts.py say
-of each run.
+them, on one to four processes. planned.csv has what planner/memory/footprint.py and
+planner/memory/layouts.py say of each run.
 
 Times: AdamW and Muon take steps with the batch of the track, on ddp, sharded and fsdp2, on one, two
-and four processes of one thread. times.csv has what the simulation of planner/strategies.py says of
-them. It starts from calibration.csv and links.csv, which hold nothing of these runs:
+and four processes of one thread. times.csv has what the simulation of planner/step/strategies.py
+says of them. It starts from calibration.csv and links.csv, which hold nothing of these runs:
 - passes of one process alone, forward and backward, of the share of a batch that a process has;
 - updates of one process alone, by rule, with all parameters;
 - how much slower a pass is while the other cores do passes too (`beside`), and the number of cores;
@@ -40,8 +40,10 @@ from errors import UserError
 from host import entry, paths
 from host.cores import cores
 from optim.entrants import Entrant
-from planner import gloo, own_models, update_rules
-from planner.links import transfer
+from planner.memory import update_rules
+from planner.models import own_models
+from planner.step import gloo
+from planner.step.links import transfer
 from speedrun import TRACKS, Trainer
 from studies import engines
 from studies.engines import KNOWN, SINGLE, Series

@@ -11,8 +11,8 @@ import speedrun
 from errors import UserError
 from model import GPT
 from optim import Group, Roles
-from planner import assignment
 from planner.__main__ import main
+from planner.race import assignment
 
 ROW = re.compile(r"\S+ +(embed|head|matrix|vector) .* [\d,]+$")
 

@@ -19,7 +19,7 @@ from engines.single import Engine
 from layers.config import GPTConfig
 from model import GPT
 from optim import Group
-from planner.dry_run import rule_costs
+from planner.race.dry_run import rule_costs
 
 CONFIG = GPTConfig(vocab_size=37, block_size=8, n_layer=1, n_head=2, n_embd=16)
 

@@ -18,10 +18,10 @@ from optim import Group, Roles
 from optim.dion import Dion
 from optim.shampoo import Shampoo
 from optim.soap import SOAP
-from planner import dry_run
 from planner.__main__ import main
-from planner.corpora import CORPORA, corpus
-from planner.memory import Shape, microbatch
+from planner.memory.activations import Shape, microbatch
+from planner.race import dry_run
+from planner.race.corpora import CORPORA, corpus
 
 COMMITTED = Path(__file__).parents[1] / "results" / "records" / "gpt2-plan" / "plan.csv"
 

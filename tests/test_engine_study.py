@@ -11,7 +11,7 @@ from analysis.charts import _make
 from analysis.charts._inputs import load
 from leaderboard import verify
 from model import GPT
-from planner.layouts import Sizes, traffic
+from planner.memory.layouts import Sizes, traffic
 from speedrun import TRACKS
 from studies import engines as study
 from tests.on_engines import GAP, SLOWER, write_engines

@@ -13,11 +13,13 @@ from analysis.charts._inputs import load
 from errors import UserError
 from leaderboard import pages, verify
 from model import GPT
-from planner import gloo, own_models, update_rules
-from planner.collectives import Links
-from planner.layouts import traffic
-from planner.links import Link, Transfer, fit, largest_error, transfer
-from planner.strategies import program
+from planner.memory import update_rules
+from planner.memory.layouts import traffic
+from planner.models import own_models
+from planner.step import gloo
+from planner.step.collectives import Links
+from planner.step.links import Link, Transfer, fit, largest_error, transfer
+from planner.step.strategies import program
 from speedrun import TRACKS
 from studies import planned as study
 from studies.engines import sizes_of

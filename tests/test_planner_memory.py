@@ -14,14 +14,18 @@ import optim
 from analysis import engines as measured
 from engines import _rules
 from errors import UserError
-from planner import dry_run, footprint, layouts, memory, models, own_models, traced, update_rules
+from planner import models
 from planner.__main__ import main
 from planner.charts import memory_by_kind
-from planner.footprint import Footprint, Kept
-from planner.hardware import GPUS
-from planner.layouts import Tensors
-from planner.setting import Setting
-from planner.weights import Model, Weight
+from planner.cluster.hardware import GPUS
+from planner.cluster.setting import Setting
+from planner.memory import activations as memory
+from planner.memory import footprint, layouts, traced, update_rules
+from planner.memory.footprint import Footprint, Kept
+from planner.memory.layouts import Tensors
+from planner.models import own_models
+from planner.models.weights import Model, Weight
+from planner.race import dry_run
 from speedrun import TRACKS, Track, enter
 from tests.races import assert_legible
 from tracking.spelling import recipe_of

@@ -13,9 +13,9 @@ import pytest
 
 import speedrun
 from errors import UserError
-from planner import huggingface, models, own_models, preset_file
+from planner import models
 from planner.__main__ import main
-from planner.models import Model, Weight
+from planner.models import Model, Weight, huggingface, own_models, preset_file
 
 ROOT = Path(__file__).parents[1]
 
@@ -477,5 +477,6 @@ def test_mistakes_on_the_command_line_end_with_one_message(
 
 @pytest.mark.slow
 def test_models_are_read_without_torch() -> None:
-    program = "import sys, planner.describe, planner.shares; assert 'torch' not in sys.modules"
+    imports = "import sys, planner.models.describe, planner.models.shares"
+    program = f"{imports}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=60)

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from planner import design, models, shares, update_rules
+from planner import models
 from planner.__main__ import main
-from planner.models import Model
-from planner.newton_schulz import Iteration
-from planner.setting import Setting
-from planner.shares import ALL, HIDDEN_SUM, Question
+from planner.cluster.setting import Setting
+from planner.memory import update_rules
+from planner.models import Model, design, shares
+from planner.models.shares import ALL, HIDDEN_SUM, Question
+from planner.time.newton_schulz import Iteration
 
 
 def ask(optimizer: str = "muon", iteration: Iteration | None = None, **setting: int) -> Question:

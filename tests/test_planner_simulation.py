@@ -17,15 +17,17 @@ import pytest
 from analysis.charts._style import drawing
 from errors import UserError
 from host import entry, paths
-from planner import clusters, collectives, dealing, failures, jobs, models, plans, steps, strategies
-from planner import update_rules as rules
+from planner import models, plans
 from planner.__main__ import main
 from planner.charts import step_by_ranks, timeline
-from planner.collectives import Group, Links
-from planner.jobs import Job, Stack, Unit
-from planner.newton_schulz import Iteration
-from planner.setting import Setting
-from planner.streams import COMMUNICATE, COMPUTE, KINDS, Operation, resolve
+from planner.cluster import clusters
+from planner.cluster.setting import Setting
+from planner.memory import update_rules as rules
+from planner.step import collectives, dealing, failures, jobs, steps, strategies
+from planner.step.collectives import Group, Links
+from planner.step.jobs import Job, Stack, Unit
+from planner.step.streams import COMMUNICATE, COMPUTE, KINDS, Operation, resolve
+from planner.time.newton_schulz import Iteration
 
 INSTANT = Links(8, math.inf, math.inf)
 SLOW = Links(8, 1e9, 1e8, 1e-5, 1e-4)

@@ -22,15 +22,16 @@ from bench import products
 from errors import UserError
 from host.owners import orthogonal_cost, owners
 from planner import __main__ as planner
-from planner import efficiency, measured_time, models, optimizer_time, published_checks
+from planner import models, published_checks
 from planner.charts import optimizer_share
-from planner.efficiency import Curve, orthogonalisation
-from planner.hardware import GPU, GPUS
+from planner.cluster.hardware import GPU, GPUS
+from planner.cluster.setting import Setting
 from planner.models import Model, Weight
-from planner.newton_schulz import STEPS, Iteration, bound
-from planner.optimizer_time import EVERY_RANK, Timing
-from planner.owners import WAYS, deal
-from planner.setting import Setting
+from planner.time import efficiency, measured_time, optimizer_time
+from planner.time.efficiency import Curve, orthogonalisation
+from planner.time.newton_schulz import STEPS, Iteration, bound
+from planner.time.optimizer_time import EVERY_RANK, Timing
+from planner.time.owners import WAYS, deal
 
 CPU = torch.device("cpu")
 SHAPES = ((32, 32), (32, 40), (24, 96), (8, 128))
@@ -428,7 +429,7 @@ def test_a_chart_has_a_line_for_each_kind_and_each_way() -> None:
 @pytest.mark.slow
 def test_arithmetic_of_time_needs_no_torch() -> None:
     program = (
-        "import sys, planner.step_time, planner.measured_time, planner.published_checks\n"
+        "import sys, planner.time.step_time, planner.time.measured_time, planner.published_checks\n"
         "assert 'torch' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[1], check=True)

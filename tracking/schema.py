@@ -172,7 +172,7 @@ class ScalePoint:
 
 @dataclass(frozen=True)
 class Planned:
-    """One row of planned.csv: what formulas say of a run, see planner/layouts.py.
+    """One row of planned.csv: what formulas say of a run, see planner/memory/layouts.py.
 
     The run is in runs.csv beside it, with what was measured. All are bytes of one process.
     """

@@ -1,6 +1,7 @@
 """What each engine costs a process: memory by kind, traffic, and the time of a step by part.
 
-Drawn where `make engines` has run. Black bars are what the formulas of planner/layouts.py say.
+Drawn where `make engines` has run. Black bars are what the formulas of planner/memory/layouts.py
+say.
 """
 
 from collections.abc import Callable, Sequence

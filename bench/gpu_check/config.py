@@ -18,8 +18,8 @@ from data import bpe, manifest, shards
 from host.paths import RESULTS
 from model import GPT
 from optim.entrants import Entrant
-from planner import dry_run
-from planner.memory import microbatch
+from planner.memory.activations import microbatch
+from planner.race import dry_run
 from runtime import machine
 
 ENTRANTS = ("adamw", "muon")

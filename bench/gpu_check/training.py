@@ -21,8 +21,8 @@ from bench.gpu_check.runner import Recorder
 from host.cores import cores
 from layers.config import preset
 from model import GPT
-from planner import dry_run
-from planner.hardware import GPUS
+from planner.cluster.hardware import GPUS
+from planner.race import dry_run
 from runtime import machine
 from speedrun import Outcome, Trainer, choose_dtype
 

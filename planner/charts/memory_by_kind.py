@@ -9,9 +9,9 @@ from matplotlib.figure import Figure
 
 from analysis.charts import _style
 from analysis.charts._bars import OPTIMIZER
-from planner.footprint import Footprint
-from planner.hardware import GPU, GPUS
-from planner.memory import RESERVED_FRACTION
+from planner.cluster.hardware import GPU, GPUS
+from planner.memory.activations import RESERVED_FRACTION
+from planner.memory.footprint import Footprint
 from tracking.spelling import display_name
 
 # field of Footprint: name, colour, hatch. What the optimizer decides is yellow.

@@ -13,12 +13,12 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from analysis.charts import _style
 from analysis.charts._make import save
-from planner import optimizer_time
+from planner.cluster.setting import Setting
 from planner.models import Model
-from planner.newton_schulz import Iteration
-from planner.optimizer_time import EVERY_RANK, Timing
-from planner.owners import WAYS
-from planner.setting import Setting
+from planner.time import optimizer_time
+from planner.time.newton_schulz import Iteration
+from planner.time.optimizer_time import EVERY_RANK, Timing
+from planner.time.owners import WAYS
 from tracking.files import check_writable
 
 FEWEST, MOST = 1 / 64, 16  # of the batch, at the ends of the axis

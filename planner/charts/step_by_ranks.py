@@ -17,8 +17,8 @@ from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 from analysis.charts import _style
 from errors import UserError
 from planner.plans import Plan
-from planner.steps import BASELINE, price, step_cost
-from planner.strategies import STRATEGIES
+from planner.step.steps import BASELINE, price, step_cost
+from planner.step.strategies import STRATEGIES
 from tracking.spelling import display_name
 
 MOST = 16_384  # ranks

@@ -11,9 +11,8 @@ from matplotlib.patches import Patch
 
 from analysis.charts import _style
 from planner.plans import Plan
-from planner.step_time import duration
-from planner.steps import StepCost, step_cost
-from planner.streams import (
+from planner.step.steps import StepCost, step_cost
+from planner.step.streams import (
     BACKWARD,
     COMPUTE,
     FORWARD,
@@ -25,6 +24,7 @@ from planner.streams import (
     UPDATE,
     Span,
 )
+from planner.time.step_time import duration
 from tracking.spelling import display_name
 
 MOST = 4  # strategies of one picture
@@ -71,7 +71,7 @@ def draw_costs(costs: Sequence[StepCost]) -> Figure:
         "Each rank has two lanes: what it computes, and below it what it sends and gets. White in "
         "the upper lane: the rank waits for communication or for other ranks. A line ends each "
         "step. All ranks belong to one stage of the pipeline.",
-        "Simulated with one draw of stragglers: planner/streams.py. Seconds of passes, "
+        "Simulated with one draw of stragglers: planner/step/streams.py. Seconds of passes, "
         "orthogonalisation and links are computed, not measured.",
         0.9 + sum(0.42 * len(cost.watched) + 0.4 for cost in costs),
     )

@@ -1,0 +1,1 @@
+"""Memory of a rank by kind: what the engines hold, buffers, and activations."""

@@ -1,0 +1,1 @@
+"""Seconds and FLOPs of orthogonalisation, and how whole matrices are dealt to owners."""
