@@ -378,7 +378,7 @@ def measured() -> list[Any]:
 
 @pytest.fixture(scope="module")
 def tiny() -> models.Model:
-    from planner import own_models  # imports torch
+    from planner.models import own_models  # imports torch
 
     return own_models.from_track("tiny")
 
