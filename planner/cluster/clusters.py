@@ -21,7 +21,7 @@ from planner.time.efficiency import CURVE_HELP, LAUNCH_HELP, Curve
 from runtime import command_line
 from runtime.command_line import knob
 
-NAMED = Path(__file__).with_name("clusters.toml")
+NAMED = Path(__file__).parents[1] / "clusters.toml"
 DEFAULT = "h100"
 WORDS = ("gpu", "curve")  # fields that are no numbers
 
@@ -109,7 +109,7 @@ def add(parser: argparse.ArgumentParser, default: str | None = DEFAULT) -> None:
     """The flags --cluster and those of its numbers. default: None: the plan's own."""
     names = ", ".join(read(NAMED))
     usual = default or f"the model's own in planner/scale.toml, else {DEFAULT}"
-    note = f"one of {names}, or a file like planner/cluster/clusters.toml (default: {usual})"
+    note = f"one of {names}, or a file like planner/clusters.toml (default: {usual})"
     parser.add_argument("--cluster", default=default, metavar="NAME", help=note)
     command_line.add(parser, Cluster, "the cluster", default="the cluster's own")
 

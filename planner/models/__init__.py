@@ -29,7 +29,7 @@ __all__ = [
     "presets",
 ]  # fmt: skip
 
-NAMED = Path(__file__).with_name("models.toml")
+NAMED = Path(__file__).parents[1] / "models.toml"
 
 
 @dataclass(frozen=True)

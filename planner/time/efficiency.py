@@ -27,7 +27,7 @@ from planner.time.newton_schulz import Iteration
 
 PRODUCTS = ("X X^T", "a X + B X")  # of bench/products.py
 LAUNCH_SECONDS = 5e-6  # of a kernel on a GPU, assumed
-PUBLISHED = Path(__file__).with_name("curves.toml")
+PUBLISHED = Path(__file__).parents[1] / "curves.toml"
 GPU_RECORDS, RECORDS = paths.RESULTS / "gpu", paths.RESULTS / "records"
 
 
