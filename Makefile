@@ -30,8 +30,7 @@ DATA := $(if $(findstring --dataset,$(ARGS)),setup,data)
 
 .PHONY: help speedrun compare scale engines planned moves libraries kill-test test test-fast \
 	setup data vocab race tune sweep plots report record verify rerun leaderboard docs plans \
-	figures bench \
-	bench-disturbed bench-coverage agreement zero fuzz gpu-check clean
+	figures bench bench-disturbed bench-coverage agreement zero fuzz gpu-check clean
 .DEFAULT_GOAL := help
 .NOTPARALLEL:  # a race has the machine to itself, and its charts come after it
 
@@ -122,12 +121,13 @@ bench: .venv/dev data  ## measure the step and the optimizers, alone on the mach
 	$(PY) -m bench.kinds
 	$(PY) -m bench.optimizer_step
 	$(PY) -m bench.newton_schulz
+	$(PY) -m bench.products
 	$(PY) -m bench.turns
 	$(PY) -m bench.data
 	-$(PY) -m bench.kernels  # needs triton
 ifneq ($(RECORD),)
 	mkdir -p results/records/$(RECORD)
-	cd results/bench && cp step.csv kinds.csv optimizer_step.csv newton_schulz.csv turns.csv data.csv ../records/$(RECORD)/
+	cd results/bench && cp step.csv kinds.csv optimizer_step.csv newton_schulz.csv products.csv turns.csv data.csv ../records/$(RECORD)/
 	$(PY) -m leaderboard docs
 	$(PY) -m leaderboard seal results/records/$(RECORD)
 endif

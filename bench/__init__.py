@@ -11,7 +11,8 @@
 Each writes its rows to results/bench/<name>.csv. Each row of a measurement names the machine, each
 row of `bench.kernels` the compiler.
 The measurements that docs/performance.md shows are in two records: bench-amx, of a processor with
-bfloat16 units, and bench-epyc, of one without.
+bfloat16 units, and bench-epyc, of one without. `bench.products` is in products-amx, from which the
+planner takes its curve of this processor; `bench.links` is part of `make planned`.
 """
 
 import host.interpreter  # noqa: F401  # isort: skip

@@ -3,8 +3,6 @@
 python -m planner time llama-405b --chart share.png
 """
 
-from pathlib import Path
-
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
@@ -12,14 +10,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from analysis.charts import _style
-from analysis.charts._make import save
 from planner.cluster.setting import Setting
 from planner.models import Model
 from planner.time import optimizer_time
 from planner.time.newton_schulz import Iteration
 from planner.time.optimizer_time import EVERY_RANK, Timing
 from planner.time.owners import WAYS
-from tracking.files import check_writable
 
 FEWEST, MOST = 1 / 64, 16  # of the batch, at the ends of the axis
 HINT = 0.01  # a share to compare the others with
@@ -68,22 +64,6 @@ def draw(model: Model, iteration: Iteration, timing: Timing, setting: Setting) -
     time.set_title(f"share of the time on {ranks:,} {timing.kind.name}")
     flops.set_ylabel("orthogonalisation's share")
     return figure
-
-
-def write(
-    model: Model, iteration: Iteration, timing: Timing, setting: Setting, path: Path
-) -> list[Path]:
-    """Draw it as PNG and SVG beside each other; returns the paths. Raises UserError.
-
-    path: with or without the suffix of one of them.
-    """
-    stem = path if path.suffix in (".png", ".svg") else path.with_name(f"{path.name}.png")
-    check_writable(stem.parent, otherwise="choose another --chart")
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    with _style.drawing():
-        figure = draw(model, iteration, timing, setting)
-        _style.freeze_layout(figure)
-    return save(figure, stem)
 
 
 def _lines(

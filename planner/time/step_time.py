@@ -144,7 +144,8 @@ def command(arguments: argparse.Namespace) -> None:
         write_csv(arguments.csv, optimizer_time.kinds(model, iteration, timing, tokens))
     if arguments.chart:
         chart = importlib.import_module("planner.charts.optimizer_share")  # matplotlib
-        chart.write(model, iteration, timing, setting, arguments.chart)
+        write = importlib.import_module("planner.charts._write").write
+        write(arguments.chart, lambda: chart.draw(model, iteration, timing, setting))
 
 
 def main(argv: Sequence[str]) -> int:
