@@ -205,10 +205,10 @@ def answer(name: str) -> str:
     movers = "; ".join(f"`{each.change.option}` to {each.price:.3f}x" for each in moved)
     smaller = ", all shown with smaller models" if found.gains.extrapolated else ""
     lines = [
-        f"**State:** {verdict.memory_sentence(found)}",
-        f"**Orthogonalisation:** {verdict.orthogonalisation(found)}",
-        f"**Exposed or hidden:** {verdict.exposed(found)}",
-        f"**Break-even:** at {found.price:.3f}x fewer steps ({verdict.percents(found.prices)}). "
+        f"**State.** {verdict.memory_sentence(found)}",
+        f"**Time.** {verdict.orthogonalisation(found)}",
+        f"**Traffic.** {verdict.exposed(found)}",
+        f"**Break-even** is at {found.price:.3f}x fewer steps ({verdict.percents(found.prices)}). "
         f"Published gains that count reach from {found.gains.low:.2f}x to "
         f"{found.gains.high:.2f}x{smaller}. They save {verdict.ends(found.saved_hours)} of "
         f"{verdict.rounded(found.adamw_hours)} hours.",

@@ -112,7 +112,9 @@ def make(model: Model, given: Mapping[str, Any]) -> Plan:
         defaults |= {"source": "", "assumed": []}
     values = defaults | dict(given)
 
-    training = {key: defaults[key] for key in ("seq_len", "attended") if key in defaults}
+    training = {
+        key: defaults[key] for key in ("seq_len", "attended", "train_tokens") if key in defaults
+    }
     if training and model == models.find(model.name):  # else the user's sequences stay
         model = models.Training(**training).applied(model)
 
