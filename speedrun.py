@@ -451,9 +451,9 @@ class Trainer:
         reserve = sum(each.program.state_bytes for each in self.others)
         self.program.warm_up(tau, alone=not self.others, reserve=reserve)
         out.compile_seconds = self.now() - begun
-        self.engine.mark = out.clock.mark
         weights = self.engine.state_bytes()["params"]
         self.memory.restart(partial(self.program.rehearse, tau), weights)
+        self.engine.mark = out.clock.mark  # from here on, so that no rehearsal is on the clock
 
     @contextmanager
     def others_turn(self, out: Outcome) -> Iterator[None]:
