@@ -1,7 +1,7 @@
 """What the planner says of every engine, beside what runs measure: memory, traffic and step time.
 
     make planned                      # about eight minutes on two quiet cores: results/planned
-    python -m studies.planned --processes 2 3 --timed 2 --results /tmp/planned
+    python -m studies.planned --processes 2 3 --timed 2 --results mine
 
 Bytes: AdamW, Muon and SOAP take a few steps of `tiny`, with a small batch, on every engine that has
 them, on one to four processes. planned.csv has what planner/memory/footprint.py and
