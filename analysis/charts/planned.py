@@ -29,8 +29,8 @@ NAMES = {
 def draw(inputs: Inputs) -> Figure:
     """Bytes as points on a diagonal; a row for the time of each engine, optimizer and number."""
     found = inputs.predictions
-    if not found:
-        raise MissingDataError("no predictions of the planner; run: make planned")
+    if not found.times:
+        raise MissingDataError("no step times that the planner predicted; run: make planned")
     figure = _style.new_figure(
         _title(found),
         "Left: bytes of the process that has most; on the line, prediction and count are equal. "
