@@ -27,22 +27,21 @@ ROUNDED = 1e-3  # relative; rows are written with fewer digits than the turns
 
 @dataclass(frozen=True)
 class Predicted:
-    """What a folder of studies.planned holds."""
+    """Predictions of a folder, and its runs."""
 
     runs: Sequence[tuple[Run, Planned]]
-    times: Sequence[StepTime]
+    times: Sequence[StepTime]  # none where only bytes were counted
 
     def __bool__(self) -> bool:
-        return bool(self.times)
+        return bool(self.runs)
 
 
 NOTHING = Predicted((), ())
 
 
 def predicted(root: Path) -> Predicted:
-    """What a folder of studies.planned holds; without times: of another study, or of none."""
-    times = read(root / TIMES, StepTime)
-    return Predicted(engines.planned_runs(root) if times else (), times)
+    """What a folder of studies.planned holds, or of studies.engines; empty where there is none."""
+    return Predicted(engines.planned_runs(root), read(root / TIMES, StepTime))
 
 
 def error(row: StepTime) -> float:
@@ -57,8 +56,8 @@ def step_ms(root: Path, run: str) -> float:
 
 
 def markdown(found: Predicted) -> str:
-    """The bytes and the times as two tables, each with a sentence."""
-    return "\n\n".join([_bytes(found.runs), _times(found.times)])
+    """The bytes and, if there are any, the times as two tables, each with a sentence."""
+    return "\n\n".join([_bytes(found.runs), *([_times(found.times)] if found.times else [])])
 
 
 def _bytes(runs: Sequence[tuple[Run, Planned]]) -> str:

@@ -184,7 +184,7 @@ def _engines(argument: str, repository: Path) -> str:
 def _planned(argument: str, repository: Path) -> str:
     found = planned.predicted(find_record(repository / "results", argument))
     if not found:
-        raise UserError(f"record {argument} has no times.csv; name a record of make planned")
+        raise UserError(f"record {argument} has no planned.csv; name a record of make planned")
     return planned.markdown(found)
 
 

@@ -226,7 +226,9 @@ def test_a_page_shows_the_predictions_of_a_record(tmp_path: Path) -> None:
     page = "<!-- begin:planned some -->\n<!-- end:planned -->"
     assert "| ddp | 1 | Muon | 0 | 0 | 0 | 0 |" in pages.rewrite(page, tmp_path)
     (tmp_path / "results" / "records" / "some" / planned.TIMES).unlink()
-    with pytest.raises(UserError, match="record some has no times.csv"):
+    assert "Milliseconds" not in pages.rewrite(page, tmp_path)
+    (tmp_path / "results" / "records" / "some" / "planned.csv").unlink()
+    with pytest.raises(UserError, match="record some has no planned.csv"):
         pages.rewrite(page, tmp_path)
 
 

@@ -31,17 +31,23 @@ def draw(inputs: Inputs) -> Figure:
     found = inputs.predictions
     if not found:
         raise MissingDataError("no predictions of the planner; run: make planned")
+    caption = "bytes of the process that has most; on the line, prediction and count are equal."
+    if found.times:
+        caption = (
+            f"Left: {caption} Right: engine, optimizer and processes; a bar is the median over "
+            "turns, black is what was predicted, and its whiskers are "
+            f"{TIME_TOLERANCE:.0%} of the bar."
+        )
+    body_in = max(3.2, ROW_IN * len(found.times) + 0.7)
     figure = _style.new_figure(
-        _title(found),
-        "Left: bytes of the process that has most; on the line, prediction and count are equal. "
-        "Right: engine, optimizer and processes; a bar is the median over turns, black is what was "
-        f"predicted, and its whiskers are {TIME_TOLERANCE:.0%} of the bar.",
-        _footer(found),
-        max(3.2, ROW_IN * len(found.times) + 0.7),
+        _title(found), caption[0].upper() + caption[1:], _footer(found), body_in
     )
-    left, right = figure.subplots(1, 2, width_ratios=(4, 5))
+    if found.times:
+        left, right = figure.subplots(1, 2, width_ratios=(4, 5))
+        _times(right, found.times)
+    else:
+        left = figure.subplots()
     _bytes(left, found)
-    _times(right, found.times)
     return figure
 
 
@@ -106,15 +112,15 @@ def _name(row: StepTime) -> str:
 
 def _title(found: Predicted) -> str:
     worst = max((abs(e) for pair in found.runs for e in engines.errors(*pair).values()), default=0)
+    title = f"The bytes of {len(found.runs)} runs are predicted within {worst:.1%}"
+    if not found.times:
+        return title
     late = max(abs(error(row)) for row in found.times)
-    return (
-        f"The bytes of {len(found.runs)} runs are predicted within {worst:.1%}, the step times of "
-        f"{len(found.times)} within {late:.0%}"
-    )
+    return f"{title}, the step times of {len(found.times)} within {late:.0%}"
 
 
 def _footer(found: Predicted) -> str:
-    run = next(run for run, _ in found.runs if run.run == found.times[0].run)
+    run = found.runs[-1][0]
     counts = sorted({run.world_size for run, _ in found.runs})
     return (
         f"The model of track tiny · {counts[0]} to {counts[-1]} processes of one thread on "
