@@ -133,11 +133,15 @@ def _stacks(model: Model, rule: UpdateRule, seconds: float) -> tuple[Stack, ...]
     """The hidden matrices by their weights. seconds: of an update of all of them."""
     weights = [w for w in model.weights if w.hidden]
     total = sum(w.count * _cost(rule, w) for w in weights)
+    rows: dict[tuple[int, ...], int] = {}
 
     def stack(weight: Weight) -> Stack:
         cost = _cost(rule, weight)
         each = seconds * cost / total
-        return Stack(weight.name, weight.size, weight.count, cost, lambda count: count * each)
+        row = rows.setdefault(update_rules.blocks(rule, weight), len(rows))
+        return Stack(
+            weight.name, weight.size, weight.count, cost, lambda count: count * each, row=row
+        )
 
     return tuple(map(stack, weights))
 

@@ -52,6 +52,7 @@ class Stack:
     cost: float  # of one, in any unit: owners are balanced by it
     seconds: Callable[[int], float]  # to orthogonalise so many of them at once on one rank
     experts: bool = False
+    row: int = 0  # which flat row of DeepSpeed they lie in: those that the rule takes apart alike
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ def _stacks(
             parts = iteration.matrices(weight)[2]
             key = weight.rows, weight.cols, parts, weight.role == "experts"
             found.setdefault(key, []).append(weight)
-    stacks = []
+    stacks, flat = [], dict[object, int]()
     for (rows, cols, parts, experts), weights in found.items():
         m, n, _ = iteration.matrices(weights[0])
         cut = setting.expert_parallel if experts else 1
@@ -170,7 +171,9 @@ def _stacks(
 
         cost = parts * iteration.flops(m, n)
         name = ", ".join(weight.name for weight in weights)
-        stacks.append(Stack(name, rows * cols, sum(counts), cost, cache(seconds), experts))
+        apart = (rows // parts, parts) if parts > 1 else ()
+        row = flat.setdefault(apart, len(flat))
+        stacks.append(Stack(name, rows * cols, sum(counts), cost, cache(seconds), experts, row))
     return tuple(stacks)
 
 

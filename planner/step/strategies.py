@@ -323,19 +323,26 @@ def _zero3(step: Step) -> None:
 def _zero3_matrices(step: Step, averaged: Done) -> None:
     """Gather gradients and momenta of some matrices, orthogonalise in rounds, and gather updates
     and momenta: every rank takes part with as much as the largest matrix of the round."""
-    job = step.job
-    number_bytes = job.grad_number_bytes + job.state_number_bytes
     ready = averaged
     for experts, stacks, size in step.kinds():
-        for bucket in _merged(_zero3_buckets(stacks)):
-            total = float(_numbers(stacks, bucket.matrices).sum()) * number_bytes
-            ready = step.collect(MATRICES, all_gather, experts, total, ready, bucket.times) or ready
-            for one in _rounds(bucket.matrices, size):
-                times = one.times * bucket.times
-                done = _round(step, stacks, Round(one.matrices, times), experts, ready)
-                total = size * float(_numbers(stacks, one.matrices).max()) * number_bytes
-                ready = step.collect(MATRICES, all_gather, experts, total, done, times)
+        for row in dict.fromkeys(each.row for each in stacks):
+            mine = [each for each in stacks if each.row == row]
+            ready = _zero3_row(step, mine, experts, size, ready)
     step.compute(UPDATE, 0.0, ready)
+
+
+def _zero3_row(step: Step, stacks: Sequence[Stack], experts: bool, size: int, ready: Done) -> Done:
+    """The matrices of one flat row."""
+    number_bytes = step.job.grad_number_bytes + step.job.state_number_bytes
+    for bucket in _merged(_zero3_buckets(stacks)):
+        total = float(_numbers(stacks, bucket.matrices).sum()) * number_bytes
+        ready = step.collect(MATRICES, all_gather, experts, total, ready, bucket.times) or ready
+        for one in _rounds(bucket.matrices, size):
+            times = one.times * bucket.times
+            done = _round(step, stacks, Round(one.matrices, times), experts, ready)
+            total = size * float(_numbers(stacks, one.matrices).max()) * number_bytes
+            ready = step.collect(MATRICES, all_gather, experts, total, done, times)
+    return ready
 
 
 def _zero3_buckets(stacks: Sequence[Stack]) -> list[dealing.Counts]:
