@@ -142,15 +142,8 @@ def _of_body(model: Model, iteration: Iteration, tokens: float, head: bool = Fal
 
 
 def _gpt2() -> list[Check]:
-    fused = find("gpt2-124m")
-    fused = replace(fused, weights=tuple(replace(each, splits=()) for each in fused.weights))
-    apart = replace(
-        fused,
-        weights=tuple(
-            replace(each, splits=(each.rows // 3,) * 3) if each.name == "attention.qkv" else each
-            for each in fused.weights
-        ),
-    )
+    apart = find("gpt2-124m")
+    fused = replace(apart, weights=tuple(replace(each, splits=()) for each in apart.weights))
     five, twelve = Iteration(ns_steps=5), Iteration(ns_steps=12)
     heads = replace(five, split=True)
     B, small = GPT2_TOKENS, SMALL_TOKENS

@@ -76,9 +76,9 @@ def test_gpt2_keeps_the_published_state() -> None:
 @pytest.mark.parametrize(
     ("words", "iteration", "share"),
     [
-        ("as it is", Iteration(), 0.0057),
-        ("q, k and v apart", Iteration(), 0.0061),
-        ("q, k and v apart", Iteration(ns_coefficients="stable"), 0.0146),
+        ("as it is", Iteration(), 0.0061),
+        ("as it is", Iteration(ns_coefficients="stable"), 0.0146),
+        ("q, k and v as one matrix", Iteration(), 0.0057),
         ("each head a matrix (Muon Split)", Iteration(), 0.0044),
     ],
 )
@@ -175,13 +175,14 @@ def test_tables_are_tied_and_cut() -> None:
     assert nanochat.params - small.params == 12 * (32768 - 8192) * 1280
 
 
-def test_queries_keys_and_values_apart_have_the_same_parameters_and_heads() -> None:
+def test_a_fused_query_key_and_value_may_be_one_matrix() -> None:
     model = models.find("gpt2-xl")
-    apart = design.apart(model)
-    assert apart is not None and apart.params == model.params
+    joined = design.joined(model)
+    assert joined is not None and joined.params == model.params
     split = ask(iteration=Iteration(split=True))
-    assert split.ns_flops(apart.weights) == split.ns_flops(model.weights)
-    assert ask().ns_flops(apart.weights) > ask().ns_flops(model.weights)
+    assert split.ns_flops(joined.weights) == split.ns_flops(model.weights)
+    assert ask().ns_flops(joined.weights) < ask().ns_flops(model.weights)
+    assert design.joined(models.find("llama-405b")) is None
 
 
 @pytest.mark.parametrize("name", models.presets())

@@ -348,12 +348,12 @@ def test_the_command_shows_shares_seconds_and_owners(
     csv_path = tmp_path / "a.csv"
     assert planner.main(["time", "gpt2-124m", "--ranks", "8", "--csv", str(csv_path)]) == 0
     printed = capsys.readouterr().out
-    for word in ("attention.qkv", "768 x 2,304", "0.57%", EVERY_RANK, *WAYS, "assumed", "--mfu"):
+    for word in ("attention.qkv", "768 x 768", "0.61%", EVERY_RANK, *WAYS, "assumed", "--mfu"):
         assert word in printed
     with csv_path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     (qkv,) = (row for row in rows if row["matrix"] == "attention.qkv")
-    assert float(qkv["flops"]) == 12 * 5 * (4 * 2304 * 768**2 + 2 * 768**3)
+    assert float(qkv["flops"]) == 36 * 5 * (4 * 768 * 768**2 + 2 * 768**3)
     assert float(qkv["model_flops"]) == 6 * 12 * 2304 * 768 * 524_288
 
 

@@ -163,22 +163,11 @@ def _width(model: Model, weight: Weight) -> int:
     return weight.cols if weight.rows == model.n_embd else weight.rows
 
 
-def apart(model: Model) -> Model | None:
-    """A matrix each for queries, keys and values, in place of a fused one."""
-    fused = [w for w in model.of_roles(("attention",)) if _last(w) == "qkv"]
-    if not fused:
+def joined(model: Model) -> Model | None:
+    """A fused query, key and value orthogonalised as one matrix."""
+    if not any(weight.splits for weight in model.weights):
         return None
-    weights: list[Weight] = []
-    for w in model.weights:
-        if w not in fused:
-            weights.append(w)
-            continue
-        q = model.n_head * model.qk_size
-        kv, size = (w.rows - q) // 2, model.qk_size
-        for letter, rows in (("q", q), ("k", kv), ("v", kv)):
-            name = w.name.replace("qkv", letter)
-            weights.append(replace(w, name=name, rows=rows, parts=rows // size))
-    return replace(model, weights=tuple(weights))
+    return replace(model, weights=tuple(replace(weight, splits=()) for weight in model.weights))
 
 
 CHANGES: dict[str, Callable[[Model], Model | None]] = {
@@ -189,5 +178,5 @@ CHANGES: dict[str, Callable[[Model], Model | None]] = {
     "grouped queries": grouped,
     f"{EXPERTS} experts, {CHOSEN} a token": sparse,
     "a dense MLP": dense,
-    "q, k and v apart": apart,
+    "q, k and v as one matrix": joined,
 }

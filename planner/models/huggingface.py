@@ -205,7 +205,16 @@ def _gpt2(config: Config) -> Architecture:
         raise UserError(f"{config.path}: n_head={heads}: must divide n_embd={d}; mend the file")
     longest, inner = config.size("n_positions"), config.size("n_inner", 4 * d)
     weights = [
-        Weight("attention.qkv", "attention", 3 * d, d, n, 3 * heads, source="n_embd, n_head"),
+        Weight(
+            "attention.qkv",
+            "attention",
+            3 * d,
+            d,
+            n,
+            3 * heads,
+            source="n_embd, n_head",
+            splits=(d, d, d),
+        ),
         Weight("attention.o", "attention", d, d, n, source="n_embd"),
         Weight("mlp.up", "mlp", inner, d, n, source="n_inner (4 n_embd), n_embd"),
         Weight("mlp.down", "mlp", d, inner, n, source="n_embd, n_inner (4 n_embd)"),

@@ -15,11 +15,13 @@
     train_tokens = 10e9      # 0: unknown
     weights = [
         { name = "embed", role = "embed", rows = 50257, cols = 768, tokens = "1/50257" },
-        { name = "qkv", role = "attention", rows = 2304, cols = 768, count = 12, parts = 36 },
+        { name = "qkv", role = "attention", rows = 2304, cols = 768, count = 12, parts = 36,
+          splits = [768, 768, 768] },
     ]
 
 `count` is the number of such parameters in the whole model, `parts` the number of matrices of equal
-height that are stacked in each, such as heads. `tokens` is the share of a step's tokens that one of
+height that are stacked in each, such as heads: Muon Split. `splits` are the rows of query, key and
+value in a fused projection, which Muon takes apart anyway. `tokens` is the share of a step's tokens that one of
 them sees, such as "8/256" for experts. Optional: source, of the model and of each weight,
 published_params, published_active_params, assumed.
 """
@@ -41,7 +43,7 @@ MEND = "mend the file"
 
 _FLOATS = ("attended", "train_tokens", "published_params", "published_active_params")
 _MAY_BE_ZERO = _FLOATS[1:]
-_WEIGHT_KEYS = ("name", "role", "rows", "cols", "count", "parts", "tokens", "source")
+_WEIGHT_KEYS = ("name", "role", "rows", "cols", "count", "parts", "tokens", "source", "splits")
 
 
 def read(path: Path) -> dict[str, Model]:
@@ -131,6 +133,17 @@ def _weight(where: str, table: Mapping[str, Any]) -> Weight:
             f"{where} parts={sizes['parts']}: must divide rows={sizes['rows']}, "
             f"as parts have equal heights; {MEND}"
         )
+    splits = table.get("splits", [])
+    if not isinstance(splits, list):
+        raise UserError(
+            f"{where} splits={splits!r}: must be a list, such as [768, 768, 768]; {MEND}"
+        )
+    heights = tuple(whole(f"{where} splits", each) for each in splits)
+    if heights and sum(heights) != sizes["rows"]:
+        raise UserError(
+            f"{where} splits={splits}: must add up to rows={sizes['rows']}; give the rows of query, "
+            f"key and value; {MEND}"
+        )
     return Weight(
         name=_text(f"{where} name", table["name"]),
         role=role,
@@ -140,6 +153,7 @@ def _weight(where: str, table: Mapping[str, Any]) -> Weight:
         cols=sizes["cols"],
         count=sizes["count"],
         parts=sizes["parts"],
+        splits=heights,
     )
 
 
