@@ -21,9 +21,9 @@
 
 `count` is the number of such parameters in the whole model, `parts` the number of matrices of equal
 height that are stacked in each, such as heads: Muon Split. `splits` are the rows of query, key and
-value in a fused projection, which Muon takes apart anyway. `tokens` is the share of a step's tokens that one of
-them sees, such as "8/256" for experts. Optional: source, of the model and of each weight,
-published_params, published_active_params, assumed.
+value in a fused projection, which Muon takes apart anyway. `tokens` is the share of a step's tokens
+that one of them sees, such as "8/256" for experts. Optional: source, of the model and of each
+weight, published_params, published_active_params, assumed.
 """
 
 import difflib
@@ -141,8 +141,8 @@ def _weight(where: str, table: Mapping[str, Any]) -> Weight:
     heights = tuple(whole(f"{where} splits", each) for each in splits)
     if heights and sum(heights) != sizes["rows"]:
         raise UserError(
-            f"{where} splits={splits}: must add up to rows={sizes['rows']}; give the rows of query, "
-            f"key and value; {MEND}"
+            f"{where} splits={splits}: must add up to rows={sizes['rows']}, as rows of query, key "
+            f"and value; {MEND}"
         )
     return Weight(
         name=_text(f"{where} name", table["name"]),
