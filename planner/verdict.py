@@ -21,7 +21,7 @@ from errors import UserError
 from host import entry
 from planner import gains, models, plans
 from planner.memory import update_rules
-from planner.memory.footprint import Footprint, footprint
+from planner.memory.footprint import Footprint, footprint, passes_of_one_sequence
 from planner.models.shares import Question
 from planner.plans import Plan
 from planner.step import failures
@@ -176,12 +176,17 @@ def changes(plan: Plan) -> Iterator[Change]:
         )  # fmt: skip
     for factor in (0.25, 4.0):
         tokens = round(plan.tokens * factor)
-        other = plan.with_setting(batch_tokens=tokens)
+        other, option = plan.with_setting(batch_tokens=tokens), f"--batch-tokens {tokens}"
+        if setting.microbatches > 1:  # passes of the same size, at least of a sequence
+            most = passes_of_one_sequence(plan.model, other.setting, cluster.ranks)
+            passes = max(1, min(most, round(setting.microbatches * factor)))
+            other = other.with_setting(microbatches=passes)
+            option += f" --microbatches {passes}"
         try:
             other.setting.check(plan.model, cluster.ranks)
         except UserError:  # fewer sequences than replicas
             continue
-        yield Change("tokens of a step", f"--batch-tokens {tokens}", f"{plan.tokens:,}", other)
+        yield Change("tokens of a step", option, f"{plan.tokens:,}", other)
     for factor in (0.5, 2.0):
         speed = cluster.net_bytes_per_s * factor
         yield Change(

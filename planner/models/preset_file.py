@@ -15,8 +15,7 @@
     train_tokens = 10e9      # 0: unknown
     weights = [
         { name = "embed", role = "embed", rows = 50257, cols = 768, tokens = "1/50257" },
-        { name = "qkv", role = "attention", rows = 2304, cols = 768, count = 12, parts = 36,
-          splits = [768, 768, 768] },
+        { name = "qkv", role = "attention", rows = 2304, cols = 768, count = 12, parts = 36 },
     ]
 
 `count` is the number of such parameters in the whole model, `parts` the number of matrices of equal
