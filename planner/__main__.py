@@ -26,7 +26,7 @@ COMMANDS = {
         "main",
         "a step simulated: what is hidden, who is idle, the timeline",
     ),
-    "verdict": ("verdict", "main", "will Muon pay on your cluster?"),
+    "verdict": ("words", "main", "will Muon pay on your cluster?"),
     "docs": ("pages", "main", "write docs/scale/ and its charts"),
 }
 

@@ -26,7 +26,7 @@ from analysis.table import markdown_grid
 from errors import UserError
 from host import entry, paths
 from leaderboard import pages
-from planner import models, plans, published_checks, verdict
+from planner import assumptions, models, plans, published_checks, verdict, words
 from planner.charts import break_even, memory_by_kind, optimizer_share, step_by_ranks, timeline
 from planner.memory import update_rules
 from planner.memory.footprint import footprint
@@ -60,8 +60,8 @@ def verdict_of(name: str) -> Verdict:
 
 
 @cache
-def moved_of(name: str) -> Sequence[verdict.Moved]:
-    return verdict.sensitivity(plan_of(name))
+def moved_of(name: str) -> Sequence[assumptions.Moved]:
+    return assumptions.sensitivity(plan_of(name))
 
 
 # ---- A model's page ----------------------------------------------------------------------------
@@ -77,14 +77,14 @@ def page(name: str) -> str:
         f"# {model.title}: will Muon pay?",
         f"Made by `python -m planner docs {name}`. `{command}` prints the verdict for other "
         "numbers: each is a flag. [The planner](../scale.md) says how they are computed.",
-        *verdict.sentences(found),
+        *words.sentences(found),
         f"Where the plan is from: {plan.source or 'nothing is published'}.",
         "## What it rests on",
         "The same verdict with one assumption changed at a time:",
-        markdown_grid(*_split(verdict.sensitivity_rows(found, moved_of(name)))),
+        markdown_grid(*_split(words.sensitivity_rows(found, moved_of(name)))),
         *(["What no source gives:", "\n".join(notes)] if notes else []),
         "## What the gains give",
-        markdown_grid(*_split(verdict.gain_rows(found))),
+        markdown_grid(*_split(words.gain_rows(found))),
         "## Strategies",
         _picture(name, "step_by_ranks", "The optimizer's price against the number of ranks"),
         markdown_grid(*_split(steps.table(_costs(plan)))),
@@ -205,13 +205,13 @@ def answer(name: str) -> str:
     movers = "; ".join(f"`{each.change.option}` to {each.price:.3f}x" for each in moved)
     smaller = ", all shown with smaller models" if found.gains.extrapolated else ""
     lines = [
-        f"**State.** {verdict.memory_sentence(found)}",
-        f"**Time.** {verdict.orthogonalisation(found)}",
-        f"**Traffic.** {verdict.exposed(found)}",
-        f"**Break-even** is at {found.price:.3f}x fewer steps ({verdict.percents(found.prices)}). "
+        f"**State.** {words.memory_sentence(found)}",
+        f"**Time.** {words.orthogonalisation(found)}",
+        f"**Traffic.** {words.exposed(found)}",
+        f"**Break-even** is at {found.price:.3f}x fewer steps ({words.percents(found.prices)}). "
         f"Published gains that count reach from {found.gains.low:.2f}x to "
-        f"{found.gains.high:.2f}x{smaller}. They save {verdict.ends(found.saved_hours)} of "
-        f"{verdict.rounded(found.adamw_hours)} hours.",
+        f"{found.gains.high:.2f}x{smaller}. They save {words.ends(found.saved_hours)} of "
+        f"{words.rounded(found.adamw_hours)} hours.",
         f"**It rests on** {len(moved_of(name))} assumptions that its page changes one by one. "
         f"The three that move the break-even gain most: {movers}.",
     ]
@@ -234,12 +234,12 @@ def all_models() -> str:
                 short(plan.model.params),
                 f"{plan.model.hidden_params / plan.model.params:.1%}",
                 f"{plan.cluster.ranks:,} {plan.cluster.kind.name}",
-                verdict.seconds(found.adamw.seconds),
-                verdict.seconds(found.muon.seconds),
+                words.seconds(found.adamw.seconds),
+                words.seconds(found.muon.seconds),
                 f"{found.price:.3f}x",
                 f"{found.gains.low:.2f}x to {found.gains.high:.2f}x"
                 + ("\\*" if found.gains.extrapolated else ""),
-                verdict.ends(found.saved_hours),
+                words.ends(found.saved_hours),
                 f"{size(before.state_bytes)} to {size(after.state_bytes)}",
                 f"{size(before.total_bytes)} to {size(after.total_bytes)}",
             ]

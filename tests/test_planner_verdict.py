@@ -10,7 +10,7 @@ import pytest
 from errors import UserError
 from host import entry
 from leaderboard import pages as leaderboard_pages
-from planner import gains, models, pages, plans, verdict
+from planner import assumptions, gains, models, pages, plans, verdict, words
 from planner.__main__ import main
 from planner.models import Model, Weight
 from planner.verdict import Span, judge
@@ -107,7 +107,7 @@ def test_each_changed_assumption_is_one_option_away(name: str) -> None:
     plans.add(parser)
     plan = plans.make(models.find(name), {"draws": 2})
     seen = set()
-    for change in verdict.changes(plan):
+    for change in assumptions.changes(plan):
         words = [name, "--draws", "2", *change.option.split()]
         arguments = parser.parse_args(words)
         assert plans.chosen(arguments, models.chosen(arguments)) == change.plan, change.option
@@ -116,9 +116,9 @@ def test_each_changed_assumption_is_one_option_away(name: str) -> None:
 
 
 def test_a_sensitivity_names_what_it_moves(found: verdict.Verdict) -> None:
-    change = next(iter(verdict.changes(found.plan)))
-    moved = verdict.Moved(change, 1.5, Span(-1.0, 2.0), -5e6)
-    rows = verdict.sensitivity_rows(found, [moved])
+    change = next(iter(assumptions.changes(found.plan)))
+    moved = assumptions.Moved(change, 1.5, Span(-1.0, 2.0), -5e6)
+    rows = words.sensitivity_rows(found, [moved])
     assert rows[2][3] == "1.500x" and rows[2][4] == f"{1.5 - found.price:+.3f}"
     assert rows[2][5:] == ["-1.00 to 2.00", "-5 MB"]
 
