@@ -212,7 +212,7 @@ def answer(name: str) -> str:
         f"Published gains that count reach from {found.gains.low:.2f}x to "
         f"{found.gains.high:.2f}x{smaller}. They save {words.ends(found.saved_hours)} of "
         f"{words.rounded(found.adamw_hours)} hours.",
-        f"**It rests on** {len(moved_of(name))} assumptions that its page changes one by one. "
+        f"**It rests on** {len({each.change.what for each in moved_of(name)})} choices that its page changes one by one. "
         f"The three that move the break-even gain most: {movers}.",
     ]
     return wrapped("\n".join(f"- {line}" for line in lines))
