@@ -6,13 +6,14 @@ Each change is an option of `python -m planner verdict`.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from errors import UserError
 from planner.memory.footprint import passes_of_one_sequence
 from planner.plans import Plan
 from planner.tables import size
 from planner.verdict import Span, judge
+from runtime import command_line
 
 
 @dataclass(frozen=True)
@@ -26,13 +27,15 @@ class Change:
 
 
 def changes(plan: Plan) -> Iterator[Change]:
-    """Plans that differ in one assumption each."""
-    cluster, setting, iteration = plan.cluster, plan.setting, plan.iteration
-    for mfu in (0.3, 0.5):
-        yield Change(
-            "share of the peak that the passes get", f"--mfu {mfu}", f"{cluster.mfu:g}",
-            plan.with_cluster(mfu=mfu),
-        )  # fmt: skip
+    """Plans that differ in one choice each."""
+    yield from _of_step(plan)
+    yield from _of_cluster(plan)
+    yield from _of_iteration(plan)
+
+
+def _of_step(plan: Plan) -> Iterator[Change]:
+    """Batch, strategy, bubble and types."""
+    cluster, setting = plan.cluster, plan.setting
     for factor in (0.25, 4.0):
         tokens = round(plan.tokens * factor)
         other, option = plan.with_setting(batch_tokens=tokens), f"--batch-tokens {tokens}"
@@ -46,29 +49,72 @@ def changes(plan: Plan) -> Iterator[Change]:
         except UserError:  # fewer sequences than replicas
             continue
         yield Change("tokens of a step", option, f"{plan.tokens:,}", other)
-    for factor in (0.5, 2.0):
-        speed = cluster.net_bytes_per_s * factor
+    for strategy in ("ddp", "round-robin", "fsdp2"):
+        if strategy != plan.strategy:
+            other = replace(plan, strategy=strategy)
+            yield Change("strategy", f"--strategy {strategy}", plan.strategy, other)
+    if setting.pipeline > 1 and not setting.bubble:
         yield Change(
-            "link between nodes", f"--net-bytes-per-s {speed:g}",
-            f"{size(cluster.net_bytes_per_s)}/s", plan.with_cluster(net_bytes_per_s=speed),
+            "the pipeline's bubble on top of the share", "--bubble", "no",
+            plan.with_setting(bubble=True),
+        )  # fmt: skip
+    if setting.grad_dtype == "float32":
+        yield Change(
+            "type of gradients", "--grad-dtype bfloat16", "float32",
+            plan.with_setting(grad_dtype="bfloat16"),
+        )  # fmt: skip
+    if setting.state_dtype == "float32":
+        yield Change(
+            "type of optimizer state", "--state-dtype bfloat16", "float32",
+            plan.with_setting(state_dtype="bfloat16"),
+        )  # fmt: skip
+
+
+def _of_cluster(plan: Plan) -> Iterator[Change]:
+    """What GPUs and links deliver, and how often they are late or fail."""
+    cluster = plan.cluster
+    for mfu in (0.3, 0.5):
+        yield Change(
+            "share of the peak that the passes get", f"--mfu {mfu}", f"{cluster.mfu:g}",
+            plan.with_cluster(mfu=mfu),
+        )  # fmt: skip
+    inside = cluster.ranks <= cluster.ranks_per_node
+    what = "link in a node" if inside else "link between nodes"
+    name = "node_bytes_per_s" if inside else "net_bytes_per_s"
+    for factor in (0.5, 2.0):
+        before = getattr(cluster, name)
+        speed = before * factor
+        yield Change(
+            what, f"{command_line.flag(name)} {speed:g}", f"{size(before)}/s",
+            plan.with_cluster(**{name: speed}),
         )  # fmt: skip
     yield Change(
         "spread of the ranks' times", "--straggler-sd 0.1", f"{cluster.straggler_sd:g}",
         plan.with_cluster(straggler_sd=0.1),
     )  # fmt: skip
-    slower = "assumed" if cluster.efficiency.name != "assumed" else "h800-published"
-    yield Change(
-        "curve of efficiency of products", f"--curve {slower}", cluster.efficiency.name,
-        plan.with_cluster(curve=slower),
-    )  # fmt: skip
+    for curve in ("h200", "assumed"):
+        if curve != cluster.efficiency.name:
+            yield Change(
+                "curve of efficiency of products", f"--curve {curve}", cluster.efficiency.name,
+                plan.with_cluster(curve=curve),
+            )  # fmt: skip
     yield Change(
         "microseconds of a launch", "--launch-us 50",
         f"{cluster.efficiency.launch_seconds * 1e6:g}", plan.with_cluster(launch_us=50.0),
     )  # fmt: skip
     yield Change(
+        "minutes that a failure costs", "--restart-minutes 5", f"{cluster.restart_minutes:g}",
+        plan.with_cluster(restart_minutes=5.0),
+    )  # fmt: skip
+    yield Change(
         "GPU hours between failures", "--gpu-hours-per-failure 10000",
         f"{cluster.gpu_hours_per_failure:,.0f}", plan.with_cluster(gpu_hours_per_failure=10_000.0),
     )  # fmt: skip
+
+
+def _of_iteration(plan: Plan) -> Iterator[Change]:
+    """How Muon orthogonalises."""
+    iteration = plan.iteration
     other_table = "jordan" if iteration.ns_coefficients != "jordan" else "deepseek-v4"
     yield Change(
         "table of coefficients", f"--ns-coefficients {other_table}", iteration.ns_coefficients,
@@ -88,16 +134,6 @@ def changes(plan: Plan) -> Iterator[Change]:
         yield Change(
             "each head a matrix of its own", "--split", "no", plan.with_iteration(split=True)
         )
-    if setting.grad_dtype == "float32":
-        yield Change(
-            "type of gradients", "--grad-dtype bfloat16", "float32",
-            plan.with_setting(grad_dtype="bfloat16"),
-        )  # fmt: skip
-    if setting.state_dtype == "float32":
-        yield Change(
-            "type of optimizer state", "--state-dtype bfloat16", "float32",
-            plan.with_setting(state_dtype="bfloat16"),
-        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -107,7 +143,7 @@ class Moved:
     change: Change
     price: float
     saved_hours: Span
-    state_bytes: float  # that the rank which holds most is spared
+    spared_bytes: float  # of all memory, on the rank that holds most
 
 
 def sensitivity(plan: Plan) -> list[Moved]:

@@ -14,7 +14,7 @@ from analysis import scale
 from host.paths import RESULTS
 from planner.models import Model
 
-REACH = 10  # a gain counts for models of up to as many times its parameters
+REACH = 3  # a gain counts for models of up to as many times its parameters
 LARGEST = 1_000_000_000  # beyond all of them: those that were shown with at least so many
 IN_STEPS = ("steps", "tokens", "FLOPs")
 MEASURED = RESULTS / "records" / "tiny-scale"

@@ -80,7 +80,8 @@ def page(name: str) -> str:
         *words.sentences(found),
         f"Where the plan is from: {plan.source or 'nothing is published'}.",
         "## What it rests on",
-        "The same verdict with one assumption changed at a time:",
+        "The same verdict with one choice changed at a time. Break-even moves between "
+        f"{words.ends_of(moved_of(name))}.",
         markdown_grid(*_split(words.sensitivity_rows(found, moved_of(name)))),
         *(["What no source gives:", "\n".join(notes)] if notes else []),
         "## What the gains give",
@@ -208,12 +209,12 @@ def answer(name: str) -> str:
         f"**State.** {words.memory_sentence(found)}",
         f"**Time.** {words.orthogonalisation(found)}",
         f"**Traffic.** {words.exposed(found)}",
-        f"**Break-even** is at {found.price:.3f}x fewer steps ({words.percents(found.prices)}). "
-        f"Published gains that count reach from {found.gains.low:.2f}x to "
-        f"{found.gains.high:.2f}x{smaller}. They save {words.ends(found.saved_hours)} of "
-        f"{words.rounded(found.adamw_hours)} hours.",
-        f"**It rests on** {len({each.change.what for each in moved_of(name)})} choices that its page changes one by one. "
-        f"The three that move the break-even gain most: {movers}.",
+        f"**Break-even** is at {found.price:.3f}x fewer steps, and with one choice changed at "
+        f"{words.ends_of(moved_of(name))}. Published gains that count reach from "
+        f"{found.gains.low:.2f}x to {found.gains.high:.2f}x{smaller}. They save "
+        f"{words.ends(found.saved_hours)} of {words.rounded(found.adamw_hours)} hours.",
+        f"**It rests on** {len({each.change.what for each in moved_of(name)})} choices that its "
+        f"page changes one by one. The three that move the break-even gain most: {movers}.",
     ]
     return wrapped("\n".join(f"- {line}" for line in lines))
 
@@ -244,7 +245,7 @@ def all_models() -> str:
                 f"{size(before.total_bytes)} to {size(after.total_bytes)}",
             ]
         )
-    note = "\\* No gain was published within a factor of ten of its active parameters."
+    note = "\\* No gain was published within a factor of three of its active parameters."
     return f"{markdown_grid(headings, rows)}\n\n{note}"
 
 

@@ -92,9 +92,8 @@ def hours_checks() -> list[Check]:
         flops = plan.model.flops_per_token * plan.train_tokens
         implied = flops / (published * 3600 * plan.cluster.kind.peak_flops)
         note = (
-            f"{plan.cluster.mfu:.0%} of the peak is assumed in the passes, and stragglers, "
-            "exposed communication and failures come on top; the published hours are "
-            f"{implied:.1%} of the peak with all of them"
+            f"{plan.cluster.mfu:.0%} of the peak is assumed, and failures come on top; the "
+            f"published hours are {implied:.1%} of the peak with all that they contain"
         )
         title = f"{plan.model.title}, pre-training"
         found.append(Check(title, published, hours, rounding, "GPU hours", source, note))

@@ -3,10 +3,10 @@
     found = judge(plan)
     found.price, found.gains, found.saved_hours
 
-A step of Muon and a step of AdamW, in the strategy that is fastest for AdamW, are simulated on the
-same cluster with the same stragglers (planner/step/steps.py). Their ratio is the gain in steps that
-Muon needs to break even. The gains that others measured at that size give hours and money
-(planner/gains.py). assumptions.py changes what it rests on, words.py says it in words.
+A step of Muon and a step of AdamW, in the faster strategy that divides its state alike, are
+simulated on the same cluster with the same stragglers (planner/step/steps.py). Their ratio is the
+gain in steps that Muon needs to break even. The gains that others measured at that size give hours
+and money (planner/gains.py). assumptions.py changes what it rests on, words.py says it in words.
 """
 
 from dataclasses import dataclass
@@ -29,8 +29,9 @@ ENGINE = {
     "fsdp2": "fsdp2", "zero1": "deepspeed-zero1", "zero2": "deepspeed-zero2",
     "zero3": "deepspeed-zero3", "moonlight": "zero1", "layer-wise": "sharded",
 }  # fmt: skip
-# Strategies in which AdamW's step differs. Its fastest one is compared with.
-OF_ADAMW = ("sharded-early", "sharded", "ddp", "fsdp2", "zero1")
+# Strategies that divide AdamW's work and state as Muon's owners divide theirs. The faster one, or
+# Muon's own strategy if that is faster still, is compared with.
+OF_ADAMW = ("sharded-early", "sharded")
 
 
 @dataclass(frozen=True)
@@ -118,16 +119,24 @@ class Verdict:
 
     @property
     def spared_bytes(self) -> float:
-        """Of optimizer state, on the rank that holds most; below 0: it has more."""
-        return self.memory(BASELINE).state_bytes - self.memory(self.plan.rule).state_bytes
+        """Of all memory, on the rank that holds most; below 0: it has more."""
+        return self.memory(BASELINE).total_bytes - self.memory(self.plan.rule).total_bytes
 
     def memory(self, rule: str) -> Footprint:
-        """Memory of the rank that holds most."""
-        plan = self.plan
-        return footprint(
-            plan.model, update_rules.find(rule), ENGINE[plan.strategy], plan.setting,
-            plan.cluster.ranks, plan.kept,
-        )  # fmt: skip
+        """Memory of the rank that holds most, of AdamW in its own strategy."""
+        strategy = self.adamw.strategy if rule == BASELINE else self.plan.strategy
+        return held(self.plan, rule, strategy)
+
+    def fits(self, rule: str) -> bool:
+        """Whether that rank has the memory."""
+        return self.memory(rule).fits(self.plan.cluster.kind.memory_bytes)
+
+    @property
+    def exposed_share(self) -> float:
+        """The part of orthogonalisation, on the busiest rank, that lengthens the step."""
+        longer = self.muon.seconds - self.adamw.seconds
+        whole = self.muon.orthogonalise_seconds
+        return min(1.0, max(0.0, longer / whole)) if whole else 0.0
 
 
 def judge(plan: Plan) -> Verdict:
@@ -140,5 +149,12 @@ def judge(plan: Plan) -> Verdict:
         )  # fmt: skip
 
     muon = cost(plan.rule, plan.strategy)
-    adamw = min((cost(BASELINE, each) for each in OF_ADAMW), key=lambda each: each.seconds)
-    return Verdict(plan, adamw, muon)
+    costs = [cost(BASELINE, each) for each in dict.fromkeys((*OF_ADAMW, plan.strategy))]
+    return Verdict(plan, min(costs, key=lambda each: each.seconds), muon)
+
+
+def held(plan: Plan, rule: str, strategy: str) -> Footprint:
+    """Memory of the rank that holds most, with an optimizer in a strategy."""
+    found = update_rules.find(rule)
+    ranks = plan.cluster.ranks
+    return footprint(plan.model, found, ENGINE[strategy], plan.setting, ranks, plan.kept)

@@ -4,11 +4,11 @@
     python -m planner verdict llama-405b --cluster b200 --ranks 8192 --mfu 0.35
     python -m planner verdict --from-model gpt2 --cluster a100 --ranks 8 --strategy round-robin
 
-A step of Muon and a step of AdamW, in the strategy that is fastest for AdamW, are simulated on the
-same cluster with the same stragglers (planner/step/steps.py). Their ratio is the gain in steps that
-Muon needs to break even. The gains that others measured at that size, each with its source, then
-give hours and money (planner/gains.py). What rests on an assumption is shown again with the
-assumption changed.
+A step of Muon and a step of AdamW, in the faster strategy that divides its state alike, are
+simulated on the same cluster with the same stragglers (planner/step/steps.py). Their ratio is the
+gain in steps that Muon needs to break even. The gains that others measured at that size, each with
+its source, then give hours and money (planner/gains.py). What rests on an assumption is shown again
+with the assumption changed.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def sentences(verdict: Verdict) -> list[str]:
     hours = Span(verdict.hours(found.high), verdict.hours(found.low))
     return [
         f"A step of {plan.model.title} on {gpus} ({plan.tokens:,} tokens) takes "
-        f"{seconds(verdict.adamw.seconds)} with AdamW in its fastest strategy, "
+        f"{seconds(verdict.adamw.seconds)} with AdamW in its faster strategy, "
         f"{verdict.adamw.strategy}, and {seconds(verdict.muon.seconds)} with {name} in "
         f"{plan.strategy}: {verdict.price - 1:+.2%} "
         f"({percents(verdict.prices)}). {orthogonalisation(verdict)} {exposed(verdict)}",
@@ -65,7 +65,9 @@ def orthogonalisation(verdict: Verdict) -> str:
     return (
         f"Orthogonalisation takes {seconds(muon.orthogonalise_seconds)} on the busiest rank, "
         f"{muon.orthogonalise_seconds / muon.seconds:.2%} of the step, and "
-        f"{seconds(muon.orthogonalise_mean_seconds)} on average.{bound}"
+        f"{seconds(muon.orthogonalise_mean_seconds)} on average. The step is "
+        f"{seconds(max(0.0, muon.seconds - verdict.adamw.seconds))} longer: "
+        f"{verdict.exposed_share:.0%} of it is exposed.{bound}"
     )
 
 
@@ -84,13 +86,16 @@ def memory_sentence(verdict: Verdict) -> str:
     """Optimizer state and all memory with both optimizers, as a sentence or two."""
     rule = verdict.plan.rule
     before, after = verdict.memory(BASELINE), verdict.memory(rule)
+    lacking = [display_name(each) for each in (BASELINE, rule) if not verdict.fits(each)]
+    kind = verdict.plan.cluster.kind
+    lacks = f" This does not fit {kind.name}: {' and '.join(lacking)}." if lacking else ""
     total, least = verdict.total_state_bytes(BASELINE), verdict.total_state_bytes(rule)
     return (
         f"Optimizer state of the whole model falls from {size(total)} to {size(least)} "
         f"({least / total - 1:+.1%}). The rank that holds most has {size(before.state_bytes)} of "
         f"it with AdamW and {size(after.state_bytes)} with {display_name(rule)}; all of its memory "
         f"goes from {size(before.total_bytes)} to {size(after.total_bytes)} "
-        f"({after.total_bytes / before.total_bytes - 1:+.1%})."
+        f"({after.total_bytes / before.total_bytes - 1:+.1%}).{lacks}"
     )
 
 
@@ -114,6 +119,12 @@ def rounded(number: float) -> str:
 def ends(span: Span) -> str:
     """A range in words."""
     return f"{rounded(span.low)} to {rounded(span.high)}"
+
+
+def ends_of(moved: Sequence[Moved]) -> str:
+    """The lowest and the highest break-even gain of changed assumptions."""
+    prices = [each.price for each in moved]
+    return f"{min(prices):.3f}x to {max(prices):.3f}x"
 
 
 def percents(span: Span) -> str:
@@ -170,7 +181,7 @@ def sensitivity_rows(verdict: Verdict, moved: Sequence[Moved]) -> list[list[str]
             "break-even gain",
             "moves by",
             "hours saved",
-            "state spared",
+            "memory spared",
         ]
     ]
     rows.append(
@@ -186,7 +197,7 @@ def sensitivity_rows(verdict: Verdict, moved: Sequence[Moved]) -> list[list[str]
                 f"{each.price:.3f}x",
                 f"{each.price - verdict.price:+.3f}",
                 ends(each.saved_hours),
-                signed(each.state_bytes),
+                signed(each.spared_bytes),
             ]
         )
     return rows

@@ -411,7 +411,10 @@ def test_passes_take_their_flops_at_the_share_of_the_peak(v4: plans.Plan) -> Non
     flops = v4.model.flops_per_token * v4.tokens
     expected = flops / 16_384 / (0.4 * 989e12)
     found = cost(v4, "adamw", "ddp", straggler_sd=0.0)
-    assert found.compute_seconds == pytest.approx(expected, rel=0.05)  # 61 layers in 16 stages
+    assert found.compute_seconds == pytest.approx(expected)  # also with 61 layers in 16 stages
+    late = cost(v4, "adamw", "ddp", straggler_sd=0.1)  # the share contains the slowest rank
+    assert late.seconds == pytest.approx(found.seconds, rel=0.02)
+    assert late.compute_seconds < found.compute_seconds
     assert found.draw_seconds[0] == found.draw_seconds[1]
 
 
@@ -432,7 +435,7 @@ def test_both_optimizers_meet_the_same_stragglers(v4: plans.Plan) -> None:
     assert np.log(whole).std() == pytest.approx(0.02, rel=0.03)
     muon, adamw = (cost(v4, rule, "sharded", straggler_sd=0.2) for rule in ("muon", "adamw"))
     price = steps.price(muon, adamw)
-    assert price.high - price.low < 0.1 * (adamw.high_seconds / adamw.low_seconds - 1)
+    assert price.high - price.low < 0.2 * (adamw.high_seconds / adamw.low_seconds - 1)
 
 
 def test_a_step_of_the_largest_model_on_the_largest_cluster_takes_seconds(v4: plans.Plan) -> None:

@@ -112,7 +112,8 @@ def test_each_changed_assumption_is_one_option_away(name: str) -> None:
         arguments = parser.parse_args(words)
         assert plans.chosen(arguments, models.chosen(arguments)) == change.plan, change.option
         seen.add(change.option.split()[0])
-    assert {"--mfu", "--batch-tokens", "--net-bytes-per-s", "--straggler-sd"} <= seen
+    link = "--node-bytes-per-s" if plan.cluster.ranks == 8 else "--net-bytes-per-s"
+    assert {"--mfu", "--batch-tokens", link, "--straggler-sd", "--strategy", "--curve"} <= seen
 
 
 def test_a_sensitivity_names_what_it_moves(found: verdict.Verdict) -> None:

@@ -188,9 +188,10 @@ def activations(model: Model, setting: Setting, tokens: float, kept: Kept) -> fl
     """
     number = setting.param_number_bytes
     layer, layers = kept_by_layer(model, number), model.n_layer / setting.pipeline
-    each = number * model.n_embd if kept.checkpointing else layer
+    stream = number * model.n_embd * model.streams
+    each = stream if kept.checkpointing else layer
     # Both ends of the residual stream, and with checkpointing the layer that is computed anew.
-    more = 3 * number * model.n_embd + layer * kept.checkpointing
+    more = 3 * stream + layer * kept.checkpointing
     at_once = min(setting.pipeline, setting.microbatches)
     tables = model.of_roles(("head",)) or model.of_roles(("embed",))
     rows = max((table.rows for table in tables), default=0)
@@ -223,7 +224,7 @@ def kept_by_layer(model: Model, number_bytes: int) -> float:
         attention=out + rotated,
         hidden=hidden,
         n_head=model.n_head,
-        residual_bytes=number_bytes,
+        residual_bytes=number_bytes * model.streams,
         product_bytes=number_bytes,
     )
 

@@ -63,6 +63,7 @@ class Model:
     published_params: float = 0.0  # 0: none published
     published_active_params: float = 0.0
     source: str = ""
+    streams: int = 1  # copies of the residual stream: hyper-connections have several
     assumed: tuple[str, ...] = ()  # a sentence for each number that no source gives
 
     @property

@@ -93,11 +93,14 @@ def job(
     setting: Setting,
     cluster: Cluster,
     bucket_numbers: int = 0,
+    latest: float = 1.0,
 ) -> Job:
     """The step of a model on a cluster. Raises UserError for what does not fit or is not planned.
 
     It is of the stage with most layers. bucket_numbers: gradients in a bucket; 0: the larger of 40M
-    and 1M for each rank, as in Megatron-LM, so that the time of a message does not rule.
+    and 1M for each rank, as in Megatron-LM, so that the time of a message does not rule. latest:
+    how much longer the slowest rank takes than the mean. The share of the peak that passes get
+    (Cluster.mfu) is of a whole step, so uneven stages and the slowest rank are part of it.
     """
     setting.check(model, cluster.ranks)
     if rule.whole and not rule.orthogonalises:
@@ -109,7 +112,7 @@ def job(
     layers = -(-model.n_layer // setting.pipeline)
     stage = layers / model.n_layer  # the share of the layers that a stage has at most
     stacks = _stacks(model, iteration, setting, cluster, stage)
-    units = _units(model, setting, cluster, stacks, layers)
+    units = _units(model, setting, cluster, stacks, layers, latest)
     passes = sum(unit.forward_seconds + unit.backward_seconds for unit in units)
     bucket = bucket_numbers or max(40_000_000, 1_000_000 * ranks)
     return Job(
@@ -152,7 +155,7 @@ def _update_bytes(model: Model, rule: UpdateRule, setting: Setting) -> float:
 def _stacks(
     model: Model, iteration: Iteration, setting: Setting, cluster: Cluster, stage: float
 ) -> tuple[Stack, ...]:
-    """The hidden matrices of a stage, those of one shape together. At least one of each weight."""
+    """The hidden matrices of a stage, those of one shape together."""
     curve, found = cluster.efficiency, dict[tuple[int, int, int, bool], list[Weight]]()
     for weight in model.weights:
         if weight.hidden:
@@ -163,7 +166,9 @@ def _stacks(
     for (rows, cols, parts, experts), weights in found.items():
         m, n, _ = iteration.matrices(weights[0])
         cut = setting.expert_parallel if experts else 1
-        counts = [max(1, round(weight.count * stage / cut)) for weight in weights]
+        counts = [round(weight.count * stage / cut) for weight in weights]
+        if not any(counts):  # most stages have none, such as the first layers' dense MLP
+            continue
 
         def seconds(count: int, m: int = m, n: int = n, parts: int = parts) -> float:
             kind = cluster.kind
@@ -183,6 +188,7 @@ def _units(
     cluster: Cluster,
     stacks: Sequence[Stack],
     layers: int,
+    latest: float,
 ) -> tuple[Unit, ...]:
     """The layers of a stage, all alike, between the two ends of the model.
 
@@ -203,8 +209,9 @@ def _units(
     tokens = setting.tokens(model) * setting.pipeline / cluster.ranks / setting.microbatches
     head_flops = 6.0 * sum(weight.params for weight in model.of_roles(("head",)))
     layer_flops = max(0.0, model.flops_per_token - head_flops) / model.n_layer
-    layer = layer_flops * tokens / cluster.flops
-    head = head_flops / setting.pipeline * tokens / cluster.flops
+    even = model.n_layer / (layers * setting.pipeline)  # layers of a mean stage over this one's
+    layer = even * layer_flops * tokens / cluster.flops / latest
+    head = head_flops / setting.pipeline * tokens / cluster.flops / latest
     inside = [
         Unit(f"layer {number}", layer / 3, 2 * layer / 3, dense + vectors, experts)
         for number in range(layers)

@@ -125,9 +125,10 @@ def step_cost(
 ) -> StepCost:
     """Simulate a step. Raises UserError for what does not fit, is unknown or is not planned."""
     found = update_rules.find(rule)
-    job = jobs.job(model, found, iteration or Iteration(), setting, cluster, bucket_numbers)
-    program = strategies.program(job, strategy, links_of(cluster))
     slow = [slowness(cluster, setting.pipeline, seed, draw) for draw in range(draws)]
+    latest = _mean([each.max() for each in slow])
+    job = jobs.job(model, found, iteration or Iteration(), setting, cluster, bucket_numbers, latest)
+    program = strategies.program(job, strategy, links_of(cluster))
     watched = _watched(program, slow[0])
     first = [rank for rank, _ in watched]
     results = [
