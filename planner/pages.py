@@ -88,7 +88,7 @@ def page(name: str) -> str:
         markdown_grid(*_split(words.gain_rows(found))),
         "## Strategies",
         _picture(name, "step_by_ranks", "The optimizer's price against the number of ranks"),
-        markdown_grid(*_split(steps.table(_costs(plan)))),
+        strategy_table(plan),
         _picture(name, "timeline", "The timeline of a step"),
         "## Newton-Schulz and the size of a step",
         _picture(name, "optimizer_share", "Newton-Schulz's share of a step"),
@@ -132,14 +132,21 @@ def _picture(name: str, chart: str, what: str) -> str:
     return f"![{what}](../../plots/scale/{name}-{chart}.svg)"
 
 
-def _costs(plan: Plan) -> list[steps.StepCost]:
-    return [
+def strategy_table(plan: Plan) -> str:
+    """A step of each optimizer in each strategy, and whether a rank has the memory."""
+    room = plan.cluster.kind.memory_bytes
+    pairs = [(strategy, rule) for strategy in STRATEGIES for rule in (BASELINE, plan.rule)]
+    costs = [
         steps.step_cost(
             plan.model, rule, strategy, plan.cluster, plan.setting, plan.iteration, draws=plan.draws
         )
-        for strategy in STRATEGIES
-        for rule in (BASELINE, plan.rule)
+        for strategy, rule in pairs
     ]
+    headings, *rows = steps.table(costs)
+    for row, (strategy, rule) in zip(rows, pairs, strict=True):
+        found = verdict.held(plan, rule, strategy)
+        row.append(size(found.total_bytes) + ("" if found.fits(room) else ", too much"))
+    return markdown_grid([*headings, "memory of a rank"], rows)
 
 
 # ---- Its charts --------------------------------------------------------------------------------
