@@ -98,8 +98,9 @@ def measure(path: Path, processes: Sequence[int] = PROCESSES) -> list[LinkTime]:
     """Append the times on each number of processes to a table; all its rows. Raises UserError."""
     for n in processes:
         command = [
-            sys.executable, "-m", "torch.distributed.run", "--standalone",
-            "--local-addr=127.0.0.1", f"--nproc_per_node={n}", "--module", "bench.links", str(path),
+            sys.executable, "-m", "torch.distributed.run",
+            "--standalone", "--local-addr=127.0.0.1", f"--nproc_per_node={n}",
+            "--module", "bench.links", str(path),
         ]  # fmt: skip
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, cwd=paths.PROJECT, env=environment)

@@ -168,7 +168,7 @@ def test_results_can_be_read_drawn_and_verified_without_torch() -> None:
 def test_the_pages_show_what_the_csvs_hold() -> None:
     texts = "".join(path.read_text() for path in pages.pages())
     shown = {name for _, name, *_ in pages.MARKED.findall(texts)}
-    assert shown == set(pages.MARKERS)
+    assert shown == set(pages.MARKERS) | pages.ELSEWHERE
     command = [sys.executable, "-m", "leaderboard", "docs", "--check"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -200,6 +200,13 @@ def test_the_pages_show_what_the_planner_gives() -> None:
     assert shown == pages.answer("deepseek-v4")
 
 
+def test_every_named_model_has_its_page_and_its_charts() -> None:
+    assert {path.stem for path in pages.FOLDER.glob("*.md")} == set(plans.named())
+    assert {path.name for path in pages.CHARTS.iterdir()} == {
+        f"{name}-{chart}.svg" for name in plans.named() for chart in pages.figures(name)
+    }
+
+
 def test_the_other_command_for_pages_leaves_the_planners_parts() -> None:
     page = "<!-- begin:plan models -->\nold\n<!-- end:plan -->\n"
     assert leaderboard_pages.rewrite(page) == page

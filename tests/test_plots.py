@@ -204,7 +204,8 @@ def test_the_golden_folder_holds_no_other_charts() -> None:
 
 def test_the_committed_charts_are_those_of_the_table() -> None:
     root = Path(_make.__file__).parents[2]
-    committed = {str(path.relative_to(root / "plots")) for path in (root / "plots").glob("*/*.*")}
+    drawn = {str(path.relative_to(root / "plots")) for path in (root / "plots").glob("*/*.*")}
+    committed = {name for name in drawn if not name.startswith("scale/")}  # the planner's
     tables = {record: figures.charts for record, figures in _make.FIGURES.items()}
     tables["published"] = tuple(_make.published_charts())
     assert committed == {
