@@ -13,6 +13,7 @@ from pathlib import Path
 from analysis import scale
 from host.paths import RESULTS
 from planner.models import Model
+from planner.tables import short
 
 REACH = 3  # a gain counts for models of up to as many times its parameters
 LARGEST = 1_000_000_000  # beyond all of them: those that were shown with at least so many
@@ -58,7 +59,7 @@ def known(measured: Path = MEASURED) -> list[Gain]:
     """All gains, by rising size. Raises UserError for a file that cannot be read."""
     published = [
         Gain(
-            f"{row.source} ({row.reference})",
+            f"{row.source}, {short(row.params_high)}",
             row.basis,
             row.params_low,
             row.params_high,
@@ -71,7 +72,7 @@ def known(measured: Path = MEASURED) -> list[Gain]:
     points = [point for point in scale.measured(measured) if not point.bound]
     own = [
         Gain(
-            f"this project, width {point.width}, {point.batch_tokens:,} tokens a step",
+            f"this project, {short(point.params)}, batch {point.batch_tokens:,}",
             "steps",
             point.params,
             point.params,

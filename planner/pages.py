@@ -86,6 +86,7 @@ def page(name: str) -> str:
         *(["What no source gives:", "\n".join(notes)] if notes else []),
         "## What the gains give",
         markdown_grid(*_split(words.gain_rows(found))),
+        "[What others found](../comparison.md#published-figures) has their references.",
         "## Strategies",
         _picture(name, "step_by_ranks", "The optimizer's price against the number of ranks"),
         strategy_table(plan),
@@ -216,7 +217,8 @@ def answer(name: str) -> str:
         f"**State.** {words.memory_sentence(found)}",
         f"**Time.** {words.orthogonalisation(found)}",
         f"**Traffic.** {words.exposed(found)}",
-        f"**Break-even** is at {found.price:.3f}x fewer steps, and with one choice changed at "
+        f"**Break-even** is at {1 - 1 / found.price:.1%} fewer steps, a gain of "
+        f"{found.price:.3f}x, and with one choice changed at "
         f"{words.ends_of(moved_of(name))}. Published gains that count reach from "
         f"{found.gains.low:.2f}x to {found.gains.high:.2f}x{smaller}. They save "
         f"{words.ends(found.saved_hours)} of {words.rounded(found.adamw_hours)} hours.",
@@ -269,7 +271,7 @@ def published_table() -> str:
         ]
         for check in published_checks.all_checks()
     ]
-    headings = ["what", "published", "from the presets", "agrees", "source", "note"]
+    headings = ["what", "published, or by hand", "planner", "agrees", "source", "note"]
     return markdown_grid(headings, rows)
 
 

@@ -26,6 +26,7 @@ from runtime import command_line
 
 NAMED = Path(__file__).with_name("scale.toml")
 TOKENS_PER_PARAMETER = 20  # of a training whose tokens are unknown: Hoffmann et al. 2203.15556
+RANKS, MOST_DRAWS = 1024, 1000
 STRATEGY = "sharded-early"  # sends no more than AdamW does, and owners share the work
 
 
@@ -68,6 +69,14 @@ class Plan:
         return replace(self, iteration=replace(self.iteration, **changes))
 
 
+# Options of Newton-Schulz that the name of a rule stands for.
+OF_RULE: dict[str, dict[str, Any]] = {
+    "deepseek-v4": {"ns_coefficients": "deepseek-v4"},
+    "polar-express": {"ns_coefficients": "polar-express"},
+    "muon-split": {"split": True},
+}
+
+
 @cache
 def named() -> dict[str, dict[str, Any]]:
     """The plans of scale.toml, by the name of their model."""
@@ -100,16 +109,25 @@ KEYS = {"cluster", "strategy", "optimizer", "draws"} | {
 }
 
 
+def usual_ranks(model: Model, setting: Setting) -> int:
+    """Ranks of a model that no plan names: 1,024, or the power of two that its step feeds."""
+    unit = setting.pipeline * setting.expert_parallel
+    most = setting.tokens(model) // model.seq_len * setting.pipeline
+    ranks = unit
+    while 2 * ranks <= min(RANKS, most):
+        ranks *= 2
+    return ranks
+
+
 def make(model: Model, given: Mapping[str, Any]) -> Plan:
     """The plan of a model with these values, and those of scale.toml for the others.
 
     Raises UserError for values that do not fit.
     """
     defaults = dict(named().get(model.name, {}))
-    if "cluster" in given:  # another cluster, of which nothing is known
-        for each in fields(Cluster):
-            defaults.pop(each.name, None)
-        defaults |= {"source": "", "assumed": []}
+    if given.get("cluster", defaults.get("cluster")) != defaults.get("cluster"):
+        defaults |= {"source": "", "assumed": []}  # of another cluster nothing is known
+    defaults |= OF_RULE.get(str(given.get("optimizer")), {})
     values = defaults | dict(given)
 
     training = {
@@ -125,10 +143,13 @@ def make(model: Model, given: Mapping[str, Any]) -> Plan:
     strategy = strategies.known(values.get("strategy", STRATEGY))
     rule = update_rules.find(values.get("optimizer", "muon")).name
     tokens = model.train_tokens or TOKENS_PER_PARAMETER * model.active_params
-    if values.get("draws", 1) < 1:
-        raise UserError(f"--draws {values['draws']}: must be 1 or more; or leave it out")
-    cluster = clusters.make(values.get("cluster", clusters.DEFAULT), **of(Cluster))
+    if not 1 <= values.get("draws", 1) <= MOST_DRAWS:
+        must = f"must be 1 or more, and at most {MOST_DRAWS}"
+        raise UserError(f"--draws {values['draws']}: {must}; or leave it out")
     setting = Setting(**of(Setting))
+    if "ranks" not in values:
+        values["ranks"] = usual_ranks(model, setting)
+    cluster = clusters.make(values.get("cluster", clusters.DEFAULT), **of(Cluster))
     setting.check(model, cluster.ranks)
     return Plan(
         model, cluster, setting, Iteration(**of(Iteration)), Kept(**of(Kept)), strategy, rule,

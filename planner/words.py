@@ -12,12 +12,15 @@ with the assumption changed.
 """
 
 import argparse
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 
 from analysis.table import aligned
+from errors import UserError
 from host import entry
 from planner import gains, models, plans
 from planner.assumptions import Moved, sensitivity
+from planner.memory import update_rules
 from planner.step.steps import BASELINE
 from planner.tables import add_csv, short, size, write_csv
 from planner.verdict import Span, Verdict, judge
@@ -41,11 +44,12 @@ def sentences(verdict: Verdict) -> list[str]:
     hours = Span(verdict.hours(found.high), verdict.hours(found.low))
     return [
         f"A step of {plan.model.title} on {gpus} ({plan.tokens:,} tokens) takes "
-        f"{seconds(verdict.adamw.seconds)} with AdamW in its faster strategy, "
-        f"{verdict.adamw.strategy}, and {seconds(verdict.muon.seconds)} with {name} in "
+        f"{seconds(verdict.adamw.seconds)} with AdamW in "
+        f"{verdict.adamw.strategy} and {seconds(verdict.muon.seconds)} with {name} in "
         f"{plan.strategy}: {verdict.price - 1:+.2%} "
         f"({percents(verdict.prices)}). {orthogonalisation(verdict)} {exposed(verdict)}",
-        f"Both take as long if {name} needs {verdict.price:.3f}x fewer steps. {basis} "
+        f"Both take as long if {name} needs {1 - 1 / verdict.price:.1%} fewer steps, a gain of "
+        f"{verdict.price:.3f}x. {basis} "
         f"{found.low:.2f}x to {found.high:.2f}x. With them, a training of "
         f"{short(plan.train_tokens)} tokens takes {ends(hours)} hours in place of "
         f"{rounded(verdict.adamw_hours)}: {name} saves {ends(verdict.saved_hours)} hours, "
@@ -208,14 +212,20 @@ def sensitivity_rows(verdict: Verdict, moved: Sequence[Moved]) -> list[list[str]
 
 def command(arguments: argparse.Namespace) -> None:
     """Print the verdict. Raises UserError."""
+    if not update_rules.find(arguments.optimizer).orthogonalises:
+        raise UserError(
+            f"--optimizer {arguments.optimizer}: gains in steps are known of Muon alone; "
+            f"run: python -m planner step MODEL --optimizer {arguments.optimizer}"
+        )
     plan = plans.chosen(arguments, models.chosen(arguments))
     verdict = judge(plan)
-    print(*sentences(verdict), sep="\n\n", end="\n\n")
+    for paragraph in sentences(verdict):
+        print(textwrap.fill(paragraph, 100, break_on_hyphens=False), end="\n\n")
     print(aligned(gain_rows(verdict)), end="\n\n")
     rows = sensitivity_rows(verdict, sensitivity(plan))
     print(aligned([[cell.replace("`", "") for cell in row] for row in rows]))
     for note in plan.assumed + plan.model.assumed:
-        print(f"assumed: {note}")
+        print(textwrap.fill(f"assumed: {note}", 100, subsequent_indent="  "))
     if arguments.csv:
         write_csv(arguments.csv, [[*FIELDS], [value(verdict) for value in FIELDS.values()]])
 

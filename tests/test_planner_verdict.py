@@ -133,7 +133,7 @@ def test_the_command_prints_ranges_and_writes_a_row(
     path = tmp_path / "verdict.csv"
     assert main(["verdict", "gpt2-124m", "--draws=2", f"--csv={path}"]) == 0
     printed = capsys.readouterr().out
-    assert "Both take as long if Muon needs 1." in printed and "counts" in printed
+    assert "fewer steps, a gain of" in printed and "counts" in printed
     with path.open(newline="", encoding="utf-8") as file:
         (row,) = csv.DictReader(file)
     assert row["model"] == "gpt2-124m" and float(row["break_even_gain"]) > 1
@@ -148,6 +148,8 @@ def test_the_command_prints_ranges_and_writes_a_row(
         (["gpt2-124m", "--optimizer=muom"], "--optimizer muom: .* did you mean muon"),
         (["gpt2-124m", "--train-tokens=-1"], "--train-tokens -1.0: must be 0 or more"),
         (["gpt2-124m", "--train-tokens=nan"], "--train-tokens nan: must be 0 or more"),
+        (["gpt2-124m", "--optimizer=adamw"], "gains in steps are known of Muon alone"),
+        (["gpt2-124m", "--straggler-sd=5"], "--straggler-sd 5.0: must be at most 1"),
         (["gpt2-124m", "--draws=0"], "--draws 0: must be 1 or more"),
         (["gpt2-124m", "--ranks=0"], "--ranks 0: must be 1 or more"),
         (["gpt2-124m", "--ranks=12"], "--ranks 12: must fill nodes of 8; run with --ranks 16"),
@@ -155,7 +157,7 @@ def test_the_command_prints_ranges_and_writes_a_row(
         (["gpt2-124m", "--ranks=1024"], "1024 replicas of the model share 512 sequences"),
         (["gpt2-124m", "--cluster=h1000"], "--cluster h1000: must be one of a100"),
         (["gpt2-124m", "--cluster=none.toml"], "none.toml"),
-        (["gpt2-124m", "--mfu=1.5"], "--mfu 1.5: must be at most 1"),
+        (["gpt2-124m", "--mfu=1.5"], "--mfu 1.5: must be 0.001 to 1"),
         (["gpt2-124m", "--straggler-sd=inf"], "--straggler-sd inf: must be 0 or more and finite"),
         (["gpt2-124m", "--dtype=float8"], "--dtype float8: must be bfloat16 or float32"),
         (["gpt2-124m", "--ns-coefficients=x"], "--ns-coefficients x: must be one of jordan"),

@@ -7,14 +7,18 @@ from matplotlib.figure import Figure
 
 from analysis.charts._make import save
 from analysis.charts._style import drawing, freeze_layout
+from errors import UserError
 from tracking.files import check_writable
 
 
 def write(path: Path, make: Callable[[], Figure]) -> list[Path]:
     """The paths of both. path: with or without the suffix of one of them. Raises UserError."""
-    stem = path if path.suffix in (".png", ".svg") else path.with_name(f"{path.name}.png")
+    if path.is_dir() or path.suffix not in ("", ".png", ".svg"):
+        raise UserError(f"{path}: a chart is a .png and a .svg; name a file such as chart.png")
+    if not path.parent.is_dir():
+        raise UserError(f"{path}: there is no such folder; make it, or choose another file")
+    stem = path.with_suffix(".png")
     check_writable(stem.parent, otherwise="choose another file for the chart")
-    stem.parent.mkdir(parents=True, exist_ok=True)
     with drawing():
         figure = make()
         freeze_layout(figure)

@@ -62,8 +62,10 @@ class Cluster:
         for name in ("node_bytes_per_s", "net_bytes_per_s", "mfu", "gpu_hours_per_failure"):
             if not getattr(self, name):
                 raise UserError(f"{command_line.flag(name)} 0: must be above 0; or leave it out")
-        if self.mfu > 1:
-            raise UserError(f"--mfu {self.mfu}: must be at most 1; try --mfu 0.4")
+        if not 0.001 <= self.mfu <= 1:
+            raise UserError(f"--mfu {self.mfu}: must be 0.001 to 1; try --mfu 0.4")
+        if self.straggler_sd > 1:
+            raise UserError(f"--straggler-sd {self.straggler_sd}: must be at most 1; leave it out")
         if self.ranks > self.ranks_per_node and self.ranks % self.ranks_per_node:
             nodes = math.ceil(self.ranks / self.ranks_per_node)
             raise UserError(

@@ -30,6 +30,7 @@ from planner.step.streams import (
     Span,
     resolve,
 )
+from planner.tables import size
 from planner.time.newton_schulz import Iteration
 from planner.time.step_time import duration
 from runtime import command_line
@@ -207,7 +208,7 @@ def table(costs: Sequence[StepCost]) -> list[list[str]]:
                         cost.idle_seconds,
                     )
                 ),
-                f"{cost.sent_bytes / 1e9:,.3g} GB",
+                size(cost.sent_bytes),
                 f"{price(cost, base).mean:+.2%}" if base and base is not cost else "",
                 f"{price(cost, best).mean:+.2%}" if best and best is not cost else "",
             ]
