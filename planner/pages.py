@@ -80,8 +80,7 @@ def page(name: str) -> str:
         *words.sentences(found),
         f"Where the plan is from: {plan.source or 'nothing is published'}.",
         "## What it rests on",
-        "The same verdict with one choice changed at a time. Break-even moves between "
-        f"{words.ends_of(moved_of(name))}.",
+        words.ranges(moved_of(name)),
         markdown_grid(*_split(words.sensitivity_rows(found, moved_of(name)))),
         *(["What no source gives:", "\n".join(notes)] if notes else []),
         "## What the gains give",
@@ -218,8 +217,7 @@ def answer(name: str) -> str:
         f"**Time.** {words.orthogonalisation(found)}",
         f"**Traffic.** {words.exposed(found)}",
         f"**Break-even** is at {1 - 1 / found.price:.1%} fewer steps, a gain of "
-        f"{found.price:.3f}x, and with one choice changed at "
-        f"{words.ends_of(moved_of(name))}. Published gains that count reach from "
+        f"{found.price:.3f}x. {words.ranges(moved_of(name))} Published gains that count reach from "
         f"{found.gains.low:.2f}x to {found.gains.high:.2f}x{smaller}. They save "
         f"{words.ends(found.saved_hours)} of {words.rounded(found.adamw_hours)} hours.",
         f"**It rests on** {len({each.change.what for each in moved_of(name)})} choices that its "

@@ -125,10 +125,14 @@ def ends(span: Span) -> str:
     return f"{rounded(span.low)} to {rounded(span.high)}"
 
 
-def ends_of(moved: Sequence[Moved]) -> str:
-    """The lowest and the highest break-even gain of changed assumptions."""
-    prices = [each.price for each in moved]
-    return f"{min(prices):.3f}x to {max(prices):.3f}x"
+def ranges(moved: Sequence[Moved]) -> str:
+    """What changed choices do to break-even and to memory, as a sentence."""
+    prices, spared = [each.price for each in moved], [each.spared_bytes for each in moved]
+    return (
+        f"With one choice changed, break-even is at a gain of {min(prices):.3f}x to "
+        f"{max(prices):.3f}x, and the rank that holds most is spared {signed(min(spared))} to "
+        f"{signed(max(spared))} of memory."
+    )
 
 
 def percents(span: Span) -> str:
@@ -222,7 +226,9 @@ def command(arguments: argparse.Namespace) -> None:
     for paragraph in sentences(verdict):
         print(textwrap.fill(paragraph, 100, break_on_hyphens=False), end="\n\n")
     print(aligned(gain_rows(verdict)), end="\n\n")
-    rows = sensitivity_rows(verdict, sensitivity(plan))
+    moved = sensitivity(plan)
+    print(textwrap.fill(ranges(moved), 100), end="\n\n")
+    rows = sensitivity_rows(verdict, moved)
     print(aligned([[cell.replace("`", "") for cell in row] for row in rows]))
     for note in plan.assumed + plan.model.assumed:
         print(textwrap.fill(f"assumed: {note}", 100, subsequent_indent="  "))

@@ -2,7 +2,7 @@
 
 Pipeline stages and expert parallelism leave every matrix whole, so Muon needs nothing for them.
 Tensor parallelism cuts matrices and is not planned. Weights are taken to divide evenly over the
-stages, and experts over the ranks of their stage.
+stages, experts over the ranks of their stage, and a step's sequences over the replicas.
 """
 
 from dataclasses import dataclass
