@@ -150,7 +150,7 @@ class Schedule:
 
     steps: int = 0  # the horizon: reaching the target does not end a run
     warmup: Annotated[float, Linear(0.0, 0.2)] = 0.0  # fraction of the steps
-    cooldown: Annotated[float, Linear(0.3, 1.0)] = 0.7  # fraction of the steps
+    cooldown: Annotated[float, Linear(0.1, 1.0)] = 0.7  # fraction of the steps
 
     def __post_init__(self) -> None:
         if self.steps < 1:

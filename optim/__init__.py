@@ -94,6 +94,20 @@ class Log(Linear):
         return math.log(value / self.low) / math.log(self.high / self.low)
 
 
+@dataclass(frozen=True)
+class Beta(Linear):
+    """A range of a momentum, even in the logarithm of 1 - beta; refining may leave it.
+
+    1 / (1 - beta) is the number of steps that a momentum averages over.
+    """
+
+    def at(self, u: float) -> float:
+        return max(0.0, 1 - (1 - self.low) * ((1 - self.high) / (1 - self.low)) ** u)
+
+    def where(self, value: float) -> float:
+        return math.log((1 - value) / (1 - self.low)) / math.log((1 - self.high) / (1 - self.low))
+
+
 class Option(NamedTuple):
     """One option of an entrant: its type, its default, and its range if it is tuned."""
 
@@ -242,7 +256,7 @@ def pick(roles: Roles, *names: str) -> list[Role]:
 
 
 __all__ = [
-    "Group", "Linear", "Log", "Option", "Recipe", "Role", "Roles",
+    "Beta", "Group", "Linear", "Log", "Option", "Recipe", "Role", "Roles",
     "find", "matrix_groups", "options", "pick", "plan", "qk_clip", "recipe", "recipes", "splits_of",
     "with_signature",
 ]  # fmt: skip

@@ -11,13 +11,16 @@ from typing import Annotated, Any
 
 from torch.optim import AdamW
 
-from optim import Group, Log, Recipe, Roles, pick, recipe, with_signature
+from optim import Beta, Group, Log, Recipe, Roles, pick, recipe, with_signature
 
 # Every recipe tunes the learning rates of the embedding, the head and the vectors: the best ones
 # differ by a factor of a hundred, and matter as much as the learning rate of the matrices.
 EmbedLR = Annotated[float, Log(0.1, 5.0)]
 HeadLR = Annotated[float, Log(0.003, 0.15)]
-VectorLR = Annotated[float, Log(0.001, 0.05)]
+VectorLR = Annotated[float, Log(0.001, 0.3)]
+# Each recipe also tunes the momenta of its own rule. AdamW on the rest keeps those of track 3.
+Beta1 = Annotated[float, Beta(0.2, 0.99)]  # of the gradient: also called momentum
+Beta2 = Annotated[float, Beta(0.8, 0.999)]  # of its square, or of what a rule keeps like it
 
 
 def auxiliary(
@@ -75,9 +78,9 @@ def matrix_recipe(function: Recipe) -> Recipe:
 def adamw(
     roles: Roles,
     lr: Annotated[float, Log(0.001, 0.05)] = 0.005,
-    weight_decay: Annotated[float, Log(0.01, 1.0)] = 0.1,
-    beta1: float = 0.9,
-    beta2: float = 0.95,
+    weight_decay: Annotated[float, Log(0.01, 3.0)] = 0.1,
+    beta1: Beta1 = 0.9,
+    beta2: Beta2 = 0.95,
     eps: float = 1e-10,
     embed_lr: EmbedLR = 0.3,
     head_lr: HeadLR = 0.01,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from optim import Group, Log, Roles, matrix_groups
-from optim.adamw import matrix_recipe
+from optim.adamw import Beta1, matrix_recipe
 from optim.rule import Changed, Rule
 
 
@@ -107,8 +107,8 @@ class Dion(Rule):
 def dion(
     matrices: Roles,
     lr: Annotated[float, Log(0.005, 0.25)] = 0.02,
-    weight_decay: Annotated[float, Log(0.01, 1.0)] = 0.05,
-    momentum: float = 0.95,
+    weight_decay: Annotated[float, Log(0.01, 3.0)] = 0.05,
+    momentum: Beta1 = 0.95,
     rank_fraction: float = 0.25,
     blocks: str = "qkv",
 ) -> list[Group]:

@@ -15,10 +15,10 @@ from typing import Annotated
 from torch.optim import SGD, Adafactor, Adam, NAdam
 
 from optim import Group, Linear, Log, Roles, pick, recipe
-from optim.adamw import EmbedLR, HeadLR, VectorLR, matrix_recipe
+from optim.adamw import Beta1, Beta2, EmbedLR, HeadLR, VectorLR, matrix_recipe
 from optim.library import rule
 
-Decay = Annotated[float, Log(0.01, 1.0)]  # decoupled, multiplied by lr
+Decay = Annotated[float, Log(0.01, 3.0)]  # decoupled, multiplied by lr
 L2 = Annotated[float, Log(1e-6, 1e-2)]  # added to the gradient, whose size it must match
 AdamLR = Annotated[float, Log(0.001, 0.05)]
 
@@ -26,9 +26,9 @@ AdamLR = Annotated[float, Log(0.001, 0.05)]
 @matrix_recipe
 def sgd(
     matrices: Roles,
-    lr: Annotated[float, Log(0.1, 10.0)] = 1.0,
+    lr: Annotated[float, Log(0.1, 30.0)] = 1.0,
     weight_decay: L2 = 1e-4,
-    momentum: float = 0.9,
+    momentum: Beta1 = 0.9,
     nesterov: bool = True,
 ) -> list[Group]:
     """Gradient descent with momentum, which is a sum of gradients and not an average."""
@@ -49,8 +49,8 @@ def adam(
     matrices: Roles,
     lr: AdamLR = 0.005,
     weight_decay: L2 = 1e-5,
-    beta1: float = 0.9,
-    beta2: float = 0.95,
+    beta1: Beta1 = 0.9,
+    beta2: Beta2 = 0.95,
     eps: float = 1e-10,
 ) -> list[Group]:
     """Adam (Kingma & Ba 1412.6980); its weight decay is an L2 penalty in the gradient."""
@@ -71,8 +71,8 @@ def nadamw(
     matrices: Roles,
     lr: AdamLR = 0.005,
     weight_decay: Decay = 0.1,
-    beta1: float = 0.9,
-    beta2: float = 0.95,
+    beta1: Beta1 = 0.9,
+    beta2: Beta2 = 0.95,
     eps: float = 1e-10,
     momentum_decay: float = 4e-3,
 ) -> list[Group]:
@@ -95,7 +95,7 @@ def adafactor(
     matrices: Roles,
     lr: Annotated[float, Log(0.005, 0.5)] = 0.05,
     weight_decay: Decay = 0.1,
-    beta2_decay: float = -0.8,
+    beta2_decay: Annotated[float, Linear(-1.0, -0.4)] = -0.8,
     eps: float = 1e-3,
     d: float = 1.0,
 ) -> list[Group]:
@@ -122,8 +122,8 @@ def lamb(
     matrices: Roles,
     lr: Annotated[float, Log(0.002, 0.2)] = 0.02,
     weight_decay: Decay = 0.1,
-    beta1: float = 0.9,
-    beta2: float = 0.95,
+    beta1: Beta1 = 0.9,
+    beta2: Beta2 = 0.95,
     eps: float = 1e-6,
 ) -> list[Group]:
     """LAMB (You et al. 1904.00962), version 3: Adam's direction, scaled to the weights' norm.
@@ -150,8 +150,8 @@ def ademamix(
     matrices: Roles,
     lr: AdamLR = 0.005,
     weight_decay: Decay = 0.1,
-    beta1: float = 0.9,
-    beta2: float = 0.95,
+    beta1: Beta1 = 0.9,
+    beta2: Beta2 = 0.95,
     beta3: float = 0.999,
     alpha: float = 5.0,
     eps: float = 1e-10,
@@ -178,8 +178,8 @@ def mars(
     matrices: Roles,
     lr: AdamLR = 0.005,
     weight_decay: Decay = 0.1,
-    beta1: float = 0.95,
-    beta2: float = 0.99,
+    beta1: Beta1 = 0.95,
+    beta2: Beta2 = 0.99,
     gamma: float = 0.025,
     eps: float = 1e-8,
 ) -> list[Group]:
@@ -204,8 +204,8 @@ def schedule_free(
     roles: Roles,
     lr: AdamLR = 0.01,
     weight_decay: Decay = 0.1,
-    beta1: Annotated[float, Linear(0.8, 0.98)] = 0.9,
-    beta2: float = 0.95,
+    beta1: Beta1 = 0.9,
+    beta2: Beta2 = 0.95,
     eps: float = 1e-8,
     embed_lr: EmbedLR = 0.3,
     head_lr: HeadLR = 0.01,
@@ -238,7 +238,7 @@ def kron(
     matrices: Roles,
     lr: Annotated[float, Log(0.001, 0.1)] = 0.01,
     weight_decay: Decay = 0.1,
-    beta1: float = 0.9,
+    beta1: Beta1 = 0.9,
     precond_lr: float = 0.5,
     precond_init_scale: float = 50.0,
 ) -> list[Group]:

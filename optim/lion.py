@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from optim import Group, Log, Roles
-from optim.adamw import matrix_recipe
+from optim.adamw import Beta1, Beta2, matrix_recipe
 from optim.rule import Rule
 
 
@@ -56,8 +56,8 @@ def lion(
     matrices: Roles,
     lr: Annotated[float, Log(1e-4, 1e-2)] = 0.001,
     weight_decay: Annotated[float, Log(0.03, 3.0)] = 0.3,
-    beta1: float = 0.9,
-    beta2: float = 0.99,
+    beta1: Beta1 = 0.9,
+    beta2: Beta2 = 0.99,
 ) -> list[Group]:
     """Lion on the hidden matrices."""
     return [Group(Lion, matrices, lr=lr, betas=(beta1, beta2), weight_decay=weight_decay)]

@@ -13,21 +13,21 @@ from typing import Annotated, Any, get_args
 
 from muon import Muon
 from optim import Group, Log, Option, Recipe, Roles, matrix_groups, recipe, with_signature
-from optim.adamw import EmbedLR, HeadLR, VectorLR, auxiliary
+from optim.adamw import Beta1, Beta2, EmbedLR, HeadLR, VectorLR, auxiliary
 
 # Ranges for updates with a root mean square of 0.2. Such updates are two to five times as large as
 # Muon's at the width of the track `tiny`, so lr is lower, and weight decay, which lr multiplies,
 # higher.
 RMS_LR = Log(0.002, 0.1)
-RMS_WEIGHT_DECAY = Log(0.02, 2.0)
+RMS_WEIGHT_DECAY = Log(0.02, 6.0)
 
 
 @recipe
 def muon(
     roles: Roles,
     lr: Annotated[float, Log(0.005, 0.25)] = 0.03,
-    weight_decay: Annotated[float, Log(0.01, 1.0)] = 0.05,
-    momentum: float = 0.95,
+    weight_decay: Annotated[float, Log(0.01, 3.0)] = 0.05,
+    momentum: Beta1 = 0.95,
     nesterov: bool = True,
     ns_coefficients: str = "jordan",
     ns_steps: int = 5,
@@ -91,7 +91,7 @@ def variant(
         hint = parameters[key].annotation
         if isinstance(change, tuple):
             changes[key], bounds = change
-            hint = get_args(hint)[0]
+            hint = get_args(hint)[0] if get_args(hint) else hint  # without its range
             hint = hint if bounds is None else Annotated[hint, bounds]
         parameters[key] = parameters[key].replace(default=changes[key], annotation=hint)
 
@@ -110,6 +110,8 @@ def variant(
     recipe(with_signature(made, name, parameters.values()))
 
 
+SECOND = 0.95, get_args(Beta2)[1]  # of those with a second moment: also tuned
+
 # Amsel et al. 2505.16932, with the five-step table of modded-nanogpt and nanochat.
 variant("polar-express", ns_coefficients="polar-express")
 # DeepSeek-V4: ten steps, of which the last two converge. Its scale is 0.18 where ours is 0.2.
@@ -122,19 +124,20 @@ variant(
     weight_decay=(0.1, RMS_WEIGHT_DECAY),
 )
 # Li et al. 2510.05491, scaled as in their code: each row over its running root mean square.
-variant("normuon", second_moment="row")
+variant("normuon", second_moment="row", beta2=SECOND)
 # Si et al. 2507.11005, second version, in which one beta serves both moments. The papers on AdaMuon
 # and Muon^2 use momentum without Nesterov (nesterov=false).
 variant(
     "adamuon",
     sign=True,
     second_moment="entry",
+    beta2=SECOND,
     adjust_lr_fn="exact_rms",
     lr=(0.01, RMS_LR),
     weight_decay=(0.1, RMS_WEIGHT_DECAY),
 )
 # Liu et al. 2604.09967: Adam's division before the iteration.
-variant("muon2", second_moment="gradient")
+variant("muon2", second_moment="gradient", beta2=SECOND)
 # Wen et al. 2606.16899: no weight decay, as each matrix keeps its norm.
 variant("muonh", adjust_lr_fn="hyperball", lr=(0.018, Log(0.01, 1.0)), weight_decay=(0.0, None))
 # GLM-5, 2602.15763: each head of query, key and value is a matrix.
@@ -146,7 +149,7 @@ def moonlight(
     roles: Roles,
     lr: Annotated[float, RMS_LR] = 0.01,
     weight_decay: Annotated[float, RMS_WEIGHT_DECAY] = 0.1,
-    momentum: float = 0.95,
+    momentum: Beta1 = 0.95,
     nesterov: bool = True,
     ns_coefficients: str = "jordan",
     ns_steps: int = 5,

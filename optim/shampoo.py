@@ -16,7 +16,7 @@ from torch import Tensor
 
 from muon import lr_scale
 from optim import Group, Log, Roles, matrix_groups
-from optim.adamw import matrix_recipe
+from optim.adamw import Beta1, Beta2, matrix_recipe
 from optim.rule import Rule
 
 SIDES = ("left", "right")  # of a matrix; its rows and its columns
@@ -160,9 +160,9 @@ class Shampoo(Preconditioned):
 def shampoo(
     matrices: Roles,
     lr: Annotated[float, Log(0.01, 0.5)] = 0.05,
-    weight_decay: Annotated[float, Log(0.01, 1.0)] = 0.1,
-    beta1: float = 0.9,
-    beta2: float = 0.95,
+    weight_decay: Annotated[float, Log(0.01, 3.0)] = 0.1,
+    beta1: Beta1 = 0.9,
+    beta2: Beta2 = 0.95,
     power: float = -0.25,
     precondition_frequency: int = 10,
     eps: float = 1e-6,

@@ -5,7 +5,7 @@ from typing import Annotated
 import torch
 
 from optim import Group, Log, Roles
-from optim.adamw import matrix_recipe
+from optim.adamw import Beta1, matrix_recipe
 from optim.rule import Rule
 
 
@@ -30,7 +30,7 @@ class Signum(Rule):
 def signum(
     matrices: Roles,
     lr: Annotated[float, Log(1e-4, 1e-2)] = 0.001,
-    weight_decay: Annotated[float, Log(0.01, 1.0)] = 0.1,
-    momentum: float = 0.9,
+    weight_decay: Annotated[float, Log(0.01, 3.0)] = 0.1,
+    momentum: Beta1 = 0.9,
 ) -> list[Group]:
     return [Group(Signum, matrices, lr=lr, momentum=momentum, weight_decay=weight_decay)]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from optim import Group, Log, Roles, matrix_groups
-from optim.adamw import matrix_recipe
+from optim.adamw import Beta1, Beta2, matrix_recipe
 from optim.shampoo import SIDES, Preconditioned, eigh
 
 
@@ -141,10 +141,10 @@ class SOAP(Preconditioned):
 @matrix_recipe
 def soap(
     matrices: Roles,
-    lr: Annotated[float, Log(0.001, 0.05)] = 0.005,
-    weight_decay: Annotated[float, Log(0.01, 1.0)] = 0.1,
-    beta1: float = 0.95,
-    beta2: float = 0.95,
+    lr: Annotated[float, Log(0.001, 0.1)] = 0.005,
+    weight_decay: Annotated[float, Log(0.01, 3.0)] = 0.1,
+    beta1: Beta1 = 0.95,
+    beta2: Beta2 = 0.95,
     eps: float = 1e-8,
     precondition_frequency: int = 10,
     max_precond_dim: int = 10_000,

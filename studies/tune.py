@@ -26,15 +26,15 @@ Trials are compared by loss alone, so they may share the machine: run one `--sha
 """
 
 import argparse
+import itertools
 import math
 import statistics
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from torch.quasirandom import SobolEngine
+from typing import NamedTuple
 
 from analysis import stats
 from errors import UserError
@@ -43,6 +43,7 @@ from optim import Option
 from optim.entrants import Entrant, assigned, entrant_options
 from runtime import command_line, machine
 from speedrun import Options, Outcome, Schedule, Track, Trainer, chosen_track, enter, make_parser
+from studies.points import Settings, points, proposed
 from tracking import resume, spelling, store, tuned
 from tracking.files import check_writable
 from tracking.schema import DIVERGED, FINISHED, REACHED, SWEEP, Provenance, Trial
@@ -50,16 +51,15 @@ from tracking.schema import DIVERGED, FINISHED, REACHED, SWEEP, Provenance, Tria
 STAGES = ("search", "refine", "confirm", "horizon")
 SEARCH_SEED = 1000
 FRESH_SEEDS = (1001, 1002, 1003, 1004, 1005)  # races count from 0: none repeats a trial
+SPREAD = 16  # trials that are spread evenly before the guide proposes others
+ROUND = 4  # trials that are proposed together, so that shards can share them
+PATIENCE = 3  # times the longest trial of a round: how long a shard waits for the others
+POLL = 2.0  # seconds
 FINALISTS = 4  # settings that are confirmed and shortened
 HORIZON_STEP = 2  # steps between horizons that are tried
 LOSS_PER_E_FOLD = 0.5  # nats that the loss falls by when the horizon is e times as long: a guess
 MARGIN = 0.02  # nats below the target at which all seeds are expected to meet it
-REFINE_WIDTH = 0.25  # of each range: the width of the box that is refined
 EDGE = 0.05  # of a range: a best value nearer to its end draws a warning
-REST = ("embed_lr", "head_lr", "vector_lr")  # of AdamW on embedding, head and vectors
-SEQUENCE = ("lr", "weight_decay", *REST, "warmup", "cooldown")  # dimensions that recipes share
-
-Settings = dict[str, Any]
 
 
 class Job(NamedTuple):
@@ -112,39 +112,6 @@ def read_shard(text: str) -> Shard:
     return Shard(int(index), int(count))
 
 
-def points(
-    options: Mapping[str, Option], count: int, around: Settings | None = None
-) -> list[Settings]:
-    """The first `count` points of a Sobol sequence over the options that have a range.
-
-    With `around`, they fill a box of REFINE_WIDTH times the ranges around that point. Point i is
-    the same for any count. Values have three significant digits. Without a range all points are
-    empty.
-
-    All recipes with AdamW on embedding, head and vectors share the dimensions of SEQUENCE, even
-    those that lack one of these options. So point i has the same values there in every recipe, and
-    no recipe is luckier than another.
-    """
-    ranges = {name: option.range for name, option in options.items() if option.range}
-    if not ranges or not count:  # Sobol needs at least one dimension and one point
-        return [{}] * count
-    shared = SEQUENCE if ranges.keys() & set(REST) else ()
-    own = tuple(name for name in ranges if name not in shared)
-    unit: dict[str, list[float]] = {}
-    for seed, names in enumerate(filter(None, (shared, own))):  # another count, other coordinates
-        draws = SobolEngine(len(names), scramble=True, seed=seed).draw(count)
-        unit |= dict(zip(names, draws.mT.tolist(), strict=True))
-    found = []
-    for i in range(count):
-        point = {}
-        for name, bounds in ranges.items():
-            u = unit[name][i]
-            place = u if around is None else bounds.where(around[name]) + REFINE_WIDTH * (u - 0.5)
-            point[name] = float(f"{bounds.at(place):.3g}")
-        found.append(point)
-    return found
-
-
 class Study:
     """The trials of one recipe on the track of a trainer."""
 
@@ -158,7 +125,7 @@ class Study:
         self.recipe = spelling.recipe_of(entrant)
         self.options = entrant_options(self.recipe, Schedule)
         self.fixed = assigned(entrant, self.options)
-        self.points = self._points(budget.trials)
+        self.points: dict[int, Settings] = {}  # by the number of the trial
         self._root = trainer.options.results
         if "steps" in self.fixed:
             raise UserError(f"{entrant}: the tuner sets the steps; leave them out")
@@ -175,10 +142,28 @@ class Study:
         """Of the track, nats."""
         return self.trainer.track.target
 
-    def _points(self, count: int, around: Settings | None = None) -> list[Settings]:
-        """As many points of the search; each has the fixed options too."""
-        free = {name: option for name, option in self.options.items() if name not in self.fixed}
-        return [self.fixed | point for point in points(free, count, around)]
+    @property
+    def free(self) -> dict[str, Option]:
+        """The options that are searched."""
+        return {
+            name: option
+            for name, option in self.options.items()
+            if option.range and name not in self.fixed
+        }
+
+    def _past(self) -> dict[int, Trial]:
+        """The trials of earlier rounds by number, in order; of a number, the newest."""
+        settings = self._entrant(Job("search", 0, self.fixed, SEARCH_SEED)).settings
+        same = {n: v for n, v in settings.items() if n not in self.free and n != "steps"}
+        key = (self.trainer.track.hash(), self.recipe, SEARCH_SEED, self.steps)
+        found = {}
+        for row in store.read_trials(self._root):
+            if (row.track_hash, row.recipe, row.seed, row.steps) != key:
+                continue
+            values = self._settings(row.entrant) if row.stage in ("search", "refine") else None
+            if values and same.items() <= values.items():
+                found[row.trial] = row
+        return dict(sorted(found.items()))
 
     def _find(self, job: Job) -> Trial | None:
         """The job's row, whichever process wrote it."""
@@ -241,6 +226,11 @@ class Study:
             if self.budget.shard.has(number):
                 self._once(job)
         rows = [self._find(job) for job in jobs]
+        patience = PATIENCE * max((row.train_seconds for row in rows if row), default=0.0)
+        while None in rows and patience > 0 and self.budget.shard.count > 1:
+            time.sleep(POLL)  # another shard has them
+            patience -= POLL
+            rows = [self._find(job) for job in jobs]
         if None in rows:
             raise Incomplete(f"{rows.count(None)} {jobs[0].stage} trials of {self.recipe} are left")
         return [row for row in rows if row]
@@ -254,21 +244,68 @@ class Study:
             ]
         )
 
-    def _first(self, stage: str, trials: range) -> list[Trial]:
-        return self.at_horizon(stage, {index: self.points[index] for index in trials})
-
     def search(self) -> list[Trial]:
-        """Every point of the sequence; the rows, best first."""
-        return sorted(self._first("search", range(self.budget.trials)), key=loss_of)
+        """Trials anywhere in the ranges; the rows of all, best first."""
+        return self._grow("search", self.budget.trials)
 
-    def refine(self, searched: Sequence[Trial]) -> list[int]:
-        """Points close to the best one; the indices of the finalists among all, best first."""
-        first, more = self.budget.trials, self.budget.trials // 4
-        best = self.points[searched[0].trial]
-        self.points[first:] = self._points(more, around=best)
-        refined = self._first("refine", range(first, first + more))
-        ranked = sorted([*searched, *refined], key=loss_of)
+    def refine(self) -> list[int]:
+        """Trials close to the best one; the numbers of the finalists among all, best first."""
+        ranked = self._grow("refine", self.budget.trials // 4)
         return [trial.trial for trial in ranked[:FINALISTS] if trial.final_loss is not None]
+
+    def _grow(self, stage: str, count: int) -> list[Trial]:
+        """Run trials until the stage has `count`; all trials of the search, best first.
+
+        They go on from those that have their rows. A refinement is of the best of the trials before
+        it, and its numbers follow theirs.
+        """
+        while True:
+            past, begin, around = self._past(), 0, None
+            if stage == "refine":
+                begin = 1 + max(n for n, row in past.items() if row.stage == "search")
+                best = min((n for n in past if n < begin), key=lambda n: loss_of(past[n]))
+                around = self._point_of(best, past[best])
+            first = next(n for n in itertools.count(begin) if n not in past)
+            done = sum(past[n].stage == stage for n in past if begin <= n < first)
+            if done >= count:
+                break
+            self._round(stage, first, count - done, past, around)
+        for number, row in past.items():
+            self._point_of(number, row)
+        return sorted(past.values(), key=loss_of)
+
+    def _round(
+        self,
+        stage: str,
+        first: int,
+        left: int,
+        past: Mapping[int, Trial],
+        around: Settings | None,
+    ) -> None:
+        """Run the trials of the round in which trial `first` is; at most `left`.
+
+        Its points depend on the trials of the rounds before alone, so all shards find the same.
+        """
+        begin = first - first % ROUND if first >= SPREAD else 0
+        end = begin + ROUND if begin else SPREAD
+        before = {n: row for n, row in past.items() if n < begin}
+        if before and self.free:
+            known = [(self._point_of(n, row), loss_of(row)) for n, row in before.items()]
+            found = proposed(self.free, known, end - begin, begin, around)
+        else:
+            found = points(self.free, end, around)
+        numbers = range(first, min(end, first + left))
+        for number in numbers:
+            self.points[number] = self.fixed | found[number - begin]
+            if number in past:
+                self._point_of(number, past[number])
+        self.at_horizon(stage, {number: self.points[number] for number in numbers})
+
+    def _point_of(self, number: int, row: Trial) -> Settings:
+        """The point of a row, which stands even if the ranges have changed since."""
+        values = self._settings(row.entrant) or {}
+        self.points[number] = self.fixed | {name: values[name] for name in self.free}
+        return self.points[number]
 
     def confirm(self, finalists: Sequence[int]) -> list[tuple[float, int]]:
         """Fresh seeds for the finalists: (mean loss, index) of those that stay, best first."""
@@ -395,7 +432,7 @@ def tune_recipe(study: Study, path: Path = tuned.TUNED) -> None:
         raise UserError(f"{recipe}: every trial diverged; narrow its ranges in optim/")
     if study.budget.stage == "search":
         return
-    finalists = study.refine(searched)
+    finalists = study.refine()
     if study.budget.stage == "refine":
         return
     confirmed = study.confirm(finalists)
@@ -429,7 +466,12 @@ def settled(track: Track, options: Options) -> Options:
     """The options, with what earlier rows of this track on this device say in place of "auto"."""
     root, here = options.results, machine.device_name(machine.local_device())
     rows: list[Provenance] = [*store.read_trials(root), *store.read_runs(root)]
-    alike = [row for row in rows if (row.track_hash, row.device) == (track.hash(), here)]
+    alike = [
+        row
+        for row in rows
+        if (row.track_hash, row.device) == (track.hash(), here)
+        and options.dtype in ("auto", row.dtype)  # what is fastest depends on it
+    ]
     return resume.settled(options, alike)
 
 

@@ -144,6 +144,38 @@ def logit_rows(measured: Iterable[tuple[int, Any]]) -> list[Logit]:
 
 
 @dataclass(frozen=True)
+class Spectrum:
+    """One row of spectra/<run>.csv: a part of a parameter at one validated step, and its spectrum.
+
+    A part is what is orthogonalised on its own: the query, the key or the value matrix of a fused
+    projection, or one head of it with Muon Split; else the whole parameter. A vector has no
+    singular values: its columns from `largest` on are empty.
+    """
+
+    step: int  # whose gradient and update these are
+    parameter: str  # its name in the model
+    role: str  # embed, head, matrix or vector
+    kind: str  # the same in all layers, such as "query" or "mlp.fc"
+    part: int  # of the parameter, from 0, top to bottom
+    tensor: str  # gradient, momentum (after the step), update (after minus before), weight (before)
+    rows: int
+    columns: int  # 1: a vector
+    rms: float  # root mean square of the entries
+    largest: float | None  # singular value; this and the next six are quantiles
+    q90: float | None
+    q75: float | None
+    median: float | None
+    q25: float | None
+    q10: float | None
+    smallest: float | None
+    over_median: float | None  # largest / median: a condition number that no tiny value decides
+    over_smallest: float | None  # largest / smallest: the condition number; empty for singular ones
+    stable_rank: float | None  # sum of squares / largest^2
+    effective_rank: float | None  # exp of the entropy of the singular values over their sum
+    top_tenth: float | None  # part of the sum of squares that is in the largest tenth of the values
+
+
+@dataclass(frozen=True)
 class Trial(Provenance):
     """One row of tuning.csv: one training run of the tuner."""
 

@@ -5,6 +5,7 @@
     results/curves/<run>.csv    one row for each validation       (schema.Validation)
     results/turns/<run>.csv     one row for each turn             (schema.Turn), if it took turns
     results/logits/<run>.csv    one row for each head and step    (schema.Logit), if measured
+    results/spectra/<run>.csv   one row for each part of a tensor (schema.Spectrum), if measured
     results/setups/<race>.json  how a race is run, as far as no row says it, for --resume
     results/checkpoints/<race>/ what --resume goes on with within a run (runtime/checkpoints.py)
     results/sources/<hash>.txt  the program text behind the rows
@@ -36,14 +37,14 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 from errors import UserError
 from tracking.files import cannot_write, check_writable, write_atomic
-from tracking.schema import STATUSES, Logit, Run, Trial, Turn, Validation
+from tracking.schema import STATUSES, Logit, Run, Spectrum, Trial, Turn, Validation
 
 T = TypeVar("T")
 RESUME = "go on with --resume"
 RECORDS = "records"  # the folder of committed records in results/
 ROOM = 16 << 20  # bytes: several times the size of what a long race writes
 TABLES = {"runs.csv": Run, "tuning.csv": Trial}
-FOLDERS = ("curves", "turns", "logits", "setups", "sources")
+FOLDERS = ("curves", "turns", "logits", "spectra", "setups", "sources")
 LONGEST_NAME = 240  # bytes: a file system takes 255, with a suffix
 LOCK_SECONDS, LOCK_WAIT = 30.0, 0.01  # an append takes milliseconds
 BOM = "\ufeff"  # spreadsheets begin a file with it
@@ -129,8 +130,9 @@ def record(
     source: str,
     logits: Sequence[Logit] = (),
     turns: Sequence[Turn] = (),
+    spectra: Sequence[Spectrum] = (),
 ) -> None:
-    """Write a finished run: source, curve, logits, turns and, last, its row in runs.csv.
+    """Write a finished run: source, curve, what else was measured and, last, its row in runs.csv.
 
     The row comes last, so that a row always has its curve and its source, even if the process is
     killed. `source` is the `source_text` of the program. Raises UserError if the disk is full.
@@ -140,6 +142,7 @@ def record(
     for path, cls, rows in (
         (logits_path(root, run.run), Logit, logits),
         (turns_path(root, run.run), Turn, turns),
+        (spectra_path(root, run.run), Spectrum, spectra),
     ):
         if rows:
             write_rows(path, cls, rows)
@@ -177,6 +180,11 @@ def read_logits(root: Path, run_id: str) -> list[Logit]:
     return read(logits_path(root, run_id), Logit)
 
 
+def read_spectra(root: Path, run_id: str) -> list[Spectrum]:
+    """The spectra of one run; none when they were not measured."""
+    return read(spectra_path(root, run_id), Spectrum)
+
+
 def read_turns(root: Path, run_id: str) -> list[Turn]:
     """The turns of one run; none when it ran alone."""
     return read(turns_path(root, run_id), Turn)
@@ -198,6 +206,11 @@ def _check_name(what: str, name: str, why: str) -> None:
 def logits_path(root: Path, run_id: str) -> Path:
     """The path of a run's attention logits, if they were measured."""
     return root / "logits" / curve_path(root, run_id).name
+
+
+def spectra_path(root: Path, run_id: str) -> Path:
+    """The path of a run's spectra, if they were measured."""
+    return root / "spectra" / curve_path(root, run_id).name
 
 
 def turns_path(root: Path, run_id: str) -> Path:

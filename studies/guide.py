@@ -1,0 +1,91 @@
+"""The search's guide: where the next trials of an optimizer promise most, from the trials so far.
+
+A Gaussian process is fitted to the losses, and trials are proposed where the expected improvement
+over the best one is largest (Jones et al. 1998, "Efficient Global Optimization", equation 15). The
+process is scikit-learn's: a Matern kernel with a length for each option, and noise. Losses enter as
+log(loss - best + SOFTEN), so that a trial far from the best one does not hide small differences
+near it; a trial that diverged counts as the worst.
+
+The same trials always give the same proposals, on one kind of processor.
+"""
+
+import math
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import norm, qmc
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
+
+SOFTEN = 0.05  # nats: losses this close to the best one are told apart about linearly
+CANDIDATES = 2048  # points of a Sobol sequence over the box; a power of two
+NEAR = 128  # candidates around each of the LEADERS best trials
+LEADERS = 4
+NEAR_WIDTH = 0.1  # of the box: standard deviation of these
+
+Array = NDArray[np.float64]
+
+
+def _targets(losses: Sequence[float]) -> Array:
+    """What the process is fitted to."""
+    finite = [loss for loss in losses if math.isfinite(loss)]
+    worst = max(finite, default=1.0)
+    values = np.array([min(loss, worst) for loss in losses])
+    return np.log(values - values.min() + SOFTEN)
+
+
+def _fitted(places: Array, targets: Array, seed: int) -> GaussianProcessRegressor:
+    matern = Matern(np.ones(places.shape[1]), (0.05, 20.0), nu=2.5)
+    kernel = ConstantKernel(1.0, (0.05, 20.0)) * matern + WhiteKernel(0.05, (1e-4, 1.0))
+    process = GaussianProcessRegressor(
+        kernel, normalize_y=True, n_restarts_optimizer=1, random_state=seed
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # a length at its bound is no fault
+        return process.fit(places, targets)
+
+
+def _expected_improvement(process: GaussianProcessRegressor, places: Array, best: float) -> Array:
+    mean, deviation = process.predict(places, return_std=True)
+    z = (best - mean) / np.maximum(deviation, 1e-12)
+    return deviation * (z * norm.cdf(z) + norm.pdf(z))
+
+
+def _candidates(places: Array, targets: Array, low: Array, high: Array, seed: int) -> Array:
+    """Points of the box: spread evenly, and close to the best trials."""
+    spread = qmc.Sobol(len(low), seed=seed).random(CANDIDATES)
+    leaders = places[np.argsort(targets, kind="stable")[:LEADERS]]
+    noise = np.random.default_rng(seed).normal(0, NEAR_WIDTH, (len(leaders), NEAR, len(low)))
+    near = (leaders[:, None] + noise * (high - low)).reshape(-1, len(low))
+    return np.vstack([low + spread * (high - low), np.clip(near, low, high)])
+
+
+def propose(
+    places: Sequence[Sequence[float]],
+    losses: Sequence[float],
+    box: Sequence[tuple[float, float]],
+    count: int,
+    seed: int,
+) -> list[list[float]]:
+    """The next `count` places to try within the box, the most promising first.
+
+    places: (n D) coordinates of the trials so far, in which each option's range is from 0 to 1;
+    losses: (n) their losses, infinite where a trial diverged. A later proposal takes the earlier
+    ones as trials that ended as the process expects.
+    """
+    low, high = np.array(box).T
+    known, targets = np.array(places, dtype=np.float64), _targets(losses)
+    process, best = _fitted(known, targets, seed), targets.min()
+    found: list[list[float]] = []
+    for number in range(count):
+        candidates = _candidates(known, targets, low, high, seed=seed + number)
+        gains = _expected_improvement(process, candidates, best)
+        chosen = candidates[int(gains.argmax())]
+        found.append(chosen.tolist())
+        expected = process.predict(chosen[None])
+        known, targets = np.vstack([known, chosen]), np.append(targets, expected)
+        process.set_params(kernel=process.kernel_, optimizer=None).fit(known, targets)
+    return found

@@ -1,0 +1,92 @@
+"""Points of the tuner's search: evenly spread over the ranges, and by the guide's proposal.
+
+A point has a value for each option with a range. Its place is the same in coordinates in which each
+range is from 0 to 1.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch.quasirandom import SobolEngine
+
+from optim import Linear, Option
+from studies import guide
+
+REFINE_WIDTH = 0.25  # of each range: the width of the box that is refined
+REST = ("embed_lr", "head_lr", "vector_lr")  # of AdamW on embedding, head and vectors
+SEQUENCE = ("lr", "weight_decay", *REST, "warmup", "cooldown")  # dimensions that recipes share
+
+Settings = dict[str, Any]
+
+
+def ranges_of(options: Mapping[str, Option]) -> dict[str, Linear]:
+    """The ranges of the options that have one."""
+    return {name: option.range for name, option in options.items() if option.range}
+
+
+def value(bounds: Linear, place: float) -> float:
+    """The option's value at a coordinate, with three significant digits."""
+    return float(f"{bounds.at(place):.3g}")
+
+
+def points(
+    options: Mapping[str, Option], count: int, around: Settings | None = None
+) -> list[Settings]:
+    """The first `count` points of a Sobol sequence over the options that have a range.
+
+    With `around`, they fill a box of REFINE_WIDTH times the ranges around that point. Point i is
+    the same for any count. Values have three significant digits. Without a range all points are
+    empty.
+
+    All recipes with AdamW on embedding, head and vectors share the dimensions of SEQUENCE, even
+    those that lack one of these options. So point i has the same values there in every recipe, and
+    no recipe is luckier than another.
+    """
+    ranges = ranges_of(options)
+    if not ranges or not count:  # Sobol needs at least one dimension and one point
+        return [{}] * count
+    shared = SEQUENCE if ranges.keys() & set(REST) else ()
+    own = tuple(name for name in ranges if name not in shared)
+    unit: dict[str, list[float]] = {}
+    for seed, names in enumerate(filter(None, (shared, own))):  # another count, other coordinates
+        draws = SobolEngine(len(names), scramble=True, seed=seed).draw(count)
+        unit |= dict(zip(names, draws.mT.tolist(), strict=True))
+    found = []
+    for i in range(count):
+        point = {}
+        for name, bounds in ranges.items():
+            u = unit[name][i]
+            place = u if around is None else bounds.where(around[name]) + REFINE_WIDTH * (u - 0.5)
+            point[name] = value(bounds, place)
+        found.append(point)
+    return found
+
+
+def proposed(
+    options: Mapping[str, Option],
+    past: Sequence[tuple[Settings, float]],
+    count: int,
+    seed: int,
+    around: Settings | None = None,
+) -> list[Settings]:
+    """The next `count` points by the guide, from the points so far with their losses.
+
+    With `around`, they are in a box of REFINE_WIDTH times the ranges around that point; only a
+    range that `Linear` does not end may be left.
+    """
+    ranges = ranges_of(options)
+    box = [(0.0, 1.0)] * len(ranges)
+    if around is not None:
+        box = [_close(bounds, around[name]) for name, bounds in ranges.items()]
+    places = [[bounds.where(s[name]) for name, bounds in ranges.items()] for s, _ in past]
+    found = guide.propose(places, [loss for _, loss in past], box, count, seed)
+    return [
+        {name: value(bounds, u) for (name, bounds), u in zip(ranges.items(), place, strict=True)}
+        for place in found
+    ]
+
+
+def _close(bounds: Linear, centre: float) -> tuple[float, float]:
+    """The coordinates of the box around a value."""
+    low, high = (bounds.where(centre) + side * REFINE_WIDTH / 2 for side in (-1, 1))
+    return (low, high) if type(bounds) is not Linear else (max(low, 0.0), min(high, 1.0))
