@@ -16,11 +16,11 @@ from optim import Beta, Group, Log, Recipe, Roles, pick, recipe, with_signature
 # Every recipe tunes the learning rates of the embedding, the head and the vectors: the best ones
 # differ by a factor of a hundred, and matter as much as the learning rate of the matrices.
 EmbedLR = Annotated[float, Log(0.1, 5.0)]
-HeadLR = Annotated[float, Log(0.003, 0.15)]
+HeadLR = Annotated[float, Log(0.001, 0.15)]
 VectorLR = Annotated[float, Log(0.001, 0.3)]
 # Each recipe also tunes the momenta of its own rule. AdamW on the rest keeps those of track 3.
 Beta1 = Annotated[float, Beta(0.2, 0.99)]  # of the gradient: also called momentum
-Beta2 = Annotated[float, Beta(0.8, 0.999)]  # of its square, or of what a rule keeps like it
+Beta2 = Annotated[float, Beta(0.3, 0.999)]  # of its square, or of what a rule keeps like it
 
 
 def auxiliary(
