@@ -64,7 +64,7 @@ from tracking.schema import DIVERGED, MISSED, REACHED, Run, Validation, logit_ro
 # Reading a loss waits for the device, so on a GPU the losses of several steps are read together.
 READ_EVERY = {"cpu": 1, "cuda": 25}  # steps
 
-RULES = 1  # version of the protocol; results of different versions are not comparable
+PROTOCOL = 1  # version of what a run is; it is part of every track_hash
 
 
 # ---------------------------------------------------------------------------------------------
@@ -107,7 +107,7 @@ class Track:
             for each in fields(part)
             if getattr(part, each.name) != each.default
         }
-        text = json.dumps(values | {"rules": RULES, "target": 0.0}, sort_keys=True)
+        text = json.dumps(values | {"rules": PROTOCOL, "target": 0.0}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def validates(self, step: int, steps: int) -> bool:

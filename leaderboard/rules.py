@@ -1,7 +1,7 @@
 """The rules of the leaderboard, by version: what a track fixes, and which tests a claim must pass.
 
 RULES.md explains them. A number here is compared with the rows of a record by `leaderboard.judge`.
-A test holds that the newest version is what `speedrun.TRACKS` and `speedrun.RULES` say.
+A test holds that the newest version is what `speedrun.TRACKS` says.
 """
 
 import re

@@ -25,9 +25,10 @@ SOFTEN = 0.05  # nats: losses this close to the best one are told apart about li
 CANDIDATES = 2048  # points of a Sobol sequence over the box; a power of two
 NEAR = 128  # candidates around each of the LEADERS best trials
 LEADERS = 4
-NEAR_WIDTH = 0.1  # of the box: standard deviation of these
+SCATTER = 0.1  # of the box: standard deviation of these
 
 Array = NDArray[np.float64]
+Box = Sequence[tuple[float, float]]  # from where to where, for each coordinate
 
 
 def check() -> None:
@@ -75,7 +76,7 @@ def _candidates(places: Array, targets: Array, low: Array, high: Array, seed: in
     """Points of the box: spread evenly, and close to the best trials."""
     spread = qmc.Sobol(len(low), seed=seed).random(CANDIDATES)
     leaders = places[np.argsort(targets, kind="stable")[:LEADERS]]
-    noise = np.random.default_rng(seed).normal(0, NEAR_WIDTH, (len(leaders), NEAR, len(low)))
+    noise = np.random.default_rng(seed).normal(0, SCATTER, (len(leaders), NEAR, len(low)))
     near = (leaders[:, None] + noise * (high - low)).reshape(-1, len(low))
     return np.vstack([low + spread * (high - low), np.clip(near, low, high)])
 
@@ -83,21 +84,20 @@ def _candidates(places: Array, targets: Array, low: Array, high: Array, seed: in
 def propose(
     places: Sequence[Sequence[float]],
     losses: Sequence[float],
-    box: Sequence[tuple[float, float]],
-    count: int,
+    boxes: Sequence[Box],
     seed: int,
 ) -> list[list[float]]:
-    """The next `count` places to try within the box, the most promising first.
+    """The next places to try, one within each of the boxes.
 
     places: (n D) coordinates of the trials so far, in which each option's range is from 0 to 1;
     losses: (n) their losses, infinite where a trial diverged. A later proposal takes the earlier
     ones as trials that ended as the process expects.
     """
-    low, high = np.array(box).T
     known, targets = np.array(places, dtype=np.float64), _targets(losses)
     process, best = _fitted(known, targets, seed), targets.min()
     found: list[list[float]] = []
-    for number in range(count):
+    for number, box in enumerate(boxes):
+        low, high = np.array(box).T
         candidates = _candidates(known, targets, low, high, seed=seed + number)
         gains = _expected_improvement(process, candidates, best)
         chosen = candidates[int(gains.argmax())]

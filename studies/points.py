@@ -13,6 +13,8 @@ from optim import Beta, Linear, Option
 from studies import guide
 
 REFINE_WIDTH = 0.25  # of each range: the width of the box that is refined
+NEAR_WIDTH = 0.4  # of each range: the width of the box around the best point so far
+FAR = 4  # every fourth proposal is anywhere in the ranges, the others are near the best point
 REST = ("embed_lr", "head_lr", "vector_lr")  # of AdamW on embedding, head and vectors
 LARGEST_BETA = 0.999  # with three digits the next one is 1, which is no momentum
 SEQUENCE = ("lr", "weight_decay", *REST, "warmup", "cooldown")  # dimensions that recipes share
@@ -85,15 +87,20 @@ def proposed(
 ) -> list[Settings]:
     """The next `count` points by the guide, from the points so far with their losses.
 
-    With `around`, they are in a box of REFINE_WIDTH times the ranges around that point; only a
-    range that `Linear` does not end may be left.
+    Three of four are near the best point, because too few points fill so many dimensions. With
+    `around`, they are in a box of REFINE_WIDTH times the ranges around that point; only a range
+    that `Linear` does not end may then be left.
     """
     ranges = ranges_of(options)
-    box = [(0.0, 1.0)] * len(ranges)
     if around is not None:
-        box = [_close(bounds, around[name]) for name, bounds in ranges.items()]
+        boxes = [[_close(bounds, around[name]) for name, bounds in ranges.items()]] * count
+    else:
+        best, _ = min(past, key=lambda each: each[1])
+        near = [_inside(bounds, best[name]) for name, bounds in ranges.items()]
+        far = [(0.0, 1.0)] * len(ranges)
+        boxes = [far if number % FAR == FAR - 1 else near for number in range(count)]
     places = [[coordinate(bounds, s[name]) for name, bounds in ranges.items()] for s, _ in past]
-    found = guide.propose(places, [loss for _, loss in past], box, count, seed)
+    found = guide.propose(places, [loss for _, loss in past], boxes, seed)
     return [
         {name: value(bounds, u) for (name, bounds), u in zip(ranges.items(), place, strict=True)}
         for place in found
@@ -107,3 +114,9 @@ def _close(bounds: Linear, centre: float) -> tuple[float, float]:
     if type(bounds) is Linear:
         low, high = (min(max(end, 0.0), 1.0) for end in (low, high))
     return low, high
+
+
+def _inside(bounds: Linear, centre: float) -> tuple[float, float]:
+    """The coordinates of the box near a value, within its range."""
+    place = min(max(coordinate(bounds, centre), 0.0), 1.0)
+    return max(place - NEAR_WIDTH / 2, 0.0), min(place + NEAR_WIDTH / 2, 1.0)

@@ -39,7 +39,7 @@ Tamper = Callable[[Path], Any]  # given the folder of a record
 @contextmanager
 def small_rules() -> Iterator[None]:
     """The rules of the tests' track, in place of those of all tracks."""
-    with mock.patch.object(rulebook, "RULES", {1: {"tiny": SMALL}}):
+    with mock.patch.object(rulebook, "RULES", {rulebook.VERSION: {"tiny": SMALL}}):
         yield
 
 

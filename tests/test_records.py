@@ -16,6 +16,7 @@ import pytest
 
 from errors import UserError
 from leaderboard import judge, verify
+from leaderboard import rules as rulebook
 from leaderboard.claims import PASSED, UNCHECKED
 from tests.record_maker import (
     FIRST,
@@ -429,8 +430,11 @@ FORMS: dict[str, tuple[tuple[str, str], str]] = {
     "race": (('race = "one"', 'race = "two"'), "claim: race two, but its rows have one"),
     "source": (('source_hash = "', 'source_hash = "0'), "claim: source_hash 019df.*rows have 19df"),
     "data": (('data_hash = "abcd"', 'data_hash = "ab"'), "claim: data_hash ab, .* have abcd"),
-    "track": (('track = "tiny"', 'track = "custom"'), "'custom' has no board in version 1 of the"),
-    "rules": (("rules = 1", "rules = 2"), "track: 'tiny' has no board in version 2 .* no track"),
+    "track": (('track = "tiny"', 'track = "custom"'), "'custom' has no board in version . of the"),
+    "rules": (
+        (f"rules = {rulebook.VERSION}", "rules = 9"),
+        "track: 'tiny' has no board in version 9 .* no track",
+    ),
     "questions": (('race = "one"', 'race = "one"\nquestions = "x"'), "form: .*questions: names"),
     "claim of another": (('label = "muon"', 'label = "sgd"'), "claim: sgd: no such entrant in the"),
     "claim twice": (('label = "adamw"', 'label = "muon"'), "claim: muon: is claimed 2 times"),
