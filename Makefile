@@ -9,7 +9,7 @@ NPROC ?= $(if $(filter 0,$(GPUS)),1,$(GPUS))
 TRACK ?= $(if $(filter 0,$(GPUS)),tiny,gpt2)
 ENTRANTS ?= adamw muon
 SEEDS ?= 4
-TRIALS ?= 32
+TRIALS ?= 64
 ARGS ?=
 
 PY := .venv/bin/python
@@ -69,7 +69,7 @@ kill-test: data  ## kill fifty races at random moments, and compare what they en
 race: $(DATA)  ## race ENTRANTS on TRACK, SEEDS runs each (ARGS=--resume goes on with a stopped race)
 	$(RACE) speedrun.py $(or $(ENTRANTS),$(error no entrants: name them with ENTRANTS="...")) --track $(TRACK) --seeds $(SEEDS) $(ARGS)
 
-tune: $(DATA)  ## search settings for ENTRANTS, TRIALS each, into optim/tuned.toml
+tune: .venv/optimizers $(DATA)  ## search settings for ENTRANTS, TRIALS each, into optim/tuned.toml
 	$(PY) -m studies.tune $(ENTRANTS) --track $(TRACK) --trials $(TRIALS) $(ARGS)
 
 sweep: .venv/optimizers $(DATA)  ## run all tuned optimizers at 7 learning rates around the tuned one

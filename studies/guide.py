@@ -12,13 +12,14 @@ The same trials always give the same proposals, on one kind of processor.
 import math
 import warnings
 from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm, qmc
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.gaussian_process import GaussianProcessRegressor
-from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
+
+from errors import UserError
 
 SOFTEN = 0.05  # nats: losses this close to the best one are told apart about linearly
 CANDIDATES = 2048  # points of a Sobol sequence over the box; a power of two
@@ -30,6 +31,15 @@ Array = NDArray[np.float64]
 Box = Sequence[tuple[float, float]]  # from where to where, for each coordinate
 
 
+def check() -> None:
+    """Raise UserError if scikit-learn is not installed."""
+    if find_spec("sklearn") is None:
+        raise UserError(
+            "scikit-learn, which guides the search, is not installed; "
+            "run: python -m pip install -r requirements-optimizers.txt"
+        )
+
+
 def _targets(losses: Sequence[float]) -> Array:
     """What the process is fitted to."""
     finite = [loss for loss in losses if math.isfinite(loss)]
@@ -38,7 +48,13 @@ def _targets(losses: Sequence[float]) -> Array:
     return np.log(values - values.min() + SOFTEN)
 
 
-def _fitted(places: Array, targets: Array, seed: int) -> GaussianProcessRegressor:
+def _fitted(places: Array, targets: Array, seed: int) -> Any:
+    """A GaussianProcessRegressor of the targets (n) at the places (n D)."""
+    # Imported here: the package is optional, and only a search needs it.
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.gaussian_process import GaussianProcessRegressor
+    from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
+
     matern = Matern(np.ones(places.shape[1]), (0.05, 20.0), nu=2.5)
     kernel = ConstantKernel(1.0, (0.05, 20.0)) * matern + WhiteKernel(0.05, (1e-4, 1.0))
     process = GaussianProcessRegressor(
@@ -49,7 +65,8 @@ def _fitted(places: Array, targets: Array, seed: int) -> GaussianProcessRegresso
         return process.fit(places, targets)
 
 
-def _expected_improvement(process: GaussianProcessRegressor, places: Array, best: float) -> Array:
+def _expected_improvement(process: Any, places: Array, best: float) -> Array:
+    """How far below the best target each place (n D) is expected to get, (n)."""
     mean, deviation = process.predict(places, return_std=True)
     z = (best - mean) / np.maximum(deviation, 1e-12)
     return deviation * (z * norm.cdf(z) + norm.pdf(z))
@@ -89,3 +106,12 @@ def propose(
         known, targets = np.vstack([known, chosen]), np.append(targets, expected)
         process.set_params(kernel=process.kernel_, optimizer=None).fit(known, targets)
     return found
+
+
+def most_promising(
+    places: Sequence[Sequence[float]], losses: Sequence[float], pool: Sequence[Sequence[float]]
+) -> int:
+    """The index of the place in a pool (m D) that the guide would try next."""
+    known, targets = np.array(places, dtype=np.float64), _targets(losses)
+    process = _fitted(known, targets, seed=0)
+    return int(_expected_improvement(process, np.array(pool), targets.min()).argmax())

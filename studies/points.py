@@ -9,13 +9,14 @@ from typing import Any
 
 from torch.quasirandom import SobolEngine
 
-from optim import Linear, Option
+from optim import Beta, Linear, Option
 from studies import guide
 
 REFINE_WIDTH = 0.25  # of each range: the width of the box that is refined
 NEAR_WIDTH = 0.4  # of each range: the width of the box around the best point so far
 FAR = 4  # every fourth proposal is anywhere in the ranges, the others are near the best point
 REST = ("embed_lr", "head_lr", "vector_lr")  # of AdamW on embedding, head and vectors
+LARGEST_BETA = 0.999  # with three digits the next one is 1, which is no momentum
 SEQUENCE = ("lr", "weight_decay", *REST, "warmup", "cooldown")  # dimensions that recipes share
 
 Settings = dict[str, Any]
@@ -28,7 +29,19 @@ def ranges_of(options: Mapping[str, Option]) -> dict[str, Linear]:
 
 def value(bounds: Linear, place: float) -> float:
     """The option's value at a coordinate, with three significant digits."""
-    return float(f"{bounds.at(place):.3g}")
+    found = float(f"{bounds.at(place):.3g}")
+    return min(found, LARGEST_BETA) if isinstance(bounds, Beta) else found
+
+
+def coordinate(bounds: Linear, value: float) -> float:
+    """The place of a value, which may be outside of the range.
+
+    A value that has no place on its scale, such as 0 on a logarithmic one, is at the nearer end.
+    """
+    try:
+        return bounds.where(value)
+    except (ValueError, ZeroDivisionError):
+        return 0.0 if value < bounds.low else 1.0
 
 
 def points(
@@ -58,8 +71,9 @@ def points(
         point = {}
         for name, bounds in ranges.items():
             u = unit[name][i]
-            place = u if around is None else bounds.where(around[name]) + REFINE_WIDTH * (u - 0.5)
-            point[name] = value(bounds, place)
+            if around is not None:
+                u = coordinate(bounds, around[name]) + REFINE_WIDTH * (u - 0.5)
+            point[name] = value(bounds, u)
         found.append(point)
     return found
 
@@ -85,7 +99,7 @@ def proposed(
         near = [_inside(bounds, best[name]) for name, bounds in ranges.items()]
         far = [(0.0, 1.0)] * len(ranges)
         boxes = [far if number % FAR == FAR - 1 else near for number in range(count)]
-    places = [[bounds.where(s[name]) for name, bounds in ranges.items()] for s, _ in past]
+    places = [[coordinate(bounds, s[name]) for name, bounds in ranges.items()] for s, _ in past]
     found = guide.propose(places, [loss for _, loss in past], boxes, seed)
     return [
         {name: value(bounds, u) for (name, bounds), u in zip(ranges.items(), place, strict=True)}
@@ -95,11 +109,14 @@ def proposed(
 
 def _close(bounds: Linear, centre: float) -> tuple[float, float]:
     """The coordinates of the box around a value."""
-    low, high = (bounds.where(centre) + side * REFINE_WIDTH / 2 for side in (-1, 1))
-    return (low, high) if type(bounds) is not Linear else (max(low, 0.0), min(high, 1.0))
+    place = coordinate(bounds, centre)
+    low, high = (place + side * REFINE_WIDTH / 2 for side in (-1, 1))
+    if type(bounds) is Linear:
+        low, high = (min(max(end, 0.0), 1.0) for end in (low, high))
+    return low, high
 
 
 def _inside(bounds: Linear, centre: float) -> tuple[float, float]:
     """The coordinates of the box near a value, within its range."""
-    place = min(max(bounds.where(centre), 0.0), 1.0)
+    place = min(max(coordinate(bounds, centre), 0.0), 1.0)
     return max(place - NEAR_WIDTH / 2, 0.0), min(place + NEAR_WIDTH / 2, 1.0)

@@ -25,7 +25,9 @@ from errors import UserError
 from host import entry, paths
 from optim.entrants import Entrant
 from speedrun import TRACKS, Options, Track, Trainer, enter, race
-from studies import tune
+from studies.points import Settings
+from studies.study import STAGES, Budget, Shard, Study, loss_of, read_shard
+from studies.tune import settled
 from tracking import resume, spelling, store, tuned
 from tracking.schema import Run, ScalePoint
 
@@ -52,9 +54,7 @@ PLACES = (
 )
 
 
-def transfer(
-    recipe: str, settings: Mapping[str, Any], wider: float, larger: float
-) -> tune.Settings:
+def transfer(recipe: str, settings: Mapping[str, Any], wider: float, larger: float) -> Settings:
     """Tuned settings at another width and batch size; the horizon keeps the tokens of a run.
 
     wider, larger: the width and the batch over the ones at which the settings were tuned.
@@ -82,7 +82,7 @@ def transfer(
     }
 
 
-def base_settings(recipe: str) -> tune.Settings:
+def base_settings(recipe: str) -> Settings:
     """The settings of a recipe that was tuned on tiny. Raises UserError."""
     found = tuned.find("tiny", recipe)
     settings = found.options if found else {}
@@ -95,15 +95,15 @@ def base_settings(recipe: str) -> tune.Settings:
     return settings
 
 
-def recheck(trainer: Trainer, recipe: str, settings: tune.Settings) -> tune.Settings:
+def recheck(trainer: Trainer, recipe: str, settings: Settings) -> Settings:
     """The transferred settings with the best of FACTORS times their lr, by one trial each."""
     around = {
         index: settings | {"lr": float(f"{settings['lr'] * factor:.3g}")}
         for index, factor in enumerate(FACTORS)
     }
-    budget = tune.Budget(len(around), tune.Shard(), tune.STAGES[-1])
-    study = tune.Study(trainer, "tiny", recipe, budget)
-    best = min(study.at_horizon("transfer", around), key=tune.loss_of)
+    budget = Budget(len(around), Shard(), STAGES[-1])
+    study = Study(trainer, "tiny", recipe, budget)
+    best = min(study.at_horizon("transfer", around), key=loss_of)
     if best.final_loss is None:
         raise UserError(
             f"{recipe}: every trial at the transferred settings diverged; "
@@ -115,7 +115,7 @@ def recheck(trainer: Trainer, recipe: str, settings: tune.Settings) -> tune.Sett
 
 
 def race_place(
-    base: Track, place: Place, settings: Mapping[str, tune.Settings], options: Options, seeds: int
+    base: Track, place: Place, settings: Mapping[str, Settings], options: Options, seeds: int
 ) -> None:
     """Re-check and race one place, as far as it is not done; then write its row.
 
@@ -130,7 +130,7 @@ def race_place(
         base, name="custom", width=place.width, batch_tokens=place.batch_tokens,
         val_every=NEVER, val_every_late=NEVER, search_steps=steps,
     )  # fmt: skip
-    trainer, root = Trainer(track, tune.settled(track, options)), options.results
+    trainer, root = Trainer(track, settled(track, options)), options.results
     best = {recipe: recheck(trainer, recipe, moved[recipe]) for recipe in RECIPES}
     horizons = {BASELINE: [round(steps * h) for h in HORIZONS], CHALLENGER: [steps]}
     entrants = [
@@ -162,7 +162,7 @@ def run(given: argparse.Namespace) -> None:
     """Race this shard's places, then print what all finished ones amount to. Raises UserError."""
     if given.seeds < 1:
         raise UserError(f"--seeds {given.seeds}: must be at least 1; run with --seeds 3")
-    shard, options = tune.read_shard(given.shard), Options(results=given.results)
+    shard, options = read_shard(given.shard), Options(results=given.results)
     store.ready(given.results, {"points.csv": ScalePoint})
     settings = {recipe: base_settings(recipe) for recipe in RECIPES}
     for place in (place for i, place in enumerate(PLACES) if shard.has(i)):

@@ -27,7 +27,7 @@ from optim import Linear, Log, library
 from optim.entrants import entrant_options, parse
 from optim.library import numbers
 from speedrun import Options, Schedule, Track, Trainer
-from studies import tune
+from studies.study import Budget, Job, Shard, Study
 from tests.conftest import Noisy
 from tracking import store, tuned
 from tracking.spelling import options_of, split
@@ -339,11 +339,11 @@ def test_a_race_of_any_class_is_recorded_resumed_and_verified(
 def test_a_class_is_tuned_like_a_recipe(micro_track: Track, micro_options: Options) -> None:
     name = "lib:torch.optim.NAdam"
     trainer = Trainer(micro_track, micro_options)
-    study = tune.Study(trainer, "tiny", name, tune.Budget(1, tune.Shard(), "search"))
-    study._first("search", range(1))
+    study = Study(trainer, "tiny", name, Budget(1, Shard(), "search"))
+    study.search()
     (row,) = store.read_trials(Path(micro_options.results))
     assert row.recipe == name
-    assert study._find(tune.Job("search", 0, study.points[0] | {"steps": study.steps}, 1000)) == row
+    assert study._find(Job("search", 0, study.points[0] | {"steps": study.steps}, 1000)) == row
 
 
 def test_a_tuned_class_is_found_again(tmp_path: Path) -> None:

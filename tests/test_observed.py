@@ -26,6 +26,7 @@ from leaderboard import verify
 from runtime import fastest, machine, program
 from speedrun import Options, Track, Trainer
 from studies import tune
+from studies.study import Budget, Shard, Study
 from tests.conftest import MICRO
 from tests.rows import make_run, make_trial
 from tracking import resume, store
@@ -157,7 +158,7 @@ def test_a_trial_says_what_it_was_and_not_what_was_meant(
 ) -> None:
     compiler(fails)
     trainer = Trainer(micro_track, replace(micro_options, compile=True))
-    study = tune.Study(trainer, "tiny", "adamw", tune.Budget(1, tune.Shard(), "search"))
+    study = Study(trainer, "tiny", "adamw", Budget(1, Shard(), "search"))
     (trial,) = study.search()
     assert (trial.compiled, trial.compile_note) == (False, NOTES[fails])
 
