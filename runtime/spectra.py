@@ -56,8 +56,8 @@ def require_shown(engine: Engine) -> None:
     """Raise UserError for an engine that has no whole gradients and momenta to show."""
     if not engine.shows:
         raise UserError(
-            f"--log-spectra: --engine {engine.name} shows no whole gradients and momenta; take "
-            f"one of {', '.join(showing())}, or leave --log-spectra out"
+            f"--log-spectra: the engine {engine.name} shows no whole gradients and momenta; leave "
+            f"it out, or take --engine {' or '.join(showing())}"
         )
 
 
