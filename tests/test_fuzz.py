@@ -56,7 +56,6 @@ RANKED = [bytes([byte]) for byte in range(256)] + [b"th", b"the", b" the"]
 VOCAB = len(RANKED) + 1
 TOKENS = np.arange(400, dtype=np.uint16) % VOCAB
 SHARD = b"".join(shards.shard_parts(TOKENS))
-
 Fuzz = Callable[..., None]
 
 
