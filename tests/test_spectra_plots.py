@@ -40,7 +40,7 @@ def write(
             name = f"{race}-{label}-{seed}"
             points = make_points()
             run = make_run(points, label=label, entrant=label, seed=seed, run=name, race=race)
-            rows = make_spectra(STEPS, **{"momentum": 1.5 + 0.2 * seed} | changes)
+            rows = make_spectra(STEPS, **{"momentum": 1.5 + 0.02 * seed} | changes)
             record(root, run, points, SOURCE, spectra=rows)
             found.append((run, rows))
     return found
