@@ -23,8 +23,8 @@ import pandas as pd
 from analysis import spectra
 from analysis.report import select
 from analysis.spectra import BEGINNING, END, GRADIENT, MIDDLE, MOMENTUM, UPDATE, WEIGHT
-from analysis.stats import Estimate
-from analysis.table import BASELINE, find, markdown_grid
+from analysis.stats import Estimate, losses, mean
+from analysis.table import BASELINE, by_label, find, markdown_grid
 from errors import UserError
 from host import entry, paths
 from tracking.schema import DIVERGED, Run
@@ -378,7 +378,7 @@ def _growth(race: Race) -> str:
 
 
 def race_words(race: Race) -> str:
-    """How many runs and steps the figures are of, and what their brackets are."""
+    """How many runs and steps the figures are of, what their brackets are, and the final losses."""
     seeds = race.rows["seed"].nunique()
     interval = (
         f"Brackets are 95% intervals over {seeds} seeds."
@@ -391,7 +391,17 @@ def race_words(race: Race) -> str:
     steps = " to ".join(f"{n}" for n in dict.fromkeys((counts[0], counts[-1])))
     return (
         f"{race.rows['run'].nunique()} runs of race {race.runs[0].race}, each measured at {steps} "
-        f"steps. {interval}{left}"
+        f"steps. {interval}{left} Mean final losses: {_final_losses(race)}."
+    )
+
+
+def _final_losses(race: Race) -> str:
+    """The mean final loss of each entrant, and the horizon that it is of."""
+    groups = by_label(race.runs)
+    return ", ".join(
+        f"{display_name(label)} {mean(losses(groups[label])).value:.4f} after "
+        f"{groups[label][0].steps_planned} steps"
+        for label in race.labels
     )
 
 

@@ -119,6 +119,7 @@ def test_a_single_seed_has_no_interval(tmp_path: Path) -> None:
     alone = why.race_of(tmp_path, read_runs(tmp_path))
     text = "\n".join(part(alone) for part in why.PARTS.values())
     assert "4 runs of race why, each measured at 3 steps. There is one seed" in text
+    assert "Mean final losses: AdamW 3.0000 after 100 steps, Muon 3.0000 after" in text
     assert "[" not in text and "**holds**" in text
 
 
