@@ -70,14 +70,15 @@ def hidden(rows: pd.DataFrame, tensor: str) -> pd.DataFrame:
 def at(rows: pd.DataFrame, moment: str) -> pd.DataFrame:
     """The rows at the beginning, the middle or the end of training.
 
-    That is the first measured step of each run, the one closest to half of its horizon, the last.
+    That is the first measured step of each run, the one closest to half of its horizon (the later
+    of two), the last.
     """
     chosen: list[pd.DataFrame] = []
     for _, own in rows.groupby("run", sort=False):
-        steps, planned = own["step"], own["planned"].iloc[0]
+        steps, half = own["step"], own["planned"].iloc[0] / 2
         step = {
             BEGINNING: steps.min(),
-            MIDDLE: steps.iloc[int((steps - planned / 2).abs().to_numpy().argmin())],
+            MIDDLE: min(steps, key=lambda step: (abs(step - half), -step)),
             END: steps.max(),
         }[moment]
         chosen.append(own[steps == step])

@@ -92,6 +92,8 @@ def test_the_moments_are_the_first_step_the_one_near_the_middle_and_the_last(
     rows = spectra.measured(write(tmp_path, {"muon": {}}))
     found = {when: spectra.at(rows, when)["step"].unique().tolist() for when in spectra.MOMENTS}
     assert found == {"beginning": [5], "middle": [40], "end": [100]}
+    late = rows.assign(planned=45)  # 5 and 40 are as far from half of it
+    assert spectra.at(late, "middle")["step"].unique().tolist() == [40]
 
 
 def test_a_matrix_of_zeros_and_a_run_that_diverged_are_left_out(tmp_path: Path) -> None:

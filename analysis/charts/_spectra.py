@@ -87,31 +87,34 @@ def over_steps(
     inputs: Inputs,
     entrants: Sequence[Series],
     blocks: Sequence[Block],
-    groups: Sequence[str],
+    families: Sequence[Sequence[str]],
     title: str,
     caption: str,
 ) -> Figure:
-    """A row of panels for each block, a line for each entrant; a log axis for each block.
+    """A row of panels for each block, a line for each entrant.
 
-    More groups than COLUMNS go on in further rows, the blocks of the same groups below each other.
+    families: groups of parameters that share a log axis for each block. A family begins in a new
+    row. One of more than COLUMNS goes on in further rows, the blocks of the same groups below each
+    other.
     """
-    wide = math.ceil(len(groups) / math.ceil(len(groups) / COLUMNS))
-    chunks = [groups[i : i + wide] for i in range(0, len(groups), wide)]
+    chunks = [(family, chunk) for family in families for chunk in _chunks(family)]
+    wide = max(len(chunk) for _, chunk in chunks)
     heights = [LEGEND_IN * legend_lines(len(entrants)), *[PANEL_IN] * (len(chunks) * len(blocks))]
     figure = _style.new_figure(title, caption, footer(inputs), sum(heights) + 0.35)
     grid = figure.add_gridspec(len(heights), wide, height_ratios=heights)
     legend(figure.add_subplot(grid[0, :]), handles(entrants))
     drawn = {block.label: _lines(block, entrants) for block in blocks}
-    rows_of_figure = [(chunk, block) for chunk in chunks for block in blocks]
-    for place, (chunk, block) in enumerate(rows_of_figure, start=1):
+    last = max(step for lines in drawn.values() for line in lines.values() for step in line.steps)
+    rows_of_figure = [(*pair, block) for pair in chunks for block in blocks]
+    for place, (family, chunk, block) in enumerate(rows_of_figure, start=1):
         lines = drawn[block.label]
+        values = [v for (_, group), line in lines.items() if group in family for v in line.values]
         for column, group in enumerate(chunk):
             axes = figure.add_subplot(grid[place, column])
             for entrant in entrants:
                 if (entrant.label, group) in lines:
                     _line(axes, entrant, lines[entrant.label, group])
-            log_axis(axes, [value for line in lines.values() for value in line.values])
-            last = max((step for line in lines.values() for step in line.steps), default=1)
+            log_axis(axes, values)
             axes.set_xlim(0, 1.05 * last)
             axes.xaxis.set_major_locator(_style.ticks(3))
             axes.tick_params(labelleft=column == 0)
@@ -123,6 +126,12 @@ def over_steps(
             if block is blocks[-1]:
                 axes.set_xlabel("steps")
     return figure
+
+
+def _chunks(family: Sequence[str]) -> list[Sequence[str]]:
+    """The rows of panels of a family, of like lengths."""
+    wide = math.ceil(len(family) / math.ceil(len(family) / COLUMNS))
+    return [family[i : i + wide] for i in range(0, len(family), wide)]
 
 
 def _lines(block: Block, entrants: Sequence[Series]) -> dict[tuple[str, str], spectra.Line]:

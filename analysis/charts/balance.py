@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis import spectra
-from analysis.charts import _spectra
+from analysis.charts import _spectra, _style
 from analysis.charts._inputs import Inputs, Series
 
 OF_RACE = True
@@ -27,15 +27,19 @@ def draw(inputs: Inputs) -> Figure:
     ]
     caption = (
         "Upper panel of each role: root mean square of a step's update over the weight's. Lower "
-        "panel: the weight's largest singular value; of a vector, its norm. "
-        f"{_spectra.means(rows)}"
+        "panel: the weight's largest singular value; of a vector, its norm. The hidden matrices "
+        f"and the other roles have axes of their own. {_spectra.means(rows)}"
     )
     title = _title(rows, entrants)
-    return _spectra.over_steps(inputs, entrants, blocks, spectra.groups(rows), title, caption)
+    matrices = rows["role"] == spectra.MATRIX
+    families = [found for part in (matrices, ~matrices) if (found := spectra.groups(rows[part]))]
+    return _spectra.over_steps(inputs, entrants, blocks, families, title, caption)
 
 
 def _title(rows: pd.DataFrame, entrants: Sequence[Series]) -> str:
     middle = spectra.hidden(spectra.at(rows, spectra.MIDDLE), spectra.UPDATE)
     found = _spectra.extremes(middle, entrants, "relative")
-    values = " and ".join(f"{value:.2%} with {entrant.name}" for entrant, value in found)
+    values = " and ".join(
+        f"{_style.number(100 * value)}% with {entrant.name}" for entrant, value in found
+    )
     return f"In the middle of training a step changes the hidden matrices by {values}"

@@ -31,7 +31,7 @@ def draw(inputs: Inputs) -> Figure:
         f"{_spectra.means(rows)} The title's numbers are means over all panels and steps."
     )
     title = _title(blocks[1].rows, entrants)
-    return _spectra.over_steps(inputs, entrants, blocks, kinds, title, caption)
+    return _spectra.over_steps(inputs, entrants, blocks, [kinds], title, caption)
 
 
 def _title(updates: pd.DataFrame, entrants: Sequence[Series]) -> str:
