@@ -229,7 +229,7 @@ PARTS = (  # parameter, role, kind, part, rows, columns
 )
 
 
-def make_spectra(
+def decaying_spectra(
     steps: Sequence[int], momentum: float = 1.5, update: float = 1.5, size: float = 1e-3
 ) -> list[Spectrum]:
     """The spectra of a small model in which the i-th singular value is i to the power of -decay.

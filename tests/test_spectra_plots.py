@@ -15,12 +15,12 @@ from analysis.charts import _make
 from analysis.charts._inputs import MissingDataError, load
 from analysis.charts._style import looks
 from tests.races import assert_legible, caption, chart, title
-from tests.rows import PARTS, SOURCE, make_points, make_run, make_spectra
+from tests.rows import PARTS, SOURCE, decaying_spectra, make_points, make_run
 from tracking.schema import DIVERGED, Run, Spectrum
 from tracking.store import record
 
 STEPS = (5, 40, 100)
-# By entrant: what it differs in from the defaults of `make_spectra`.
+# By entrant: what it differs in from the defaults of `decaying_spectra`.
 FIELD: dict[str, dict[str, float]] = {
     "adamw": {"update": 1.0},
     "muon": {"update": 0.1, "size": 4e-3},
@@ -40,7 +40,7 @@ def write(
             name = f"{race}-{label}-{seed}"
             points = make_points()
             run = make_run(points, label=label, entrant=label, seed=seed, run=name, race=race)
-            rows = make_spectra(STEPS, **{"momentum": 1.5 + 0.02 * seed} | changes)
+            rows = decaying_spectra(STEPS, **{"momentum": 1.5 + 0.02 * seed} | changes)
             record(root, run, points, SOURCE, spectra=rows)
             found.append((run, rows))
     return found
