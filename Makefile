@@ -29,7 +29,7 @@ RACE = $(if $(filter 1,$(NPROC)),$(PY),$(TORCHRUN))
 DATA := $(if $(findstring --dataset,$(ARGS)),setup,data)
 
 .PHONY: help speedrun compare scale engines planned moves libraries kill-test test test-fast \
-	setup data vocab race tune sweep plots report record verify rerun leaderboard docs plans \
+	setup data vocab race why tune sweep plots report record verify rerun leaderboard docs plans \
 	figures bench bench-disturbed bench-coverage agreement zero fuzz gpu-check clean
 .DEFAULT_GOAL := help
 .NOTPARALLEL:  # a race has the machine to itself, and its charts come after it
@@ -67,7 +67,16 @@ kill-test: data  ## kill fifty races at random moments, and compare what they en
 	$(PY) -m studies.kills $(ARGS)
 
 race: $(DATA)  ## race ENTRANTS on TRACK, SEEDS runs each (ARGS=--resume goes on with a stopped race)
-	$(RACE) speedrun.py $(or $(ENTRANTS),$(error no entrants: name them with ENTRANTS="...")) --track $(TRACK) --seeds $(SEEDS) $(ARGS)
+	$(RACE) speedrun.py $(or $(ENTRANTS),$(error no entrants: name them with ENTRANTS="...")) --track $(TRACK) --seeds $(SEEDS) $(SPECTRA) $(ARGS)
+
+# What `why` adds to a race. The first validation of tiny comes late; to validate more often keeps
+# the tuned settings. On a track for GPUs the validations are many enough.
+SPECTRA =
+why: ENTRANTS = adamw muon soap sgd
+why: SPECTRA = --log-spectra $(if $(filter tiny%,$(TRACK)),--val-every 5)
+why: race plots  ## race AdamW, Muon, SOAP and SGD; draw and check what each does to singular values
+	$(PY) -m analysis.why
+	@echo 'docs/why.md explains these tables, and the charts spectra, stable_rank and balance in plots/'
 
 tune: .venv/optimizers $(DATA)  ## search settings for ENTRANTS, TRIALS each, into optim/tuned.toml
 	$(PY) -m studies.tune $(ENTRANTS) --track $(TRACK) --trials $(TRIALS) $(ARGS)

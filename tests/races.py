@@ -15,7 +15,7 @@ from matplotlib.transforms import Bbox
 
 from analysis.charts import _make, _style
 from tests.on_engines import write_engines
-from tests.rows import SOURCE, make_logits, make_run, make_trial, make_turns
+from tests.rows import SOURCE, decaying_spectra, make_logits, make_run, make_trial, make_turns
 from tests.scales import write_scale, write_sweeps
 from tracking.crossing import crossing
 from tracking.schema import DIVERGED, MISSED, REACHED, Run, Validation
@@ -153,7 +153,8 @@ def write_race(
                     run = replace(run, heat=f"{race}-s{seed}", turn_steps=turn_steps)
                     turns = make_turns(run)
                 logits = make_logits(points, grows=1.5 + 0.1 * seed)
-                record(root, run, points, SOURCE, logits, turns)
+                spectra = decaying_spectra([point.step for point in points if point.step][::3])
+                record(root, run, points, SOURCE, logits, turns, spectra)
 
 
 def write_trials(root: Path, recipes: Sequence[str] = ("adamw", "muon"), trials: int = 32) -> None:

@@ -236,3 +236,56 @@ def three_races() -> list[Run]:
     ]
     older = [replace(run, compiled=False, compile_note="no g++") for run in older]
     return older + newer + race
+
+
+def spectrum_columns(values: np.ndarray, rows: int, columns: int) -> dict[str, Any]:
+    """The columns of a `Spectrum` that follow from the singular values of a matrix."""
+    quantiles = np.quantile(values, (1, 0.9, 0.75, 0.5, 0.25, 0.1, 0)).tolist()
+    names = ("largest", "q90", "q75", "median", "q25", "q10", "smallest")
+    ordered, shares = np.sort(values)[::-1], values / values.sum()
+    squares = ordered**2
+    tenth = squares[: -(-len(values) // 10)].sum() / squares.sum()
+    return dict(zip(names, quantiles, strict=True)) | dict(
+        rms=float(np.sqrt(squares.sum() / (rows * columns))),
+        over_median=quantiles[0] / quantiles[3],
+        over_smallest=quantiles[0] / quantiles[-1],
+        stable_rank=float(squares.sum() / squares[0]),
+        effective_rank=float(np.exp(-(shares * np.log(shares)).sum())),
+        top_tenth=float(tenth),
+    )
+
+
+PARTS = (  # parameter, role, kind, part, rows, columns
+    *(("qkv.weight", "matrix", kind, i, 16, 16) for i, kind in enumerate(("query", "key"))),
+    ("mlp.fc.weight", "matrix", "mlp.fc", 0, 64, 16),
+    ("embed.weight", "embed", "embed", 0, 100, 16),
+    ("norm.gain", "vector", "norm.gain", 0, 16, 1),
+)
+
+
+def decaying_spectra(
+    steps: Sequence[int], momentum: float = 1.5, update: float = 1.5, size: float = 1e-3
+) -> list[Spectrum]:
+    """The spectra of a small model in which the i-th singular value is i to the power of -decay.
+
+    momentum, update: their decays; the gradient's is the momentum's, the weight's is 0.3. The decay
+    of queries is larger by 0.2. size: of the largest singular value of an update; a weight's is 1.
+    """
+    decays = {"gradient": momentum, "momentum": momentum, "update": update, "weight": 0.3}
+    found = []
+    for step in steps:
+        for parameter, role, kind, part, rows, columns in PARTS:
+            for tensor, decay in decays.items():
+                named = dict(
+                    step=step, parameter=parameter, role=role, kind=kind, part=part,
+                    tensor=tensor, rows=rows, columns=columns,
+                )  # fmt: skip
+                scale = size if tensor == "update" else 1.0
+                if columns == 1:
+                    empty = dict.fromkeys(spectrum_columns(np.ones(1), 1, 1))
+                    found.append(Spectrum(**named | empty | {"rms": scale}))
+                    continue
+                steep = decay + (0.2 if kind == "query" else 0.0)
+                values = scale * np.arange(1, min(rows, columns) + 1) ** -steep
+                found.append(Spectrum(**named | spectrum_columns(values, rows, columns)))
+    return found

@@ -290,6 +290,26 @@ def test_a_hidden_gpu_is_none(tmp_path: Path, hidden: str) -> None:
     assert "--track tiny" in said and "fineweb" not in said and "torch.distributed" not in said
 
 
+@pytest.mark.parametrize(
+    ("gpus", "expected"),
+    [
+        (
+            "0",
+            "speedrun.py adamw muon soap sgd --track tiny --seeds 2 --log-spectra --val-every 5 -x",
+        ),
+        ("1", "speedrun.py adamw muon soap sgd --track gpt2 --seeds 2 --log-spectra -x"),
+    ],
+)
+def test_make_why_measures_spectra_at_more_validations_where_tiny_has_few(
+    tmp_path: Path, gpus: str, expected: str
+) -> None:
+    said = " ".join(make(tmp_path / "bin", "why", "SEEDS=2", "ARGS=-x", gpus=gpus).split())
+    assert expected in said
+    assert said.index("analysis.charts") < said.index("analysis.why") < said.index("docs/why.md")
+    others = make(tmp_path / "bin", "speedrun", gpus=gpus, SPECTRA="--of-a-shell")
+    assert "--log-spectra" not in others and "--of-a-shell" not in others
+
+
 def test_a_track_for_gpus_without_one_is_obeyed_and_announced(tmp_path: Path) -> None:
     said = make(tmp_path / "bin", "data", "TRACK=gpt2", gpus="0")
     assert said.index("torch uses none here") < said.index("data.fineweb")

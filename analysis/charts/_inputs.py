@@ -18,9 +18,9 @@ from analysis.scale import SCALE, Measured, measured
 from analysis.stats import Estimate, costs, expected_cost, losses, mean
 from analysis.table import BASELINE, by_label, find, standing
 from errors import UserError
-from tracking.schema import DIVERGED, SWEEP, Logit, Run, Trial, Validation
+from tracking.schema import DIVERGED, SWEEP, Logit, Run, Spectrum, Trial, Validation
 from tracking.spelling import display_name, options_of
-from tracking.store import read_curve, read_logits, read_runs, read_trials
+from tracking.store import read_curve, read_logits, read_runs, read_spectra, read_trials
 
 LONGEST_NAME = 44  # characters; a longer one with all its options would run off the title's line
 FAR = 1.5  # times the longest run: a greater expected cost would squeeze the axis of the others
@@ -39,6 +39,7 @@ class Series:
     runs: Sequence[Run]
     curves: Sequence[Sequence[Validation]]  # one for each run
     logits: Sequence[Sequence[Logit]]  # one for each run, empty where they were not measured
+    spectra: Sequence[Sequence[Spectrum]]  # likewise
     look: Look
 
     @property
@@ -157,9 +158,10 @@ def _entrants(root: Path, runs: Iterable[Run]) -> list[Series]:
         ordered = sorted(group, key=lambda run: run.seed)
         curves = [read_curve(root, run.run) for run in ordered]
         logits = [read_logits(root, run.run) for run in ordered]
+        spectra = [read_spectra(root, run.run) for run in ordered]
         name = display_name(label)
         name = name if len(name) <= LONGEST_NAME else short[label]
-        entrants.append(Series(label, name, ordered, curves, logits, styles[label]))
+        entrants.append(Series(label, name, ordered, curves, logits, spectra, styles[label]))
     return entrants
 
 
