@@ -43,7 +43,7 @@ def draw(inputs: Inputs) -> Figure:
                 look = inputs.recipe_looks[other.recipe]
                 axes.step(*_curve(other), where="post", color=look.color, linewidth=0.8, alpha=0.5)
         _panel(axes, search, inputs.recipe_looks[search.recipe], top, len(found) >= MANY)
-        axes.set_xlim(0, most + 1)
+        axes.set_xlim(0, 1.06 * most)  # room for a ring at the end
     panels[0, 0].set_ylim(low - 0.08 * (top - low), top)
     return figure
 
