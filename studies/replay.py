@@ -118,7 +118,7 @@ def replay(recipe: str, trials: Sequence[Trial]) -> list[Replayed]:
             f"{recipe}: {len(pool.losses)} trials are fewer than {max(AFTER)}; "
             "name rows of a longer search with --rows"
         )
-    ways = {
+    ways: dict[str, Sequence[Sequence[int]]] = {
         "guide": [guided(pool)],
         "random": [shuffled(pool, seed) for seed in range(DRAWS)],
         "rows": [range(len(pool.losses))],
@@ -134,14 +134,21 @@ def shown(rows: Sequence[Replayed]) -> list[list[str]]:
     ]
 
 
+def numbers(row: Replayed) -> tuple[float, ...]:
+    """The number of trials until the best one, and the regrets."""
+    return row.best_at, row.after_12, row.after_16, row.after_20, row.after_24
+
+
 def summary(rows: Sequence[Replayed]) -> list[list[str]]:
     """The table of means over the optimizers, a line for each way."""
     counts = [f"regret after {count}" for count in AFTER]
     table = [["way", "optimizers", "trials until the best", *counts]]
     for way in dict.fromkeys(row.way for row in rows):
         group = [row for row in rows if row.way == way]
-        means = [statistics.fmean(row[column] for row in group) for column in range(3, 8)]
-        table.append([way, str(len(group)), f"{means[0]:.1f}", *(f"{x:.4f}" for x in means[1:])])
+        best_at, *regrets = map(
+            statistics.fmean, zip(*(numbers(row) for row in group), strict=True)
+        )
+        table.append([way, str(len(group)), f"{best_at:.1f}", *(f"{x:.4f}" for x in regrets)])
     return table
 
 

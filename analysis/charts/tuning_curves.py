@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from itertools import groupby
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -64,7 +65,7 @@ def _panel(axes: Axes, search: Search, look: Look, top: float, many: bool) -> No
         place += count
     losses = [(n, t.final_loss) for n, t in enumerate(search.trials, start=1)]
     inside = [(n, loss) for n, loss in losses if loss is not None and loss <= top]
-    style = {"color": look.color, "linestyle": "none"}
+    style: dict[str, Any] = {"color": look.color, "linestyle": "none"}
     axes.plot([n for n, _ in inside], [x for _, x in inside], ".", ms=3, alpha=0.5, **style)
     width = 2.4 if search.recipe in RESERVED else 1.6
     axes.step(*_curve(search), where="post", color=look.color, linewidth=width, zorder=3)
