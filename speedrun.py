@@ -8,7 +8,8 @@ What is trained, timed and validated, and in which order, stands here in reading
 schedule, precision, a run, its training step and its validation, the rows, the race. Elsewhere are
 the model (model.py), the updates (optim/), averaging over processes (engines/) and where a curve
 meets the target (tracking/crossing.py). A run adds its row to results/runs.csv and its validations
-to results/curves/; where they were measured, its attention logits to results/logits/.
+to results/curves/; where they were measured, its attention logits to results/logits/ and its
+singular values to results/spectra/.
 
 Shapes: (B T) sequences of this process by tokens, H heads.
 """
@@ -56,10 +57,12 @@ from runtime.outcome import Outcome
 from runtime.program import Program, UncompiledError, require_room, run_eagerly
 from runtime.proof import prove
 from runtime.rehearsal import rehearse
+from runtime.spectra import Spectra, require_shown
 from tracking import resume, spelling, store
 from tracking.crossing import crossing
 from tracking.live import Lane, Live, OnProgress, Progress, introduce
 from tracking.schema import DIVERGED, MISSED, REACHED, Run, Validation, logit_rows
+from tracking.spectra import spread
 
 # Reading a loss waits for the device, so on a GPU the losses of several steps are read together.
 READ_EVERY = {"cpu": 1, "cuda": 25}  # steps
@@ -114,6 +117,10 @@ class Track:
         """Whether a run of `steps` is validated after `step` of them."""
         late = step > 0.9 * steps and step % self.val_every_late == 0
         return late or step % self.val_every == 0 or step == steps
+
+    def validated(self, steps: int) -> list[int]:
+        """The steps, from 1, after which a run of `steps` is validated."""
+        return [step for step in range(1, steps + 1) if self.validates(step, steps)]
 
 
 GPT2 = Track(  # the fixed setting of modded-nanogpt's track 3
@@ -204,6 +211,7 @@ class Options:
     turn_steps: int = knob("steps of a turn, while other entrants wait; 0: a run at a time", 2)
     save_every: int = knob("steps between checkpoints, for --resume; 0: none", 250)
     log_logits: bool = knob("record attention logits of the batch at validated steps", False)
+    log_spectra: bool = knob("record singular values at up to 8 of the validated steps", False)
     timeout: int = knob("seconds without progress until several processes give up", 300)
     results: Path = knob("folder of the rows and curves", RESULTS)  # noqa: RUF009
 
@@ -258,6 +266,8 @@ class Trainer:
         self.engine = engines.make(
             options.engine, self.device, options.timeout, options.zero_stage, options.comm_dtype
         )
+        if options.log_spectra:
+            require_shown(self.engine)
         self._part = dict(  # this process's part of the data
             seq_len=track.seq_len,
             vocab_size=self.data.vocab_size,
@@ -402,6 +412,8 @@ class Trainer:
         self.build(entrant)
         if heats:
             heats.restore(self, out)  # weights, optimizers, clock, and where the run was
+        due_at = [schedule.steps] if only_last else track.validated(schedule.steps)
+        spectra = self.spectra(plan, due_at)
         left = range(out.steps, schedule.steps)
         with Feed(self.train_batches(seed), left, self.device) as feed:
             for step in left:
@@ -410,9 +422,9 @@ class Trainer:
                         yield out
                 factor = schedule.factor(step)
                 out.steps = step + 1
-                last = out.steps == schedule.steps
-                due = last or (track.validates(out.steps, schedule.steps) and not only_last)
-                loss = self.step(feed, factor, tau, out, measure=due)  # starts the clock
+                due = out.steps in due_at
+                measure = spectra if due else None
+                loss = self.step(feed, factor, tau, out, measure)  # starts the clock
                 out.unread.append(loss)
                 if not due and len(out.unread) < READ_EVERY[self.device.type]:
                     continue
@@ -421,6 +433,8 @@ class Trainer:
                 read = self.engine.all_reduce_mean(torch.stack(out.unread).mean())
                 out.losses += [read] * len(out.unread)
                 out.unread = []
+                with self.memory.aside():
+                    out.spectra += spectra.after(out.steps)
                 val_loss = self.validate(out) if due else None
                 newest = [read] if val_loss is None else [read, val_loss]
                 if not all(loss < exploded for loss in newest):  # so that NaN counts as exploded
@@ -466,13 +480,19 @@ class Trainer:
         self.memory.begin_turn()
 
     def step(
-        self, feed: Feed, factor: float, tau: float | None, out: Outcome, measure: bool = False
+        self,
+        feed: Feed,
+        factor: float,
+        tau: float | None,
+        out: Outcome,
+        measure: Spectra | None = None,
     ) -> Tensor:
         """Training step number out.steps. It starts the clock, if need be, and leaves it running.
 
-        factor: of every learning rate. tau: of QK-Clip, or None. measure: also measure gradient
-        norm and memory while there are gradients, off the clock. Returns this process's mean loss,
-        nats per token, still on the device.
+        factor: of every learning rate. tau: of QK-Clip, or None. measure: not None if the step is
+        validated: then gradient norm, memory and what else is asked for are measured while there
+        are gradients, off the clock. Returns this process's mean loss, nats per token, still on the
+        device.
         """
         clock, sent = out.clock, self.engine.sent_bytes
         clock.start()
@@ -497,6 +517,8 @@ class Trainer:
             if self.options.log_logits and tau is None:
                 self.measure_logits(inputs, targets)
                 self.reduce_max_logits(out)
+            with self.memory.aside():
+                measure.before(out.steps)
             sent += self.engine.sent_bytes  # what measuring sent does not count
             clock.start()
         with clock.part("optimizer"):
@@ -522,6 +544,11 @@ class Trainer:
         loss = self.engine.all_reduce_mean(total / tokens)
         out.val_seconds += self.now() - begun
         return loss
+
+    def spectra(self, plan: Sequence[optim.Group], due_at: Sequence[int]) -> Spectra:
+        """Measures singular values at some of the validated steps, if asked for."""
+        steps = spread(due_at) if self.options.log_spectra else ()
+        return Spectra(self.engine, self.gpt, plan, steps)
 
     @torch.no_grad()
     def measure_logits(self, inputs: Tensor, targets: Tensor) -> None:
@@ -667,7 +694,8 @@ def race(
                         turns = out.turns if heat.name else []
                         if first:
                             logits = logit_rows(out.logits)
-                            store.record(root, run, out.points, by.source, logits, turns)
+                            rows = logits, turns, out.spectra
+                            store.record(root, run, out.points, by.source, *rows)
                             resume.keep(root, race_id, vars(by.options), by.program.setup())
                         runs.append(run)
                         lane.finish(run)

@@ -13,12 +13,14 @@ change of its parameter.
 """
 
 import json
+import math
 import os
 import subprocess
 import sys
 import tempfile
 import zlib
 from collections.abc import Iterator
+from dataclasses import astuple, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,8 @@ from bench._forked import ONE_THREAD, work_in_world
 from layers.config import GPTConfig
 from model import GPT
 from optim import library_recipes
+from runtime.spectra import Spectra
+from tracking.schema import Spectrum
 
 ROOT = Path(__file__).parents[1]
 PROGRAM = """
@@ -84,6 +88,7 @@ def train(engine: engines.Engine, recipe: str, model: str) -> dict[str, Any]:
     groups = optim.plan(engine.roles(), recipe, SETTINGS.get(recipe, {}), torch.float32)
     tau = optim.qk_clip(groups) if not config.qk_norm else None
     engine.build(groups)
+    spectra = Spectra(engine, gpt, groups, [STEPS - 1])
     seen: dict[str, Any] = {"losses": [], "norms": [], "sent": 0}
     for step, batch in enumerate(tokens):
         engine.set_lr(1 - step / STEPS)
@@ -100,6 +105,7 @@ def train(engine: engines.Engine, recipe: str, model: str) -> dict[str, Any]:
         seen["losses"].append(engine.all_reduce_mean(loss))
         if step == STEPS - 1:
             seen["bytes"] = engine.state_bytes()
+        spectra.before(step)
         sent = engine.sent_bytes
         engine.step()
         seen["sent"] += engine.sent_bytes - sent
@@ -107,6 +113,7 @@ def train(engine: engines.Engine, recipe: str, model: str) -> dict[str, Any]:
             largest = engine.all_reduce_max(gpt.pop_max_logits())
             with engine.weights():
                 gpt.clip_qk(largest, tau)
+        seen["spectra"] = list(map(astuple, spectra.after(step)))
     seen["weights"] = weights(engine, gpt)
     with engine.evaluation():
         seen["evaluated"] = weights(engine, gpt)
@@ -136,6 +143,18 @@ def error(ours: Tensor, theirs: Tensor, model: str) -> float:
     return max(
         float((a - b).abs().max() / (b - c).abs().max()) for a, b, c in zip(*parts, strict=True)
     )
+
+
+def spectra_error(ours: list[tuple[Any, ...]], theirs: list[tuple[Any, ...]]) -> float:
+    """The largest relative difference of a figure; infinite if the rows are of other tensors."""
+    names = [field.name for field in fields(Spectrum)]
+    first = names.index("rms")
+    if [row[:first] for row in ours] != [row[:first] for row in theirs]:
+        return math.inf
+    # The others are of small singular values, which the order of sums decides.
+    places = [names.index(name) for name in ("rms", "largest", "stable_rank", "effective_rank")]
+    pairs = [(a[n], b[n]) for a, b in zip(ours, theirs, strict=True) for n in places if b[n]]
+    return max(abs(a - b) / b for a, b in pairs)
 
 
 def off(ours: list[float], theirs: list[float]) -> float:
@@ -176,6 +195,8 @@ def compare(engine: Any, size: int, recipe: str, model: str, one: dict[str, Any]
         "evaluated_error": error(ours["evaluated"], one["evaluated"], model),
         "loss_error": off(ours["losses"], one["losses"]),
         "norm_error": off(ours["norms"], one["norms"]),
+        "spectra_error": spectra_error(ours["spectra"], one["spectra"]),
+        "spectra_rows": len(ours["spectra"]),
         "averages": not torch.equal(ours["weights"], ours["evaluated"]),
         "replicas_equal": not differ, "restored": not moved,
         "bytes": held, "bytes_of_one": one["bytes"], "sent": ours["sent"],

@@ -53,6 +53,8 @@ class Engine(Protocol):
     """Several models can be alive and take turns; else a race takes a run at a time."""
     compiles: bool
     """What `wrap` returns can be compiled by torch.compile; else the model runs uncompiled."""
+    shows: bool
+    """It has the methods `gradients` and `momenta`; see `showing`."""
     owned: list["Owned"]
     """The parameters of the optimizers, in the order of the optimizers and their groups."""
 
@@ -119,6 +121,15 @@ class Engine(Protocol):
     def grad_norm(self) -> float:
         """L2 norm of the whole gradient."""
 
+    def gradients(self) -> list["Flat"]:
+        """What this process has of the averaged gradients, between `wait` and `step`.
+
+        Every entry is on one process at least, but for parameters that have no gradient.
+        """
+
+    def momenta(self) -> list["Flat"]:
+        """What this process has of the first moments, after `step`; see `_rules.momentum`."""
+
     def state_bytes(self) -> dict[str, int]:
         """Bytes of memory that this process holds: `params`, `grads`, `state`.
 
@@ -165,9 +176,22 @@ class Owned(NamedTuple):
     param: Tensor  # what the optimizer updates
 
 
+class Flat(NamedTuple):
+    """Entries of a tensor that belongs to a parameter of the model."""
+
+    name: str  # of the model's parameter
+    start: int  # the first entry, of the flattened parameter
+    values: Tensor  # one dimension
+
+
 def names() -> list[str]:
     """The engines: the files of this folder."""
     return [m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_")]
+
+
+def showing() -> list[str]:
+    """The engines that have whole gradients and momenta to show."""
+    return [name for name in names() if import_module(f"{__name__}.{name}").Engine.shows]
 
 
 def make(

@@ -29,6 +29,7 @@ ELEMENTWISE = (
     "ASGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop",
     "SGD",
 )  # fmt: skip
+MOMENTA = ("exp_avg", "momentum_buffer")  # what rules call their first moment
 Optimizers = Sequence[torch.optim.Optimizer]
 # Of the whole process: a rule that sets one would change the model and the runs of others.
 SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
@@ -208,6 +209,18 @@ def evaluation(optimizers: Optimizers) -> Iterator[None]:
 def parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     """The parameters of an optimizer, in the order of their numbers in its state dict."""
     return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def momentum(optimizer: Any, param: Tensor) -> Tensor | None:
+    """The first moment that a rule keeps for a parameter, of the parameter's shape; None: none.
+
+    It is known by its name, one of MOMENTA. A rule may keep it under another name, such as
+    heavyball's, or not at all. SOAP as published keeps it in a rotated basis, where it has the same
+    singular values; `optim.soap` keeps it as it is.
+    """
+    state = getattr(optimizer, "state", {}).get(param) or {}
+    found = next((state[name] for name in MOMENTA if name in state), None)
+    return found if isinstance(found, Tensor) and found.shape == param.shape else None
 
 
 def restore(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:

@@ -104,7 +104,7 @@ class Engine(ddp.Engine):
     """See `engines.Engine`."""
 
     name = "deepspeed"
-    compiles = False
+    compiles = shows = False  # its gradients and momenta are in buffers of its own, by the stage
 
     def __init__(
         self, device: torch.device, timeout: float, zero_stage: int = 1, group: Any = None

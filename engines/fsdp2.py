@@ -37,7 +37,7 @@ from torch.distributed.fsdp._fully_shard._fsdp_collectives import (
 )
 from torch.distributed.tensor import DTensor
 
-from engines import Owned, PlannedGroup, _coupled, _rules, ddp
+from engines import Flat, Owned, PlannedGroup, _coupled, _rules, ddp
 from engines._bytes import held_bytes
 from engines._exchange import Cut, Exchange, Transfer
 from engines._shards import rows_of
@@ -437,6 +437,14 @@ class Engine(ddp.Engine):
         square = torch.nn.utils.get_total_norm(grads).to(self.device, torch.float64).square()
         dist.all_reduce(square, group=self.group)
         return square.sqrt().item()
+
+    def gradients(self) -> list[Flat]:
+        held = [(cut, local_gradient(cut)) for cut in self.cuts.values()]
+        return [
+            Flat(cut.name, cut.range(self.rank)[0], grad.flatten())
+            for cut, grad in held
+            if grad is not None
+        ]
 
     def state_bytes(self) -> dict[str, int]:
         """Bytes of this process's shards; the owners' whole copies count as parameters."""

@@ -27,7 +27,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from engines import Owned, PlannedGroup, _coupled, _rules, ddp
+from engines import Flat, Owned, PlannedGroup, _coupled, _rules, ddp
 from engines._buffers import Buffer, lay_out
 
 
@@ -145,6 +145,10 @@ class Engine(ddp.Engine):
         own = [piece.grad for buffer in self._buffers for piece in buffer.pieces]
         norm = torch.nn.utils.get_total_norm(own).to(self.device, torch.float64)
         return float((self.all_reduce_mean(norm.square()) * self.world_size) ** 0.5)
+
+    def gradients(self) -> list[Flat]:
+        pieces = [piece for buffer in self._buffers for piece in buffer.pieces]
+        return [Flat(piece.name, piece.start, piece.grad.flatten()) for piece in pieces]
 
     @contextmanager
     def evaluation(self) -> Iterator[None]:

@@ -8,7 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from engines import Owned, PlannedGroup, RuleError, _rules, _state
+from engines import Flat, Owned, PlannedGroup, RuleError, _rules, _state
 from engines._bytes import held_bytes
 from errors import UserError
 from host import launcher
@@ -23,7 +23,7 @@ class Engine:
     mark: Callable[[], Any] | None = None
     keep_grads = False
     broke: RuleError | None = None
-    together = compiles = True
+    together = compiles = shows = True
 
     def __init__(
         self, device: torch.device, timeout: float, zero_stage: int = 1, group: Any = None
@@ -117,6 +117,14 @@ class Engine:
     def grad_norm(self) -> float:
         grads = [p.grad for p in self.model.parameters() if p.grad is not None]
         return torch.nn.utils.get_total_norm(grads).item()
+
+    def gradients(self) -> list[Flat]:
+        named = self.model.named_parameters()
+        return [Flat(name, 0, p.grad.flatten()) for name, p in named if p.grad is not None]
+
+    def momenta(self) -> list[Flat]:
+        found = [(o, _rules.momentum(self.optimizers[o.optimizer], o.param)) for o in self.owned]
+        return [Flat(o.name, o.start, m.flatten()) for o, m in found if m is not None]
 
     def state_bytes(self) -> dict[str, int]:
         params, counted = list(self.model.parameters()), set[int]()

@@ -22,13 +22,13 @@ FILES, LINES = 5000, 500_000  # a run with QK-Clip on gpt2-2024 has 450,000 rows
 LONGEST_LINE = 64 << 10  # bytes; a row of runs.csv has about a thousand
 # A reader of TOML takes a time that grows with the square of a line: a key may have many dots.
 FORM_BYTES, FORM_LINE = 32 << 10, 8 << 10
-FOLDERS = ("curves", "logits", "sources", "turns")
+FOLDERS = ("curves", "logits", "sources", "spectra", "turns")
 # A name is plain ASCII, so that it is one name on every file system.
 PLAIN = r"[A-Za-z0-9][A-Za-z0-9._+=-]{0,199}"
 DIGEST = re.compile(r"[0-9a-f]{16}")  # of a program text
 KINDS = re.compile(
-    rf"record\.toml|manifest\.csv|README\.md|{PLAIN}\.csv|(curves|turns|logits)/{PLAIN}\.csv|"
-    r"sources/[0-9a-f]{16}\.txt"
+    rf"record\.toml|manifest\.csv|README\.md|{PLAIN}\.csv|"
+    rf"(curves|turns|logits|spectra)/{PLAIN}\.csv|sources/[0-9a-f]{{16}}\.txt"
 )
 
 
@@ -44,7 +44,8 @@ def listing(folder: Path) -> dict[str, bytes]:
             kind = "a link" if path.is_symlink() else "a folder" if path.is_dir() else "a file"
             raise UserError(
                 f"{path}: {kind} that no record has; it holds record.toml, manifest.csv, "
-                "README.md, tables *.csv, curves/, turns/, logits/ and sources/: move it away"
+                "README.md, tables *.csv, curves/, turns/, logits/, spectra/ and sources/: "
+                "move it away"
             )
         content[name] = read(path)
         total += len(content[name])

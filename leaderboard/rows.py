@@ -19,7 +19,7 @@ import pandas as pd
 from analysis import engines, planned, scale
 from analysis.table import frame
 from errors import UserError
-from leaderboard import intake
+from leaderboard import intake, spectra
 from tracking import tuned
 from tracking.crossing import crossing
 from tracking.schema import (
@@ -41,6 +41,7 @@ from tracking.store import (
     read_curve,
     read_logits,
     read_runs,
+    read_spectra,
     read_trials,
     read_turns,
     source_hash,
@@ -153,7 +154,7 @@ def _check_rows(rows: Rows) -> Iterator[str]:
 
 
 def _check_run(root: Path, run: Run) -> Iterator[str]:
-    """Whether a row agrees with its curve, its logits, its turns and itself."""
+    """Whether a row agrees with its curve, logits, spectra and turns, and with itself."""
     try:
         points = read_curve(root, run.run)
     except UserError as error:
@@ -162,6 +163,7 @@ def _check_run(root: Path, run: Run) -> Iterator[str]:
     yield from _check_curve(run, points)
     try:
         yield from _check_logits(run, read_logits(root, run.run))
+        yield from spectra.problems(run, points, read_spectra(root, run.run))
         yield from _check_turns(run, read_turns(root, run.run), points)
     except UserError as error:
         yield str(error)
@@ -371,7 +373,7 @@ def _check_constants(runs: pd.DataFrame) -> Iterator[str]:
 def _check_files(root: Path, runs: Sequence[Run]) -> Iterator[str]:
     """Whether every file of a run has a row: a removed row leaves its files behind."""
     names = {run.run for run in runs}
-    folders = ("curves", "logits", "turns")
+    folders = ("curves", "logits", "spectra", "turns")
     for path in sorted(path for name in folders for path in (root / name).glob("*.csv")):
         if path.stem not in names:
             yield (

@@ -175,6 +175,7 @@ def _copy_rows(root: Path, folder: Path, target: Path, runs: Sequence[Run]) -> N
             text,
             store.read_logits(root, run.run),
             store.read_turns(root, run.run),
+            store.read_spectra(root, run.run),
         )
 
 

@@ -6,7 +6,8 @@ read, and what one run has freed may stay with the process. So there it is what 
 before its first run, libraries and compiled code included, and what a step of the warm-up adds.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -49,6 +50,15 @@ class Peak:
             self.read()
             self._own = torch.cuda.memory_allocated(self._device) - self._others
             self._others = None
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """A context within a turn that the peak does not count: it leaves nothing allocated."""
+        self.end_turn()
+        try:
+            yield
+        finally:
+            self.begin_turn()
 
     def read(self) -> int:
         """The peak so far, bytes."""

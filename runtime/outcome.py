@@ -11,9 +11,10 @@ from torch import Tensor
 
 from runtime import provenance
 from runtime.clock import Clock
-from tracking.schema import Turn, Validation
+from tracking.schema import Spectrum, Turn, Validation
 
-AS_IT_IS = ("entrant", "seed", "clock", "turns", "points")  # not copied as they are by `state`
+ROWS = {"turns": Turn, "points": Validation, "spectra": Spectrum}
+AS_IT_IS = ("entrant", "seed", "clock", *ROWS)  # not copied as they are by `state`
 
 
 @dataclass
@@ -33,6 +34,7 @@ class Outcome:
     val_seconds: float = 0.0
     grad_norm: float = 0.0  # when last measured
     logits: list[tuple[int, Tensor]] = field(default_factory=list)  # step, maxima (n_layer H)
+    spectra: list[Spectrum] = field(default_factory=list)
     memory: dict[str, int] = field(default_factory=dict)  # bytes of params, grads and state
     sent_bytes: int = 0  # to other processes, in training steps
     unread: list[Tensor] = field(default_factory=list)  # losses that are still on the device
@@ -50,14 +52,14 @@ class Outcome:
     def state(self) -> dict[str, Any]:
         """All of it but entrant and seed, as plain values and tensors, between two turns."""
         copied = {name: value for name, value in vars(self).items() if name not in AS_IT_IS}
-        rows = {name: list(map(astuple, getattr(self, name))) for name in ("turns", "points")}
+        rows = {name: list(map(astuple, getattr(self, name))) for name in ROWS}
         return copied | rows | {"clock": self.clock.state()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take over what `state` returned; the new warm-up counts too."""
         warmed = self.compile_seconds
         vars(self).update({name: value for name, value in state.items() if name not in AS_IT_IS})
-        self.turns = [Turn(*row) for row in state["turns"]]
-        self.points = [Validation(*row) for row in state["points"]]
+        for name, cls in ROWS.items():
+            setattr(self, name, [cls(*row) for row in state[name]])
         self.clock.restore(state["clock"])
         self.compile_seconds += warmed

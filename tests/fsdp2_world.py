@@ -24,6 +24,7 @@ import optim  # noqa: E402
 from bench._forked import work_in_world  # noqa: E402
 from layers.config import GPTConfig  # noqa: E402
 from model import GPT  # noqa: E402
+from runtime.spectra import Spectra  # noqa: E402
 
 PROCESSES, STEPS, SEQUENCES, MICROBATCHES = 3, 3, 12, 2
 CPU = torch.device("cpu")
@@ -190,6 +191,26 @@ def restored(engine: Any) -> dict[str, Any]:
     return {"losses": losses}
 
 
+def measured(engine: Any) -> dict[str, Any]:
+    """The weights after steps with spectra and without, of rules on shards and on whole tensors."""
+    found: dict[str, Any] = {}
+    for recipe in ("muon", "adamw"):
+        for steps in ((), range(STEPS)):
+            own = engine.another()
+            gpt, wrapped = place(own, ODD)
+            plan = optim.plan(own.roles(), recipe, {}, torch.float32)
+            own.build(plan)
+            spectra = Spectra(own, gpt, plan, steps)
+            rows = 0
+            for step, batch in enumerate(batches(ODD)):
+                passes(own, wrapped, batch)
+                spectra.before(step)
+                own.step()
+                rows += len(spectra.after(step))
+            found[f"{recipe} {len(steps)}"] = rows, weights(own, gpt)
+    return found
+
+
 class Failing(torch.autograd.Function):
     """x, whose gradient cannot be had."""
 
@@ -292,6 +313,7 @@ def work(rank: int, folder: Path) -> Iterator[tuple[str, int, dict[str, Any]]]:
             yield name, len(ranks), seen
             yield f"layout {name}", len(ranks), layout(engine.another())
             yield f"restored {name}", len(ranks), restored(engine.another())
+            yield f"measured {name}", len(ranks), measured(engine)
         yield "table", len(ranks), train(full.another(), "adamw", {}, TABLE, kind=None)
         yield "changed", len(ranks), changed(full.another())
         for where in ("nowhere", "forward", "backward"):

@@ -1,5 +1,6 @@
 """Rows for tests: runs that follow from their curves, and tuning trials."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -10,7 +11,8 @@ import numpy as np
 from analysis.price import Prices
 from tracking import store
 from tracking.crossing import crossing
-from tracking.schema import Logit, Run, Trial, Turn, Validation
+from tracking.schema import Logit, Run, Spectrum, Trial, Turn, Validation
+from tracking.spectra import TENSORS, spread
 
 SOURCE = store.source_text({"speedrun.py": "print('fast')\n", "muon.py": "# five steps\n"})
 ALONE = Prices((), {})  # of races whose runs took no turns
@@ -80,6 +82,38 @@ def make_logits(
         for layer in range(2)
         for head in range(2)
     ]
+
+
+PARTS = (  # parameter, role, kind, part, rows, columns
+    ("embed.weight", "embed", "embed", 0, 64, 16),
+    ("blocks.0.attn.qkv.weight", "matrix", "query", 0, 16, 16),
+    ("blocks.0.attn.qkv.weight", "matrix", "key", 1, 16, 16),
+    ("blocks.0.attn.qkv.weight", "matrix", "value", 2, 16, 16),
+    ("blocks.0.mlp.fc.weight", "matrix", "mlp.fc", 0, 64, 16),
+    ("blocks.0.norm1.weight", "vector", "norm1", 0, 16, 1),
+    ("head.weight", "head", "head", 0, 64, 16),
+)
+
+
+def make_spectra(points: Sequence[Validation], spread_of: dict[str, float]) -> list[Spectrum]:
+    """A model's spectra; those of a tensor fall evenly on a log scale, from 1 to 1 / spread_of it.
+
+    Tensors that spread_of lacks have no rows.
+    """
+    rows = []
+    for step in spread([point.step for point in points if point.step]):
+        for name, role, kind, part, height, width in PARTS:
+            for tensor in (tensor for tensor in TENSORS if tensor in spread_of):
+                s = np.geomspace(1.0, 1 / spread_of[tensor], width)
+                rms = math.sqrt((s @ s) / (height * width))
+                quantiles = np.quantile(s, [1.0, 0.9, 0.75, 0.5, 0.25, 0.1, 0.0]).tolist()
+                p, most = s / s.sum(), float(s[: -(-width // 10)] @ s[: -(-width // 10)])
+                ratios = [1 / quantiles[3], 1 / quantiles[6], s @ s, np.exp(-(p @ np.log(p)))]
+                figures = [*quantiles, *map(float, ratios), most / float(s @ s)]
+                cells = figures if width > 1 else [None] * len(figures)
+                about = (name, role, kind, part, tensor, height, width)
+                rows.append(Spectrum(step, *about, rms, *cells))
+    return rows
 
 
 def make_run(points: list[Validation] | None = None, **changes: Any) -> Run:

@@ -12,7 +12,7 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import astuple, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -95,8 +95,15 @@ def curves(options: Options) -> dict[str, Curve]:
             for p in store.read_curve(root, run.run)
         ]
         logits = [(r.step, r.layer, r.head, r.max_logit) for r in store.read_logits(root, run.run)]
+        spectra = list(map(astuple, store.read_spectra(root, run.run)))
         taken = [turn.steps for turn in store.read_turns(root, run.run)]
-        found[run.label] = [(run.status, run.steps, run.final_loss), *points, *logits, *taken]
+        found[run.label] = [
+            (run.status, run.steps, run.final_loss),
+            *points,
+            *logits,
+            *spectra,
+            *taken,
+        ]
     return found
 
 
@@ -176,6 +183,29 @@ def test_the_logits_of_qk_clip_are_kept(micro_track: Track, saving: Options) -> 
     (clip,) = (run for run in store.read_runs(Path(saving.results)) if "clip" in run.entrant)
     steps = {row.step for row in store.read_logits(Path(saving.results), clip.run)}
     assert steps == {1, 2, 3, 4, 5, 6}
+
+
+def test_the_spectra_that_were_measured_are_kept(micro_track: Track, saving: Options) -> None:
+    names = ["adamw:steps=12", "muon:steps=12"]
+    logging = replace(saving, log_spectra=True)
+    killed(micro_track, logging, names, 21)
+    race(micro_track, logging, names)
+    runs = store.read_runs(Path(logging.results))
+    found = [store.read_spectra(Path(logging.results), run.run) for run in runs]
+    assert [sorted({row.step for row in rows}) for rows in found] == [[4, 8, 12], [4, 8, 12]]
+    with tempfile.TemporaryDirectory() as folder:
+        unbroken = replace(logging, save_every=0, results=Path(folder))
+        race(micro_track, unbroken, names)
+        assert curves(unbroken) == curves(logging)
+        assert without_spectra(curves(unbroken)) == whole(micro_track, *names)
+
+
+def without_spectra(found: dict[str, Curve]) -> dict[str, Curve]:
+    """A row of a spectrum has many columns, and no other row has as many."""
+    return {
+        name: [row for row in rows if not isinstance(row, tuple) or len(row) < 10]
+        for name, rows in found.items()
+    }
 
 
 def test_a_run_that_has_ended_since_the_checkpoint_is_not_run_again(

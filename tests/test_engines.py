@@ -79,6 +79,18 @@ def test_a_recipe_trains_as_on_one_process(rows: list[Row], engine: str, recipe:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", PRESENT)
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_spectra_are_those_of_one_process(rows: list[Row], engine: str, recipe: str) -> None:
+    for row in of(rows, engine=engine, recipe=recipe):
+        # Figures have six digits.
+        assert row["spectra_rows"] and row["spectra_error"] < max(BOUNDS.get(recipe, 0), 5e-5), (
+            say(row),
+            row["spectra_error"],
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", PRESENT)
 def test_all_processes_hold_the_same_weights_to_the_bit(rows: list[Row], engine: str) -> None:
     assert [say(row) for row in of(rows, engine=engine) if not row["replicas_equal"]] == []
 

@@ -123,6 +123,16 @@ def test_what_is_updated_is_never_rounded(world: Any, size: int) -> None:
                 assert torch.equal(shard, shard.bfloat16().float()), name
 
 
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", ["float32", "bfloat16"])
+def test_measured_spectra_change_no_weight(world: Any, name: str, size: int) -> None:
+    for seen in world[f"measured {name}", size]:
+        for recipe in ("muon", "adamw"):
+            (none, plain), (some, spied) = seen[f"{recipe} 0"], seen[f"{recipe} {STEPS}"]
+            assert none == 0 < some
+            assert all(torch.equal(spied[key], p) for key, p in plain.items()), recipe
+
+
 def model_shapes() -> dict[str, tuple[int, ...]]:
     """The shapes of the parameters of EVEN, by name."""
     return {name: tuple(p.shape) for name, p in GPT(EVEN).named_parameters()}

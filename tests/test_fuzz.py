@@ -47,16 +47,15 @@ from tests.fuzzing import (
     told,
     words,
 )
-from tests.rows import make_logits, make_points, make_run, make_trial, make_turns
+from tests.rows import make_logits, make_points, make_run, make_spectra, make_trial, make_turns
 from tests.test_verify import fill, fill_records
 from tracking import spelling, store, tuned
-from tracking.schema import Logit, Run, Trial, Turn, Validation
+from tracking.schema import Logit, Run, Spectrum, Trial, Turn, Validation
 
 RANKED = [bytes([byte]) for byte in range(256)] + [b"th", b"the", b" the"]
 VOCAB = len(RANKED) + 1
 TOKENS = np.arange(400, dtype=np.uint16) % VOCAB
 SHARD = b"".join(shards.shard_parts(TOKENS))
-
 Fuzz = Callable[..., None]
 
 
@@ -312,6 +311,7 @@ TABLES: dict[type, list[Any]] = {
     Validation: POINTS,
     Turn: make_turns(make_run(POINTS, turn_steps=3)),
     Logit: make_logits(POINTS),
+    Spectrum: make_spectra(POINTS, {"momentum": 100.0})[4:],
     ScalePoint: [ScalePoint("r", 64, 4096, 100)],
 }
 

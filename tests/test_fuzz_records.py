@@ -25,9 +25,9 @@ from leaderboard.claims import FAILED
 from leaderboard.submit import submit
 from tests.fuzzing import VALUES, damage, damaged, fuzz, refused, told
 from tests.record_maker import FIRST, make_race, small_rules
-from tests.rows import make_logits, make_points
+from tests.rows import make_logits, make_points, make_spectra
 from tracking import store
-from tracking.schema import Logit
+from tracking.schema import Logit, Spectrum
 
 READ_ALIKE = ("page", "form", "manifest")  # other bytes of these may say the same
 MEBI = 1 << 20
@@ -44,12 +44,15 @@ def try_(request: pytest.FixtureRequest) -> Fuzz:
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A record, with logits, among whose files damage is done."""
+    """A record, with logits and spectra, among whose files damage is done."""
     home = tmp_path_factory.mktemp("fuzz")
     with small_rules():
         make_race(home, seeds=3)
         logits = [row for row in make_logits(make_points()) if row.step in (20, 40)]
         store.write_rows(store.logits_path(home, "one-muon-1"), Logit, logits)
+        spread_of = {"gradient": 1e4, "momentum": 1e3, "update": 2.0, "weight": 30.0}
+        path = store.spectra_path(home, "one-muon-1")
+        store.write_rows(path, Spectrum, make_spectra(make_points(), spread_of))
         submit(home, home / "results", "first", authors=["A. Name"])
         yield home / "results" / "records" / FIRST
 
@@ -67,6 +70,7 @@ CHOSEN = {
     "curve": "curves/one-muon-1.csv",
     "turns": "turns/one-muon-1.csv",
     "logits": "logits/one-muon-1.csv",
+    "spectra": "spectra/one-muon-1.csv",
     "source": f"sources/{store.source_hash(store.source_text({}))}.txt",
     "page": "README.md",
 }
@@ -118,7 +122,7 @@ NUMBERS = ["9" * 400, "-" + "9" * 400, "9" * 18, "9223372036854775807", "-922337
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-@pytest.mark.parametrize("kind", ["runs", "curve", "turns", "logits"])
+@pytest.mark.parametrize("kind", ["runs", "curve", "turns", "logits", "spectra"])
 def test_numbers_at_the_ends_of_their_range(try_: Fuzz, kind: str, folder: Path) -> None:
     """They are of the right type, so the rules compute with them."""
     path = folder / CHOSEN[kind]
@@ -162,6 +166,7 @@ HUGE = {
     "digits": ("record.toml", "a = " + "9" * 8000),
     "a curve": ("curves/one-muon-1.csv", ROW * 30_000),
     "turns": ("turns/one-muon-1.csv", "0,0,0\n" * 30_000),
+    "spectra": ("spectra/one-muon-1.csv", f"1,a,b,c,0,d,{'9' * 18},2,1{',9' * 12}\n" * 30_000),
     "heads": ("logits/one-muon-1.csv", "1,99999999,99999999,0\n" * 10),
     "files of a manifest": ("manifest.csv", ",x,1,y\n" * 30_000),
     "a page": ("README.md", "<!-- begin:race x -->\n" * 100_000),

@@ -29,6 +29,8 @@ from leaderboard import verify
 from runtime import machine
 from runtime.program import Program
 from tracking import store
+from tracking.schema import Spectrum
+from tracking.spectra import TENSORS
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
@@ -117,6 +119,8 @@ def test_every_property_is_checked(folder: Path) -> None:
         ("step", "adamw, eager: parts of the step over all of it"),
         ("step", "muon, in turns: loss off the loss alone"),
         ("graphs and engines", "ddp of one process: losses off the losses of launched kernels"),
+        ("spectra", "muon: losses off the losses without spectra"),
+        ("spectra", "adamw: faults that the verifier finds"),
         ("race", "runs that diverged"),
     ):
         assert any(name.startswith(f"{part}: ") and words in name for name in names), words
@@ -145,6 +149,14 @@ def test_measurements_are_consistent(folder: Path) -> None:
     backends = [(case, quantity) for part, case, quantity in found if part == "newton_schulz"]
     assert len(backends) == 4  # plain and gram, which float32 allows, on two batches
     assert {quantity for _, quantity in backends} == {"float32 iteration"}
+
+
+@pytest.mark.slow
+def test_spectra_are_written_down(folder: Path) -> None:
+    for name in ("adamw", "muon"):
+        found = store.read(folder / f"spectra-{name}.csv", Spectrum)
+        assert {row.tensor for row in found} == {*TENSORS}
+        assert {"query", "mlp.fc", "embed", "head"} <= {row.kind for row in found}
 
 
 @pytest.mark.slow

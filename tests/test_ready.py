@@ -254,7 +254,7 @@ def test_line_ends_of_an_old_mac_are_refused_and_no_row_is_cut(tmp_path: Path) -
 
 
 def test_every_folder_that_a_run_writes_to_is_tried(tmp_path: Path) -> None:
-    for name in ("curves", "turns", "logits", "setups", "sources"):
+    for name in ("curves", "turns", "logits", "spectra", "setups", "sources"):
         (tmp_path / name).touch()
         with pytest.raises(UserError, match=f"cannot write to .*{name}"):
             store.ready(tmp_path)

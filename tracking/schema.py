@@ -150,7 +150,8 @@ class Spectrum:
 
     A part is what is orthogonalised on its own: the query, the key or the value matrix of a fused
     projection, or one head of it with Muon Split; else the whole parameter. A vector has no
-    singular values: its columns from `largest` on are empty.
+    singular values: its columns from `largest` on are empty. A ratio over 0 is empty, and so is
+    every ratio of a matrix of zeros. Values below float32's rounding of the largest one are 0.
     """
 
     step: int  # whose gradient and update these are
@@ -173,7 +174,9 @@ class Spectrum:
     over_smallest: float | None  # largest / smallest: the condition number; empty for singular ones
     stable_rank: float | None  # sum of squares / largest^2
     effective_rank: float | None  # exp of the entropy of the singular values over their sum
-    top_tenth: float | None  # part of the sum of squares that is in the largest tenth of the values
+    top_tenth: (
+        float | None
+    )  # part of the sum of squares in the largest tenth of the values, 1 or more
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import torch
 
 import bench.gpu_check
 from analysis.table import commit_words
-from bench.gpu_check import graphs_and_engines, models, optimizers, race, report, training
+from bench.gpu_check import graphs_and_engines, models, optimizers, race, report, spectra, training
 from bench.gpu_check.config import Config
 from bench.gpu_check.runner import FAILED, SKIPPED, Check, Part, Result, run
 from data import corpus, open_dataset
@@ -43,6 +43,7 @@ PARTS = (
         graphs_and_engines.run,
         0.2,
     ),
+    Part("spectra", "singular values at a step of AdamW and Muon", spectra.run, 0.12),
     Part("race", "AdamW against Muon on real text", race.run, 0.2),
 )
 RESERVE = 15.0  # seconds for the chart and the page

@@ -93,6 +93,7 @@ def page(
         ("optimizer_step", "An optimizer's step on the hidden matrices"),
         ("newton_schulz", "Newton-Schulz, five steps on a batch"),
         ("graphs and engines", "The step of the model `tiny`"),
+        ("spectra", "Singular values of the hidden matrices"),
     ):
         lines += ["", f"## {title}", "", *table(measures, part)] if part in ran else []
     lines += ["", "## The race", "", *_race(out, measures)] if "race" in ran else []

@@ -75,8 +75,7 @@ def apart(a: Curve, b: Curve) -> list[float]:
 
 def same_training(config: Config, recorder: Recorder, seconds: float) -> None:
     """The part `training`: one seed twice, and compiled against eager."""
-    # torch reads this at the first matrix product of a process, and never again.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    let_cublas_repeat()
     track = config.track(config.sizes.check_seqs)
     eager = Trainer(track, config.options())
     plain: dict[str, Curve] = {}
@@ -105,6 +104,14 @@ def same_training(config: Config, recorder: Recorder, seconds: float) -> None:
             recorder.check(f"{name}: compiled off eager, any loss", max(off), most=LATER_LOSSES)
             most = 0 if config.device.type == "cpu" else LATER_LOSSES
             same_seed(recorder, f"{name}, compiled", found, curve(trainer, config, name), most)
+
+
+def let_cublas_repeat() -> None:
+    """Let `deterministic` have matrix products; call it before the first one of a process.
+
+    torch reads the variable then, and never again.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 @contextlib.contextmanager
