@@ -16,6 +16,7 @@ A generated part of a page is between `<!-- begin:NAME ARGUMENT -->` and `<!-- e
     scale RECORD         speed-ups at other batch sizes and widths
     engines RECORD       losses, memory, traffic and seconds on several engines
     planned RECORD       bytes and step times that the planner predicts, beside measured ones
+    tuning RECORD/TRACK  the best losses of a search after some trials and after all
     published PART       what others published, recomputed: headline, ratios, xl, claims, records
     tuned                the settings in optim/tuned.toml
     rules VERSION        the numbers of the rules of the leaderboard, per track
@@ -33,7 +34,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from analysis import engines, finals, league, planned, scale
+from analysis import engines, finals, league, planned, scale, tuning
 from analysis.price import Prices, read_prices
 from analysis.report import machine, sentences
 from analysis.table import markdown, markdown_grid, note, summarise
@@ -188,6 +189,11 @@ def _planned(argument: str, repository: Path) -> str:
     return planned.markdown(found)
 
 
+def _tuning(argument: str, repository: Path) -> str:
+    record, _, track = argument.partition("/")
+    return tuning.markdown(tuning.read(find_record(repository / "results", record), track))
+
+
 def _rules(version: str, _: Path) -> str:
     """The numbers that a version of the rules has for each track, as Markdown."""
     tracks = rulebook.RULES.get(int(version)) if version.isdecimal() else None
@@ -233,6 +239,7 @@ MARKERS: dict[str, Callable[[str, Path], str]] = {
     "scale": _scale,
     "engines": _engines,
     "planned": _planned,
+    "tuning": _tuning,
     "tuned": lambda _, repository: tuned_table(tuned.read(repository / "optim" / "tuned.toml")),
     "rules": _rules,
     "csv": lambda file, repository: csv_table(_within(file, repository)),

@@ -426,12 +426,13 @@ def _check_trials(trials: Sequence[Trial]) -> Iterator[str]:
 
 def _check_budgets(trials: pd.DataFrame) -> Iterator[str]:
     """Whether no trial is doubled, and the recipes of a track had the same number of searches."""
-    key = ["track_hash", "stage", "entrant", "seed", "target"]
-    for (_, stage, entrant, seed, _), times in _repeated(trials, key):
+    # Two trials of one search may have the same settings: a guide may ask for a corner again.
+    key = ["track_hash", "stage", "trial", "entrant", "seed", "target"]
+    for (_, stage, _, entrant, seed, _), times in _repeated(trials, key):
         yield f"trial {entrant} ({stage}): {times} rows with seed {seed}"
     # A search that is not over claims nothing yet.
     over = set(trials[trials.stage.isin(AFTER_SEARCH)].groupby(["track_hash", "recipe"]).groups)
-    # A trial that was run anew, with another value of what is not searched, counts once.
+    # A trial that was run anew counts once: numbers go on from a search to a longer one.
     searched = trials[trials.stage == "search"].drop_duplicates(["track_hash", "recipe", "trial"])
     for track, rows in searched.groupby("track_hash", sort=False):
         rows = rows[[(track, recipe) in over for recipe in rows.recipe]]

@@ -22,11 +22,10 @@ from optim import Option
 from optim.entrants import Entrant, assigned, entrant_options
 from speedrun import Outcome, Schedule, Trainer, enter
 from studies.points import Settings, points, proposed
-from tracking import spelling, store
-from tracking.schema import DIVERGED, FINISHED, REACHED, SWEEP, Trial
+from tracking import spelling, store, tuned
+from tracking.schema import DIVERGED, FINISHED, REACHED, SEARCHED, SWEEP, Trial
 
-STAGES = ("search", "refine", "confirm", "horizon")
-SEARCHED = STAGES[:2]  # stages whose trials have a point of their own
+STAGES = (*SEARCHED, "confirm", "horizon")
 SEARCH_SEED = 1000
 FRESH_SEEDS = (1001, 1002, 1003, 1004, 1005)  # races count from 0: none repeats a trial
 SPREAD = 16  # trials that are spread evenly before the guide proposes others
@@ -102,12 +101,22 @@ class Study:
         self.trainer, self.base, self.budget = trainer, base, budget
         self.recipe = spelling.recipe_of(entrant)
         self.options = entrant_options(self.recipe, Schedule)
-        self.fixed = assigned(entrant, self.options)
+        typed = assigned(entrant, self.options)
+        self.fixed = self._lent() | typed
         self.points: dict[int, Settings] = {}  # by the number of the trial
-        if "steps" in self.fixed:
+        if "steps" in typed:
             raise UserError(f"{entrant}: the tuner sets the steps; leave them out")
-        if budget.stage == "sweep" and self.fixed:
+        if budget.stage == "sweep" and typed:
             raise UserError(f"{entrant}: a sweep is around tuned settings; leave the options out")
+
+    def _lent(self) -> Settings:
+        """The tuned values of options that have no range, with which trials run.
+
+        They are part of the outcome: its section of tuned.toml takes the place of theirs.
+        """
+        section = tuned.find(self.base, self.recipe)
+        values = section.settings if section else {}
+        return {n: v for n, v in values.items() if n in self.options and not self.options[n].range}
 
     @property
     def steps(self) -> int:

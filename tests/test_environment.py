@@ -168,7 +168,7 @@ COMMANDS = [
     "leaderboard.__main__", "leaderboard.changed", "leaderboard.pages", "leaderboard.public_logs",
     "leaderboard.published", "leaderboard.rerun", "leaderboard.seal", "leaderboard.submit",
     "leaderboard.verify", "planner.__main__", "runtime.machine", "speedrun", "studies.scale",
-    "studies.tune", "tracking.tuned",
+    "studies.ends", "studies.replay", "studies.tune", "tracking.tuned",
 ]  # fmt: skip
 
 

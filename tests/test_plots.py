@@ -457,6 +457,8 @@ def test_trials_without_a_race_are_still_drawn(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "charts").iterdir()) == [
         "lr_sensitivity.png",
         "lr_sensitivity.svg",
+        "tuning_curves.png",
+        "tuning_curves.svg",
     ]
 
 

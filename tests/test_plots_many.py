@@ -37,7 +37,7 @@ from tracking.store import read_trials
 
 CHARTS = (
     "loss_curves", "time_to_target", "speedup", "loss_by_steps", "loss_by_seconds", "iso_loss",
-    "pareto", "significance", "lr_sensitivity", "lr_sweep", "scale",
+    "pareto", "significance", "lr_sensitivity", "lr_sweep", "scale", "tuning_curves",
 )  # fmt: skip
 
 

@@ -1,5 +1,6 @@
-"""The tuner: its points, its stages, interruption, shards, and the committed search."""
+"""The tuner: its points, its stages, interruption and shards."""
 
+import contextlib
 import itertools
 import math
 import tomllib
@@ -12,13 +13,16 @@ from typing import Any
 import pytest
 
 import speedrun
+import studies.study
 from analysis import stats
 from errors import UserError
-from optim import Linear, Log, Option
-from optim.entrants import assigned, entrant_options, parse
-from studies import tune
+from optim import Beta, Linear, Log, Option
+from optim.entrants import entrant_options, parse
+from studies import guide, tune
+from studies.points import REST, coordinate, points, proposed
+from studies.study import Budget, Incomplete, Job, Study, loss_of, read_shard
 from tests.rows import make_trial
-from tracking import store, tuned
+from tracking import spelling, store, tuned
 from tracking.schema import DIVERGED, REACHED, Trial
 from tracking.tuned import TUNED, Tuned
 
@@ -27,60 +31,79 @@ OPTIONS = {
     "beta": Option(float, 0.9, None),
     "cooldown": Option(float, 0.5, Linear(0.0, 1.0)),
 }
-SEARCH = Path(__file__).parents[1] / "results" / "records" / "tiny-search"
+RESULTS = Path(__file__).parents[1] / "results"
 
 
 def test_points_fill_the_ranges_and_do_not_depend_on_their_number() -> None:
-    points = tune.points(OPTIONS, 32)
-    assert points[:8] == tune.points(OPTIONS, 8)
-    assert all(set(point) == {"lr", "cooldown"} for point in points)
+    found = points(OPTIONS, 32)
+    assert found[:8] == points(OPTIONS, 8)
+    assert all(set(point) == {"lr", "cooldown"} for point in found)
     for name, bounds in (("lr", Log(0.01, 1.0)), ("cooldown", Linear(0.0, 1.0))):
-        values = sorted(point[name] for point in points)
+        values = sorted(point[name] for point in found)
         quarters = [bounds.at(q / 4) for q in range(5)]
         for low, high in itertools.pairwise(quarters):
             assert sum(low <= value < high for value in values) == pytest.approx(8, abs=1)
 
 
 def test_there_are_points_where_nothing_varies_and_none_where_none_are_wanted() -> None:
-    assert tune.points({"beta": OPTIONS["beta"]}, 2) == [{}, {}]
-    assert tune.points(OPTIONS, 0, around={"lr": 0.1, "cooldown": 0.5}) == []
+    assert points({"beta": OPTIONS["beta"]}, 2) == [{}, {}]
+    assert points(OPTIONS, 0, around={"lr": 0.1, "cooldown": 0.5}) == []
 
 
 def test_recipes_with_the_same_rest_search_the_same_points_of_it() -> None:
-    adamw = tune.points(entrant_options("adamw", speedrun.Schedule), 8)
+    adamw = points(entrant_options("adamw", speedrun.Schedule), 8)
     for recipe in ("muon", "muonh", "lion", "sgd", "kron", "schedule-free"):
-        found = tune.points(entrant_options(recipe, speedrun.Schedule), 8)
-        for name in (*tune.REST, "warmup", "cooldown"):
+        found = points(entrant_options(recipe, speedrun.Schedule), 8)
+        for name in (*REST, "warmup", "cooldown"):
             if (recipe, name) == ("schedule-free", "cooldown"):
                 continue
             assert [p[name] for p in found] == [p[name] for p in adamw], (recipe, name)
-    assert "weight_decay" not in tune.points(entrant_options("muonh", speedrun.Schedule), 1)[0]
+    assert "weight_decay" not in points(entrant_options("muonh", speedrun.Schedule), 1)[0]
 
 
-def test_the_committed_trials_are_those_that_the_tuner_would_run() -> None:
-    trials = [
-        trial for trial in store.read_trials(SEARCH)
-        if trial.stage == "search" and trial.track_hash == speedrun.TRACKS["tiny"].hash()
-    ]  # fmt: skip
-    recipes = [t.recipe for t in tuned.read(TUNED) if t.track == "tiny"]
-    assert len(recipes) > 9
-    for recipe in recipes:
-        known = entrant_options(recipe, speedrun.Schedule)
-        newest = {trial.trial: trial for trial in trials if trial.recipe == recipe}
-        for index, point in enumerate(tune.points(known, 32)):
-            found = assigned(newest[index].entrant, known)
-            assert {name: found[name] for name in point} == point, (recipe, index)
+def test_a_momentum_is_searched_evenly_in_the_steps_that_it_averages_over() -> None:
+    bounds = Beta(0.9, 0.999)
+    assert [round(1 - bounds.at(u), 9) for u in (0, 0.5, 1)] == [0.1, 0.01, 0.001]
+    assert [bounds.where(bounds.at(u)) for u in (0.2, 1.1)] == pytest.approx([0.2, 1.1])
+    assert Beta(0.1, 0.9).at(-5.0) == 0.0  # no momentum is less than none
+    option = {"beta2": Option(float, 0.95, bounds)}
+    edge = points(option, 64, around={"beta2": 0.999})
+    assert max(point["beta2"] for point in edge) == 0.999  # not 1, of which torch has no Adam
 
 
-class FakeStudy(tune.Study):
+def test_a_value_without_a_place_on_its_scale_lies_at_the_end() -> None:
+    assert coordinate(Log(0.01, 1.0), 0.0) == 0.0 and coordinate(Beta(0.2, 0.99), 1.0) == 1.0
+    assert coordinate(Log(0.01, 1.0), 0.001) == pytest.approx(-0.5)
+    past = [({"lr": 0.0, "cooldown": 2.0}, 3.0), ({"lr": 0.1, "cooldown": 0.5}, 3.1)]
+    for around in (None, past[0][0]):
+        for point in proposed(OPTIONS, past, 4, seed=1, around=around):
+            assert point["lr"] > 0 and 0 <= point["cooldown"] <= 1
+
+
+def test_a_search_without_scikit_learn_is_refused_before_any_trial(
+    micro_flags: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(guide, "find_spec", lambda _: None)
+    monkeypatch.setattr(tune, "Trainer", lambda *_: pytest.fail("it began"))
+    assert tune.main(["adamw", *micro_flags]) == 2
+    assert capsys.readouterr().err == (
+        "studies.tune: scikit-learn, which guides the search, is not installed; "
+        "run: python -m pip install -r requirements-optimizers.txt\n"
+    )
+
+
+# ---- The stages --------------------------------------------------------------------------------
+
+
+class FakeStudy(Study):
     """A study whose runs are a formula: final loss = base[trial] + slope / steps."""
 
     def __init__(
         self, base: list[float], target: float, shard: str = "1/1", refined: Sequence[float] = ()
     ) -> None:
         self.recipe, self.options, self.fixed = "muon", OPTIONS, {}
-        self.budget = tune.Budget(len(base), tune.read_shard(shard), "horizon")
-        self.points = tune.points(OPTIONS, len(base))
+        self.budget = Budget(len(base), read_shard(shard), "horizon")
+        self.points = dict(enumerate(points(OPTIONS, len(base))))
         self.base, self.goal = [*base, *refined], target
         self.noise: dict[int, list[float]] = {}  # by trial: what each fresh seed adds
         self.rows: dict[tuple[Any, ...], Trial] = {}
@@ -96,13 +119,20 @@ class FakeStudy(tune.Study):
         return self.goal
 
     @staticmethod
-    def key(job: tune.Job) -> tuple[Any, ...]:
+    def key(job: Job) -> tuple[Any, ...]:
         return (job.stage, job.trial, job.settings["steps"], job.seed)
 
-    def _find(self, job: tune.Job) -> Trial | None:
+    def _rows(self) -> list[Trial]:
+        return list(self.rows.values())
+
+    def _past(self) -> dict[int, Trial]:
+        searched = {row.trial: row for row in self._rows() if row.stage in ("search", "refine")}
+        return dict(sorted(searched.items()))
+
+    def _find(self, job: Job) -> Trial | None:
         return self.rows.get(self.key(job))
 
-    def _once(self, job: tune.Job) -> Trial:
+    def _once(self, job: Job) -> Trial:
         if self.key(job) not in self.rows:
             steps = job.settings["steps"]
             loss = self.base[job.trial] + 100 / steps + 0.001 * (job.seed % 3)
@@ -113,7 +143,9 @@ class FakeStudy(tune.Study):
                 loss, status = None, DIVERGED  # type: ignore[assignment]
             self.ran.append(self.key(job))
             self.swept += [job.settings["lr"]] if job.stage == "sweep" else []
+            point = {name: job.settings[name] for name in self.free | self.fixed}
             self.rows[self.key(job)] = make_trial(
+                entrant=spelling.spell("muon", point),
                 stage=job.stage, trial=job.trial, steps=steps, seed=job.seed, status=status,
                 final_loss=loss, target=self.target,
             )  # fmt: skip
@@ -129,7 +161,7 @@ def test_the_best_few_are_refined_and_confirmed_and_the_shortest_horizon_found()
     study = FakeStudy(base, target=3.5, refined=[2.05, 2.15])
     searched = study.search()
     assert indices(searched)[:3] == [1, 3, 4] and indices(searched)[-1] == 2
-    assert study.refine(searched) == [1, 8, 3, 9]
+    assert study.refine() == [1, 8, 3, 9]
     assert len(study.points) == 10
     assert study.confirm([8, 1]) == [(pytest.approx(3.001), 1)]
     assert len([row for row in study.ran if row[0] == "confirm"]) == 5 + 2  # 8 is worse
@@ -149,7 +181,7 @@ def test_candidates_that_the_seeds_cannot_tell_apart_stay() -> None:
 
 def test_refined_points_are_close_to_the_best_and_only_scales_leave_their_range() -> None:
     best = {"lr": 1.0, "cooldown": 1.0}
-    close = tune.points(OPTIONS, 64, around=best)
+    close = points(OPTIONS, 64, around=best)
     exponents = [Log(0.01, 1.0).where(point["lr"]) for point in close]
     assert min(exponents) >= 1 - 0.13 and 1.1 < max(exponents) <= 1 + 0.13
     assert all(0.87 <= point["cooldown"] <= 1.0 for point in close)
@@ -175,20 +207,170 @@ def test_a_target_that_no_finalist_meets_has_no_horizon() -> None:
 
 def test_a_trial_that_has_its_row_is_not_run_again() -> None:
     study = FakeStudy([3.0, 2.0, 2.5, 2.1], target=3.5, refined=[2.3])
-    first = study.confirm(study.refine(study.search()))
+    first = (study.search(), study.confirm(study.refine()))[1]
     ran = list(study.ran)
-    assert study.confirm(study.refine(study.search())) == first
+    assert (study.search(), study.confirm(study.refine()))[1] == first
     assert study.ran == ran
 
 
-def test_shards_share_the_work_and_wait_for_each_other() -> None:
+def test_shards_share_the_work_and_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr(studies.study.time, "sleep", waited.append)
     first = FakeStudy([3.0, 2.0, 2.5, 2.1, 2.2], target=3.5, shard="1/2")
     second = FakeStudy([3.0, 2.0, 2.5, 2.1, 2.2], target=3.5, shard="2/2")
     second.rows = first.rows
-    with pytest.raises(tune.Incomplete, match="2 search trials"):
+    with pytest.raises(Incomplete, match="2 search trials"):
         first.search()
+    assert sum(waited) == pytest.approx(3 * 20.0, abs=2)  # three of its trials
     assert indices(second.search())[:3] == [1, 3, 4]
     assert len(first.ran) == 3 and len(second.ran) == 2
+
+
+def landscape(count: int) -> list[float]:
+    """Losses of `count` trials by their number, without a pattern."""
+    return [3 + (0.618 * number) % 1 for number in range(count)]
+
+
+def test_a_search_is_a_spread_round_and_then_rounds_of_four(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[tuple[int, int, bool]] = []
+
+    def propose(options: Any, past: Any, count: int, seed: int, around: Any) -> Any:
+        asked.append((len(past), seed, around is not None))
+        return proposed(options, past, count, seed, around)
+
+    monkeypatch.setattr(studies.study, "proposed", propose)
+    study = FakeStudy(landscape(22), target=3.5, refined=landscape(5))
+    study.search()
+    spread = points(OPTIONS, 16)
+    assert [study.points[n] for n in range(16)] == spread
+    assert asked == [(16, 16, False), (20, 20, False)]
+    assert [row[:2] for row in study.ran] == [("search", n) for n in range(22)]
+    study.refine()
+    assert [row[:2] for row in study.ran[22:]] == [("refine", n) for n in range(22, 27)]
+    assert asked[2:] == [(20, 20, True), (24, 24, True)]
+
+
+def test_any_number_of_shards_runs_the_same_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = FakeStudy(landscape(24), target=3.5, refined=landscape(6))
+    alone.search(), alone.refine()
+    for count in (2, 3):
+        shards = [
+            FakeStudy(landscape(24), 3.5, f"{i + 1}/{count}", landscape(6)) for i in range(count)
+        ]
+        for shard in shards:
+            shard.rows = shards[0].rows
+        others = itertools.cycle(shards)
+
+        def work(_: float, others: Any = others) -> None:  # what another shard does meanwhile
+            other = next(others)
+            with contextlib.suppress(Incomplete), monkeypatch.context() as patch:
+                patch.setattr(studies.study.time, "sleep", lambda _: None)
+                other.search(), other.refine()
+
+        monkeypatch.setattr(studies.study.time, "sleep", work)
+        shards[0].search(), shards[0].refine()
+        assert shards[0].rows == alone.rows and shards[0].points == alone.points
+        ran = [key for shard in shards for key in shard.ran]
+        assert len(ran) == len(set(ran)) == 30 and all(shard.ran for shard in shards)
+
+
+def test_a_shard_that_starts_late_takes_no_other_trials() -> None:
+    studies_of = [FakeStudy(landscape(8), target=3.5, shard=f"{i}/2") for i in (1, 2)]
+    early, late = studies_of
+    late.rows = early.rows
+    job = Job("search", 0, early.points[0] | {"steps": 100}, 1000)
+    early._once(job)  # the other shard has not begun
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(studies.study.time, "sleep", lambda _: None)
+        with pytest.raises(Incomplete):
+            late.search()
+    assert [row[1] for row in late.ran] == [1, 3, 5, 7]
+
+
+def test_a_longer_search_goes_on_behind_the_refinement_of_the_shorter_one() -> None:
+    study = FakeStudy(landscape(60), target=3.5)
+    study.budget = Budget(32, read_shard("1/1"), "refine")
+    study.search(), study.refine()
+    before = dict(study.rows)
+    study.budget = Budget(40, read_shard("1/1"), "refine")
+    study.search()
+    finalists = study.refine()
+    stages = [row.stage for row in study._past().values()]
+    assert stages == ["search"] * 32 + ["refine"] * 8 + ["search"] * 8 + ["refine"] * 10
+    assert before.items() <= study.rows.items() and len(study.rows) == 58
+    assert finalists == sorted(range(58), key=landscape(58).__getitem__)[:4]
+    ran = len(study.ran)
+    study.budget = Budget(8, read_shard("1/1"), "refine")  # a shorter one has nothing left to do
+    study.search(), study.refine()
+    assert len(study.ran) == ran
+
+
+def test_a_search_fills_the_gaps_that_a_killed_shard_left() -> None:
+    study = FakeStudy(landscape(24), target=3.5)
+    study.search()
+    whole, ran = dict(study.rows), list(study.ran)
+    for key in (ran[5], ran[18], ran[21]):
+        del study.rows[key]
+    study.search()
+    assert study.rows == whole and study.ran[24:] == [ran[5], ran[18], ran[21]]
+
+
+def test_the_rows_are_the_truth_and_the_newest_of_a_number_counts(
+    micro_track: speedrun.Track, micro_options: speedrun.Options
+) -> None:
+    trainer = SimpleNamespace(track=micro_track, options=micro_options)
+    study = Study(trainer, "tiny", "muon:nesterov=true", Budget(1, read_shard("1/1"), "search"))
+    known = {"track_hash": micro_track.hash(), "seed": 1000, "steps": study.steps}
+    lines = [
+        (0, "muon:lr=7,momentum=0.5", 3.3, {}),  # its lr is outside of the range
+        (1, "muon:lr=0.01", 3.9, {}),
+        (1, "muon:lr=0.02", 3.4, {}),
+        (2, "muon:lr=0.03,nesterov=false", 3.1, {}),
+        (3, "muon:lr=0.03", 3.1, {"steps": study.steps + 2}),
+        (4, "muon:lr=0.03", 3.1, {"seed": 1001}),
+        (5, "muon:lr=0.03", 3.1, {"track_hash": "another"}),
+        (6, "muon:lr=0.03", 3.1, {"recipe": "adamw"}),
+        (7, "muon:lr=0.03", 3.1, {"stage": "sweep"}),
+        (8, "muon:lr=0.03,forgotten=1", 3.1, {}),
+    ]
+    for trial, entrant, loss, change in lines:
+        row = make_trial(**known | {"trial": trial, "entrant": entrant, "final_loss": loss})
+        store.append(micro_options.results / "tuning.csv", replace(row, **change))
+    assert {n: row.final_loss for n, row in study._past().items()} == {0: 3.3, 1: 3.4}
+    assert study.search()[0].trial == 0
+    point, default = study.points[0], entrant_options("muon", speedrun.Schedule)["warmup"].default
+    assert (point["lr"], point["momentum"], point["nesterov"]) == (7, 0.5, True)
+    assert point["warmup"] == default  # an option that the row does not name
+
+
+def test_a_tuned_option_that_is_not_searched_stays_in_the_outcome(
+    micro_track: speedrun.Track, micro_options: speedrun.Options
+) -> None:
+    trainer = SimpleNamespace(track=micro_track, options=micro_options)
+    budget = Budget(1, read_shard("1/1"), "horizon")
+    lent = tuned.find("tiny", "soap").settings
+    assert lent["precondition_frequency"] != 10 and "lr" in lent
+    frequency = {"precondition_frequency": lent["precondition_frequency"]}
+    assert Study(trainer, "tiny", "soap", budget).fixed == frequency
+    typed = Study(trainer, "tiny", "soap:precondition_frequency=3", budget)
+    assert typed.fixed == {"precondition_frequency": 3}
+
+
+def test_a_search_whose_every_trial_diverged_says_what_to_change(tmp_path: Path) -> None:
+    study = FakeStudy([999.0] * 20, target=3.5)
+    study.trainer = SimpleNamespace(track=SimpleNamespace(name="tiny"))
+    with pytest.raises(UserError, match="muon: every trial diverged; narrow its ranges in optim/"):
+        tune.tune_recipe(study, tmp_path / "tuned.toml")
+    assert len(study.ran) == 20
+
+
+def test_a_recipe_without_ranges_has_trials_that_are_alike() -> None:
+    study = FakeStudy(landscape(20), target=3.5, refined=landscape(5))
+    study.options = {"lr": Option(float, 0.1, None)}
+    study.search()
+    assert len(study.refine()) == 4 and len(study.ran) == 25 and not any(study.points.values())
 
 
 def test_a_sweep_covers_two_decades_around_the_tuned_lr() -> None:
@@ -203,11 +385,11 @@ def test_a_sweep_covers_two_decades_around_the_tuned_lr() -> None:
 
 def test_a_best_value_at_an_end_of_its_range_draws_a_warning() -> None:
     study = FakeStudy([1.0], target=1.0)
-    study.points = [{"lr": 0.0101, "cooldown": 0.5}]
+    study.points = {0: {"lr": 0.0101, "cooldown": 0.5}}
     assert study.at_edge(0) == ["lr=0.0101 is at the edge of its range 0.01 to 1.0"]
-    study.points = [{"lr": 0.1, "cooldown": 0.99}]
+    study.points = {0: {"lr": 0.1, "cooldown": 0.99}}
     assert ["cooldown" in warning for warning in study.at_edge(0)] == [True]
-    study.points = [{"lr": 0.1, "cooldown": 0.5}]
+    study.points = {0: {"lr": 0.1, "cooldown": 0.5}}
     assert study.at_edge(0) == []
 
 
@@ -228,10 +410,9 @@ def test_a_given_option_is_in_every_trial_and_not_searched(tmp_path: Path) -> No
     study = FakeStudy([3.0, 2.0, 2.5, 2.6], target=3.5, refined=[2.4])
     study.trainer = SimpleNamespace(track=SimpleNamespace(name="tiny"))
     study.fixed = {"cooldown": 1.0, "beta": 0.5}
-    study.points = study._points(4)
     tune.tune_recipe(study, tmp_path / "tuned.toml")
-    assert len({point["lr"] for point in study.points}) == 5
-    assert all(point.items() >= study.fixed.items() for point in study.points)
+    assert len({point["lr"] for point in study.points.values()}) == 5
+    assert all(point.items() >= study.fixed.items() for point in study.points.values())
     assert not any("cooldown" in warning for warning in study.at_edge(1))
     section = tomllib.loads((tmp_path / "tuned.toml").read_text())["tiny"]["muon"]
     assert (section["cooldown"], section["beta"]) == (1.0, 0.5)
@@ -262,7 +443,7 @@ def test_the_outcome_stays_beside_its_trials(
     paths: list[Path] = []
     monkeypatch.setattr(tune, "tune_recipe", lambda study, path: paths.append(path))
     assert tune.main(["adamw", *micro_flags]) == 0
-    assert paths == [tmp_path / "results" / "tuned.toml"] and tuned.of(SEARCH.parents[1]) == TUNED
+    assert paths == [tmp_path / "results" / "tuned.toml"] and tuned.of(RESULTS) == TUNED
 
 
 def test_who_misses_the_target_is_tuned_all_the_same(
@@ -306,7 +487,7 @@ def test_tuning_writes_rows_and_goes_on_where_it_stopped(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     before = TUNED.read_bytes()
-    monkeypatch.setattr(tune, "FRESH_SEEDS", (1001, 1002))
+    monkeypatch.setattr(studies.study, "FRESH_SEEDS", (1001, 1002))
     monkeypatch.setitem(speedrun.TRACKS, "tiny", replace(speedrun.TRACKS["tiny"], search_steps=10))
     command = ["muon", "--trials=4", *micro_flags]
     assert tune.main([*command, "--stage=search"]) == 0
@@ -324,44 +505,11 @@ def test_tuning_writes_rows_and_goes_on_where_it_stopped(
     assert stages == ["refine", *["confirm"] * confirmed, *horizons] and horizons
     losses: dict[tuple[int, int], list[float]] = {}
     for row in after[5 + confirmed :]:
-        losses.setdefault((row.trial, row.steps), []).append(tune.loss_of(row))
+        losses.setdefault((row.trial, row.steps), []).append(loss_of(row))
     met = [key[1] for key, seeds in losses.items() if len(seeds) > 1 and max(seeds) <= 6.9
            and stats.mean_below_target(seeds, 6.9)]  # fmt: skip
     assert f"steps={min(met)}" in capsys.readouterr().out
     assert TUNED.read_bytes() == before  # a custom track has no settings
-
-
-# The committed search.
-
-
-def test_the_target_of_tiny_is_what_the_tuned_adamw_reaches() -> None:
-    track = speedrun.TRACKS["tiny"]
-    losses: dict[int, list[float]] = {}
-    for row in store.read_trials(SEARCH):
-        if (row.track_hash, row.recipe, row.stage) == (track.hash(), "adamw", "confirm"):
-            losses.setdefault(row.trial, []).append(tune.loss_of(row))
-    best = min(sum(values) / len(values) for values in losses.values())
-    assert track.target == tune.target_from(best)
-
-
-def test_the_target_was_fixed_before_muon_was_looked_at() -> None:
-    track = speedrun.TRACKS["tiny"]
-    rows = [row for row in store.read_trials(SEARCH) if row.track_hash == track.hash()]
-    adamw = [row.started for row in rows if row.recipe == "adamw" and row.stage == "confirm"]
-    others = [row.started for row in rows if row.recipe != "adamw"]
-    assert max(adamw) <= min(others)
-
-
-def test_every_tuned_recipe_of_tiny_had_the_same_number_of_trials() -> None:
-    track = speedrun.TRACKS["tiny"]
-    sections = tomllib.loads(TUNED.read_text())["tiny"]
-    trials: dict[str, set[int]] = {recipe: set() for recipe in sections}
-    assert set(trials) >= {"adamw", "muon"}
-    for row in store.read_trials(SEARCH):
-        of_search = row.track_hash == track.hash() and row.stage in ("search", "refine")
-        if of_search and row.recipe in trials:  # the search of another one goes on
-            trials[row.recipe].add(row.trial)
-    assert {len(indices) for indices in trials.values()} == {32 + 8}
 
 
 def test_settings_stand_in_between_tracks_that_differ_in_the_model_alone() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 REACHED, MISSED, DIVERGED = "reached", "missed", "diverged"
 STATUSES = (REACHED, MISSED, DIVERGED)
 FINISHED = "finished"  # the status of a trial without a target
+SEARCHED = ("search", "refine")  # stages of the tuner whose trials are points of a search
 SWEEP = tuple(10 ** (k / 3) for k in range(-3, 4))  # the trials of a sweep: factors on the tuned lr
 # Columns with one value in all runs of a race; otherwise its runs could not be compared.
 COMMON = (

@@ -18,7 +18,7 @@ from analysis.scale import SCALE, Measured, measured
 from analysis.stats import Estimate, costs, expected_cost, losses, mean
 from analysis.table import BASELINE, by_label, find, standing
 from errors import UserError
-from tracking.schema import DIVERGED, SWEEP, Logit, Run, Spectrum, Trial, Validation
+from tracking.schema import DIVERGED, SEARCHED, SWEEP, Logit, Run, Spectrum, Trial, Validation
 from tracking.spelling import display_name, options_of
 from tracking.store import read_curve, read_logits, read_runs, read_spectra, read_trials
 
@@ -170,7 +170,7 @@ def _search(trials: Sequence[Trial], track_hash: str) -> list[Trial]:
 
     Where a search was restarted with other frozen settings, its newer trials count.
     """
-    search = [t for t in trials if t.track_hash == track_hash and t.stage in ("search", "refine")]
+    search = [t for t in trials if t.track_hash == track_hash and t.stage in SEARCHED]
     newest = {(t.recipe, t.trial): t for t in search if t.steps == search[-1].steps}
     return list(newest.values())
 

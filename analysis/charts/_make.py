@@ -77,7 +77,7 @@ MUON_SPLIT = ("20261125T204909-tiny-mla-73df", "20261125T204909-tiny-gqa-f608")
 FIGURES = {
     "2026-11-27_tiny_duel": Figures(DUEL),
     "2026-11-26_tiny_league": Figures(LEAGUE),
-    "tiny-search": Figures(("lr_sensitivity",)),
+    "tiny-search": Figures(("lr_sensitivity", "tuning_curves")),
     "tiny-sweep": Figures(("lr_sweep",)),
     "tiny-scale": Figures(("scale",)),
     "engines": Figures(("engine_costs", "engine_losses")),

@@ -1,0 +1,153 @@
+"""The committed search: its rows lead to the targets of the tracks and to the tuned settings."""
+
+from collections import Counter
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import speedrun
+from analysis.charts._inputs import newest_sweeps
+from analysis.charts._lr import learning_rate
+from analysis.pairs import detectable_differences
+from analysis.table import by_label
+from studies.study import Budget, Job, Shard, Study, loss_of
+from studies.tune import target_from
+from tracking import store, tuned
+from tracking.schema import SEARCHED, Trial
+
+RECORDS = Path(__file__).parents[1] / "results" / "records"
+TRACKS = ("tiny", *tuned.SETTINGS_FALLBACK)
+SECTIONS = [each for each in tuned.read() if each.track in TRACKS and each.trials]
+
+
+@cache
+def trials_of(track: str) -> list[Trial]:
+    """The tuner's trials of a track in all records, in the order in which they were written."""
+    digest = speedrun.TRACKS[track].hash()
+    rows = [row for folder in store.records(RECORDS.parent) for row in store.read_trials(folder)]
+    return [row for row in rows if row.track_hash == digest]
+
+
+class Replay(Study):
+    """A study that takes the rows of the records and runs nothing."""
+
+    def __init__(self, track: str, recipe: str) -> None:
+        self.own = [row for row in trials_of(track) if row.recipe == recipe]
+        trainer: Any = SimpleNamespace(track=speedrun.TRACKS[track])
+        super().__init__(trainer, track, recipe, Budget(1, Shard(), "horizon"))
+        count = Counter(row.stage for row in self._past().values())["search"]
+        self.budget = Budget(max(count, 1), Shard(), "horizon")
+
+    def _rows(self) -> list[Trial]:
+        return self.own
+
+    def _once(self, job: Job) -> Trial:
+        trial = self._find(job)
+        assert trial, f"{self.recipe}: no row of {job}"
+        return trial
+
+    def confirmed(self) -> list[tuple[float, int]]:
+        """(mean loss, number) of the finalists that stay, best first."""
+        self.search()
+        return self.confirm(self.refine())
+
+    def confirm_rows(self) -> list[Trial]:
+        """The rows of all finalists' fresh seeds."""
+        jobs: list[Trial] = []
+        find = self._find
+
+        def noted(job: Job) -> Trial | None:
+            row = find(job)
+            jobs.extend([row] if row and row.stage == "confirm" else [])
+            return row
+
+        self._find = noted  # type: ignore[method-assign]
+        self.confirmed()
+        return jobs
+
+
+def searched_tracks(recipe: str) -> list[str]:
+    """The tracks with confirmed trials of a recipe."""
+    return [
+        track
+        for track in TRACKS
+        if any(t.recipe == recipe and t.stage == "confirm" for t in trials_of(track))
+    ]
+
+
+@pytest.mark.parametrize("track", TRACKS)
+def test_the_target_is_what_the_tuned_adamw_reaches(track: str) -> None:
+    if track not in searched_tracks("adamw"):
+        pytest.skip(f"no record has trials of AdamW on {track} yet")
+    loss, _ = Replay(track, "adamw").confirmed()[0]
+    assert speedrun.TRACKS[track].target == target_from(loss)
+
+
+@pytest.mark.parametrize("track", TRACKS)
+def test_the_target_was_fixed_before_the_others_were_searched(track: str) -> None:
+    if track not in searched_tracks("adamw"):
+        pytest.skip(f"no record has trials of AdamW on {track} yet")
+    study = Replay(track, "adamw")
+    newest = newest_block(list(study._past().values()))
+    begun, fixed = newest[0], max(row.started for row in study.confirm_rows())
+    others = [row for row in trials_of(track) if row.recipe != "adamw" and row.stage in SEARCHED]
+    assert others and all(row.started >= fixed for row in others if row.started > begun)
+
+
+def newest_block(rows: Sequence[Trial]) -> list[str]:
+    """When the trials of the last search began, in order: those behind an earlier refinement."""
+    found: list[str] = []
+    for before, row in zip([None, *rows], rows, strict=False):
+        if row.stage == "search":
+            again = before is None or before.stage != "search"
+            found = [row.started] if again else [*found, row.started]
+    return sorted(found)
+
+
+@pytest.mark.parametrize("section", SECTIONS, ids=lambda each: f"{each.track}-{each.recipe}")
+def test_the_rows_lead_to_the_tuned_settings(section: tuned.Tuned) -> None:
+    study = Replay(section.track, section.recipe)
+    confirmed = study.confirmed()
+    shortest = study.shorten(confirmed)
+    assert (shortest is None) == section.missed
+    steps, number = shortest or (study.longest, confirmed[0][1])
+    assert (section.steps, section.trials) == (steps, (number,))
+    assert study.points[number].items() >= section.settings.items()
+
+
+def test_every_tuned_recipe_of_tiny_had_the_same_number_of_trials() -> None:
+    """64 of the search, 8 close to the best of its first 32, and 16 close to the best of all."""
+    counts = {}
+    for section in SECTIONS:
+        if section.track == "tiny":
+            rows = Replay("tiny", section.recipe)._past().values()
+            counts[section.recipe] = Counter(row.stage for row in rows)
+    assert {"adamw", "muon"} <= set(counts)
+    found = {name: tuple(each[stage] for stage in SEARCHED) for name, each in counts.items()}
+    assert set(found.values()) == {(64, 8 + 16)}, found
+
+
+def seed_deviation() -> float:
+    """Of the final loss, nats per token: pooled over the entrants of the newest league of tiny."""
+    league = sorted(path for path in RECORDS.glob("*_tiny_league") if path.is_dir())[-1]
+    found = detectable_differences(by_label(store.read_runs(league)))
+    return next(each.deviation for each in found if each.quantity == "loss")
+
+
+def test_no_lr_of_the_newest_sweep_is_much_better_than_the_tuned_one() -> None:
+    """An optimizer that gains more than two deviations by its lr alone was not tuned enough."""
+    track = speedrun.TRACKS["tiny"]
+    sweeps: dict[str, list[Trial]] = {}
+    for row in newest_sweeps(trials_of("tiny"), track.hash()):
+        sweeps.setdefault(row.recipe, []).append(row)
+    assert set(sweeps) == {each.recipe for each in SECTIONS if each.track == "tiny"}
+    gains = {}
+    for recipe, rows in sweeps.items():
+        tuned_row = sorted(rows, key=lambda row: learning_rate(row) or 0.0)[len(rows) // 2]
+        gains[recipe] = loss_of(tuned_row) - min(map(loss_of, rows))
+    allowed = 2 * seed_deviation()
+    assert {name: gain for name, gain in gains.items() if gain > allowed} == {}
