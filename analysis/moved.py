@@ -1,6 +1,6 @@
 """What a wider search changed: who gained, whether the order changed, how much was tuning.
 
-    markdown(earlier, later, leagues)      # for docs/comparison.md
+    markdown(earlier, later, leagues)      # docs/comparison.md shows it
 
 An optimizer's confirmed loss is the mean over the fresh seeds of its best setting at the common
 horizon. A search that found nothing better keeps the earlier setting. Gains are paired by seed.
@@ -67,17 +67,21 @@ def gains(earlier: Sequence[Trial], later: Sequence[Trial]) -> list[Gain]:
     return sorted(found, key=lambda gain: (-gain.difference.value, gain.recipe))
 
 
-def markdown(earlier: Sequence[Trial], later: Sequence[Trial], leagues: Sequence[League]) -> str:
-    """The table and what it shows. leagues: the earlier and the later one."""
+def markdown(
+    earlier: Sequence[Trial], later: Sequence[Trial], leagues: Sequence[League] = ()
+) -> str:
+    """The table and what it shows. leagues: the earlier and the later one, or none."""
     found = gains(earlier, later)
-    grid = [_cells(gain, [_against(league) for league in leagues]) for gain in found]
-    headings = [
-        "optimizer", "loss, earlier settings", "loss, settings of the wider search", "gain",
-        "AdamW's steps over its own, earlier", "now", "place in seconds, earlier", "now",
-    ]  # fmt: skip
-    sentences = [*_gainers(found), *_gap(found), *_ratios(leagues), *_order(leagues)]
+    against = [_against(league) for league in leagues]
+    headings = ["optimizer", "loss, earlier settings", "loss, wider search", "gain"]
+    if leagues:
+        headings += ["AdamW's steps over its own, earlier", "now"]
+        headings += ["place in seconds, earlier", "now"]
+    sentences = [*_gainers(found), *_gap(found)]
+    if leagues:
+        sentences += [*_ratios(leagues), *_order(leagues)]
     listed = "\n".join(f"- {sentence}" for sentence in sentences)
-    return f"{markdown_grid(headings, grid)}\n\n{listed}"
+    return f"{markdown_grid(headings, [_cells(gain, against) for gain in found])}\n\n{listed}"
 
 
 def _mean(by_seed: Mapping[int, float]) -> float:
@@ -99,11 +103,15 @@ def _against(league: League) -> dict[str, tuple[str, int]]:
 
 
 def _cells(gain: Gain, leagues: Sequence[Mapping[str, tuple[str, int]]]) -> list[str]:
-    ratios, places = zip(*(each.get(gain.recipe, ("-", "-")) for each in leagues), strict=True)
+    standings = [each.get(gain.recipe, ("-", "-")) for each in leagues]
     return [
-        gain.recipe, f"{gain.before:.4f}", f"{gain.after:.4f}", _interval(gain.difference),
-        *ratios, *map(str, places),
-    ]  # fmt: skip
+        gain.recipe,
+        f"{gain.before:.4f}",
+        f"{gain.after:.4f}",
+        _interval(gain.difference),
+        *(ratio for ratio, _ in standings),
+        *(str(place) for _, place in standings),
+    ]
 
 
 def _interval(estimate: Estimate) -> str:

@@ -13,6 +13,7 @@ A generated part of a page is between `<!-- begin:NAME ARGUMENT -->` and `<!-- e
     league RECORD        the league table
     detectable RECORD    the differences that its number of seeds can show
     finals RECORD,...    final losses and attention logits of one or several races
+    moved SEARCH,WIDER   what a wider search found; with LEAGUE,LEAGUE behind them, the order too
     scale RECORD         speed-ups at other batch sizes and widths
     engines RECORD       losses, memory, traffic and seconds on several engines
     planned RECORD       bytes and step times that the planner predicts, beside measured ones
@@ -34,7 +35,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from analysis import engines, finals, league, planned, scale, tuning
+from analysis import engines, finals, league, moved, planned, scale, tuning
 from analysis.price import Prices, read_prices
 from analysis.report import machine, sentences
 from analysis.table import markdown, markdown_grid, note, summarise
@@ -47,7 +48,7 @@ from tracking import tuned
 from tracking.files import write_atomic
 from tracking.schema import Run
 from tracking.spelling import display_name
-from tracking.store import find_record, read_runs
+from tracking.store import find_record, read_runs, read_trials
 
 REPOSITORY = Path(__file__).parents[1]
 MARKED = re.compile(  # groups: first marker, name, argument or None, content, last marker
@@ -175,6 +176,16 @@ def _scale(argument: str, repository: Path) -> str:
     return scale.markdown(points)
 
 
+def _moved(argument: str, repository: Path) -> str:
+    names = argument.split(",")
+    if len(names) not in (2, 4):
+        raise UserError(f"moved {argument}: name two records of searches, or two of races behind")
+    earlier, later = (read_trials(find_record(repository / "results", each)) for each in names[:2])
+    races = [find_race(each, repository) for each in names[2:]]
+    leagues = [moved.League(runs, read_prices(folder, runs)) for folder, runs in races]
+    return moved.markdown(earlier, later, leagues)
+
+
 def _engines(argument: str, repository: Path) -> str:
     found = engines.measured(find_record(repository / "results", argument))
     if not found:
@@ -236,6 +247,7 @@ MARKERS: dict[str, Callable[[str, Path], str]] = {
     "detectable": _of_race(lambda runs, _: league.detectable_note(runs)),
     "finals": _finals,
     "published": published.part,
+    "moved": _moved,
     "scale": _scale,
     "engines": _engines,
     "planned": _planned,

@@ -66,3 +66,9 @@ def test_a_lead_that_grew_was_no_tuning() -> None:
     text = moved.markdown(EARLIER, later, leagues * 2)
     assert "ends 0.190 below it now." in text and "was tuning" not in text
     assert "The order in seconds did not change." in text
+
+
+def test_without_leagues_the_losses_stand_alone() -> None:
+    text = moved.markdown(EARLIER, LATER)
+    assert text.startswith("| optimizer | loss, earlier settings | loss, wider search | gain |\n")
+    assert "60% of the earlier lead was tuning" in text and "in seconds" not in text

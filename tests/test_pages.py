@@ -137,6 +137,7 @@ def test_a_csv_on_a_page_names_below_it_what_its_rows_share(tmp_path):
             "record duel has no race 'tiny-9'; choose one of: duel/tiny-1",
         ),
         ("<!-- begin:scale duel -->\n<!-- end:scale -->", "record duel has no points.csv"),
+        ("<!-- begin:moved duel -->\n<!-- end:moved -->", "moved duel: name two records of sea"),
         ("<!-- begin:csv none.csv -->\n<!-- end:csv -->", "cannot show .*none.csv: No such file"),
     ],
 )
