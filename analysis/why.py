@@ -14,8 +14,9 @@ seeds (`analysis.spectra`). With a single seed there is none, and the figure alo
 import argparse
 import math
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -28,7 +29,7 @@ from analysis.table import BASELINE, by_label, find, markdown_grid
 from errors import UserError
 from host import entry, paths
 from tracking.schema import DIVERGED, Run
-from tracking.spelling import display_name
+from tracking.spelling import display_name, recipe_of
 from tracking.store import read_runs, read_spectra
 
 MUON = "muon"
@@ -71,13 +72,24 @@ class Race:
 
 
 def race_of(root: Path, runs: Sequence[Run]) -> Race:
-    """The spectra of these runs in a folder. Raises UserError if none were measured."""
-    ordered = sorted(runs, key=lambda run: run.started)
+    """The spectra of these runs in a folder. Raises UserError if none were measured.
+
+    An entrant whose recipe no other one has is called by the recipe, without its options.
+    """
+    ordered = sorted(_called_short(runs), key=lambda run: run.started)
     rows = spectra.measured((run, read_spectra(root, run.run)) for run in ordered)
     labels = [label for label in dict.fromkeys(r.label for r in ordered) if label in {*rows.label}]
     if not labels:
         raise UserError(f"race {runs[0].race} measured no spectra; run: make why")
-    return Race(runs, rows, labels)
+    return Race(ordered, rows, labels)
+
+
+def _called_short(runs: Sequence[Run]) -> list[Run]:
+    """The runs with the name of the recipe as label, if no other label has the recipe."""
+    labels = {run.label for run in runs}
+    sharing = Counter(recipe_of(label) for label in labels)
+    names = {each: each if sharing[recipe_of(each)] > 1 else recipe_of(each) for each in labels}
+    return [replace(run, label=names[run.label]) for run in runs]
 
 
 def ratio(above: pd.Series, below: pd.Series) -> Estimate | None:

@@ -18,6 +18,7 @@ A generated part of a page is between `<!-- begin:NAME ARGUMENT -->` and `<!-- e
     engines RECORD       losses, memory, traffic and seconds on several engines
     planned RECORD       bytes and step times that the planner predicts, beside measured ones
     tuning RECORD/TRACK  the best losses of a search after some trials and after all
+    why_PART RECORD      what is claimed of Muon's updates, checked: a part of analysis.why
     published PART       what others published, recomputed: headline, ratios, xl, claims, records
     tuned                the settings in optim/tuned.toml
     rules VERSION        the numbers of the rules of the leaderboard, per track
@@ -35,7 +36,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from analysis import engines, finals, league, moved, planned, scale, tuning
+from analysis import engines, finals, league, moved, planned, scale, tuning, why
 from analysis.price import Prices, read_prices
 from analysis.report import machine, sentences
 from analysis.table import markdown, markdown_grid, note, summarise
@@ -205,6 +206,11 @@ def _tuning(argument: str, repository: Path) -> str:
     return tuning.markdown(tuning.read(find_record(repository / "results", record), track))
 
 
+def _of_spectra(make: Callable[[why.Race], str]) -> Callable[[str, Path], str]:
+    """A function of RECORD or RECORD/RACE, of one that makes a part of its spectra."""
+    return lambda argument, repository: make(why.race_of(*find_race(argument, repository)))
+
+
 def _rules(version: str, _: Path) -> str:
     """The numbers that a version of the rules has for each track, as Markdown."""
     tracks = rulebook.RULES.get(int(version)) if version.isdecimal() else None
@@ -248,6 +254,7 @@ MARKERS: dict[str, Callable[[str, Path], str]] = {
     "finals": _finals,
     "published": published.part,
     "moved": _moved,
+    **{f"why_{name}": _of_spectra(part) for name, part in why.PARTS.items()},
     "scale": _scale,
     "engines": _engines,
     "planned": _planned,

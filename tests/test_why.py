@@ -8,6 +8,7 @@ import pytest
 from analysis import why
 from analysis.stats import Estimate
 from errors import UserError
+from leaderboard import pages
 from tests.rows import SOURCE, make_points, make_run
 from tests.test_spectra_plots import FIELD, means, write
 from tracking.store import read_runs, record
@@ -142,3 +143,11 @@ def test_a_race_without_spectra_is_refused(
         why.race_of(tmp_path, [run])
     assert why.main(["--root", str(tmp_path)]) == 2
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_page_shows_every_part_of_a_record(tmp_path: Path) -> None:
+    folder = tmp_path / "results" / "records" / "why"
+    made = race(folder)
+    for name, part in why.PARTS.items():
+        marked = f"<!-- begin:why_{name} why -->\n", f"<!-- end:why_{name} -->"
+        assert pages.rewrite("".join(marked), tmp_path) == f"{part(made)}\n".join(marked)
