@@ -135,6 +135,7 @@ def _check_folder(root: Path, rows: Rows) -> Iterator[str]:
         yield from (f"run {run.run}: {problem}" for problem in _check_run(root, run))
     yield from _check_files(root, rows.runs)
     yield from _check_sources(root, [*rows.runs, *rows.trials])
+    yield from _check_budgets(frame(rows.trials, Trial))
     yield from scale.problems(root)
     yield from engines.problems(root)
     yield from planned.problems(root)
@@ -147,7 +148,7 @@ def _check_rows(rows: Rows) -> Iterator[str]:
     yield from _check_races(runs)
     yield from _check_constants(runs)
     yield from _check_trials(rows.trials)
-    yield from _check_budgets(frame(rows.trials, Trial))
+    yield from _check_doubled(frame(rows.trials, Trial))
 
 
 # ---- Runs --------------------------------------------------------------------------------------
@@ -424,12 +425,19 @@ def _check_trials(trials: Sequence[Trial]) -> Iterator[str]:
             yield f"{name}: {trial.status} {_shown(trial.target)} with {_shown(trial.final_loss)}"
 
 
-def _check_budgets(trials: pd.DataFrame) -> Iterator[str]:
-    """Whether no trial is doubled, and the recipes of a track had the same number of searches."""
+def _check_doubled(trials: pd.DataFrame) -> Iterator[str]:
+    """Whether no trial is doubled."""
     # Two trials of one search may have the same settings: a guide may ask for a corner again.
     key = ["track_hash", "stage", "trial", "entrant", "seed", "target"]
     for (_, stage, _, entrant, seed, _), times in _repeated(trials, key):
         yield f"trial {entrant} ({stage}): {times} rows with seed {seed}"
+
+
+def _check_budgets(trials: pd.DataFrame) -> Iterator[str]:
+    """Whether the recipes of a track had the same number of search trials in one folder.
+
+    Another folder may hold a longer search of some of them.
+    """
     # A search that is not over claims nothing yet.
     over = set(trials[trials.stage.isin(AFTER_SEARCH)].groupby(["track_hash", "recipe"]).groups)
     # A trial that was run anew counts once: numbers go on from a search to a longer one.

@@ -255,7 +255,7 @@ def spectrum_columns(values: np.ndarray, rows: int, columns: int) -> dict[str, A
     )
 
 
-PARTS = (  # parameter, role, kind, part, rows, columns
+FEW_PARTS = (  # parameter, role, kind, part, rows, columns
     *(("qkv.weight", "matrix", kind, i, 16, 16) for i, kind in enumerate(("query", "key"))),
     ("mlp.fc.weight", "matrix", "mlp.fc", 0, 64, 16),
     ("embed.weight", "embed", "embed", 0, 100, 16),
@@ -274,7 +274,7 @@ def decaying_spectra(
     decays = {"gradient": momentum, "momentum": momentum, "update": update, "weight": 0.3}
     found = []
     for step in steps:
-        for parameter, role, kind, part, rows, columns in PARTS:
+        for parameter, role, kind, part, rows, columns in FEW_PARTS:
             for tensor, decay in decays.items():
                 named = dict(
                     step=step, parameter=parameter, role=role, kind=kind, part=part,

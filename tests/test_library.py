@@ -443,9 +443,11 @@ def test_every_entrant_is_tuned_over_as_many_numbers(name: str) -> None:
     known = entrant_options(name, Schedule)
     ranges = {key: option.range for key, option in known.items() if option.range}
     lacks = LACKS.get(name, set())
-    of_adamw = [key for key, o in entrant_options("adamw", Schedule).items() if o.range]
-    assert len(ranges) == len(of_adamw) - len(lacks)
-    assert {"lr", "weight_decay", "embed_lr", "head_lr", "vector_lr"} - lacks <= set(ranges)
+    shared = {"lr", "weight_decay", "embed_lr", "head_lr", "vector_lr", "warmup", "cooldown"}
+    assert shared - lacks - set(ranges) <= ({"cooldown"} if name == "schedule-free" else set())
+    # Besides them it has the momenta of its own rule, one or two.
+    assert set(ranges) - shared <= {"momentum", "beta1", "beta2", "beta3", "beta2_decay"}
+    assert 1 <= len(set(ranges) - shared) <= 2
     for key, bounds in ranges.items():
         if isinstance(bounds, Log):
             assert bounds.low < known[key].default < bounds.high

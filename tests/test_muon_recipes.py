@@ -16,7 +16,7 @@ from errors import UserError
 from layers.config import GPTConfig, preset
 from model import GPT
 from muon import Muon
-from optim import Log, options
+from optim import Beta, Log, options
 from optim.entrants import parse
 from tests.matrices import NAMES, Options, distance, gradient, train
 from tracking import tuned
@@ -37,13 +37,14 @@ def test_a_recipe_is_registered_under_its_usual_name(name: str) -> None:
     }  # fmt: skip
     known = options(optim.recipes()[name])
     tuned = {key: option for key, option in known.items() if option.range}
-    expected = {"lr", "weight_decay", "embed_lr", "head_lr", "vector_lr"}
+    expected = {"lr", "weight_decay", "momentum", "embed_lr", "head_lr", "vector_lr"}
+    expected |= {"beta2"} if name in ("normuon", "adamuon", "muon2") else set()
     expected -= {"muonh": {"weight_decay"}, "moonlight": {"embed_lr", "head_lr", "vector_lr"}}.get(
         name, set()
     )
     assert set(tuned) == expected
     for option in tuned.values():
-        assert isinstance(option.range, Log)
+        assert isinstance(option.range, Log | Beta)
         assert option.range.low < option.default < option.range.high
 
 

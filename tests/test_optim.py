@@ -22,7 +22,7 @@ from errors import UserError
 from layers.config import GPTConfig
 from model import GPT, RoleRow
 from muon import Muon
-from optim import Group, Linear, Log, Option, Roles, options, pick, plan
+from optim import Beta, Group, Linear, Log, Option, Roles, options, pick, plan
 from optim.dion import Dion
 from optim.entrants import Entrant, entrant_options, parse
 
@@ -193,6 +193,7 @@ def test_the_tuner_may_search_the_same_knobs_of_every_recipe(name: str) -> None:
     assert {"steps", "cooldown"} <= set(known)
     tuned = {key: option for key, option in known.items() if option.range is not None}
     expected = {"lr", "weight_decay", "embed_lr", "head_lr", "vector_lr", "cooldown"}
+    expected |= {"adamw": {"beta1", "beta2"}, "muon": {"momentum"}}[name]
     assert set(tuned) == expected
     for key, option in tuned.items():
         assert option.range is not None and option.type is float
@@ -204,6 +205,9 @@ def test_a_range_is_sampled_evenly_or_evenly_in_the_logarithm() -> None:
     assert [Log(0.01, 100).at(u) for u in (0, 0.25, 0.5, 1)] == pytest.approx([0.01, 0.1, 1, 100])
     for bounds in (Linear(2, 6), Log(0.01, 100)):
         assert bounds.where(bounds.at(0.3)) == pytest.approx(0.3)
+    beta = Beta(0.2, 0.992)  # 1 - beta from 0.8 to 0.008, with 0.08 in the middle
+    assert [beta.at(u) for u in (0, 0.5, 1, 1.5)] == pytest.approx([0.2, 0.92, 0.992, 0.9992])
+    assert (beta.at(-1.0), beta.where(beta.at(0.3))) == (0.0, pytest.approx(0.3))
     # A fraction cannot leave its range; a scale can.
     assert (Linear(2, 6).at(-0.5), Linear(2, 6).at(1.5)) == (2, 6)
     assert (Log(0.01, 100).at(-0.5), Log(0.01, 100).at(1.5)) == pytest.approx((1e-4, 1e4))

@@ -15,7 +15,7 @@ from analysis.charts import _make
 from analysis.charts._inputs import MissingDataError, load
 from analysis.charts._style import looks
 from tests.races import assert_legible, caption, chart, title
-from tests.rows import PARTS, SOURCE, decaying_spectra, make_points, make_run
+from tests.rows import FEW_PARTS, SOURCE, decaying_spectra, make_points, make_run
 from tracking.schema import DIVERGED, Run, Spectrum
 from tracking.store import record
 
@@ -205,7 +205,7 @@ def test_nothing_overlaps(
     more = (("value", 16), ("attn.proj", 16), ("mlp.proj", 64))[: kinds - 3]
     wider = tuple((f"{kind}.weight", "matrix", kind, 0, 16, columns) for kind, columns in more)
     head = ("head.weight", "head", "head", 0, 100, 16)
-    monkeypatch.setattr("tests.rows.PARTS", (*PARTS, *wider, head))
+    monkeypatch.setattr("tests.rows.FEW_PARTS", (*FEW_PARTS, *wider, head))
     write(tmp_path, FIELD, seeds=1)
     assert_legible(_make.draw(chart(name), load(tmp_path)), monkeypatch)
 

@@ -44,13 +44,13 @@ def fail_in_second_heat(how: str) -> None:
     """Make rank 1 fail after the runs of seed 0 are over."""
     step_of = speedrun.Trainer.step
 
-    def step(self: Any, feed: Any, factor: float, tau: Any, out: Any, **options: Any) -> Any:
+    def step(self: Any, feed: Any, factor: float, tau: Any, out: Any, *more: Any) -> Any:
         if out.seed == 1 and out.steps == 3 and os.environ["RANK"] == "1":
             if how == "hang":
                 time.sleep(600)
             if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
                 os._exit(7)
-        return step_of(self, feed, factor, tau, out, **options)
+        return step_of(self, feed, factor, tau, out, *more)
 
     speedrun.Trainer.step = step  # type: ignore[method-assign]
 
