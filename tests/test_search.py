@@ -14,6 +14,7 @@ from analysis.charts._inputs import newest_sweeps
 from analysis.charts._lr import learning_rate
 from analysis.pairs import detectable_differences
 from analysis.table import by_label
+from leaderboard.rows import UNDER_WAY
 from studies.study import Budget, Job, Shard, Study, loss_of
 from studies.tune import target_from
 from tracking import store, tuned
@@ -21,7 +22,6 @@ from tracking.schema import SEARCHED, Trial
 
 RECORDS = Path(__file__).parents[1] / "results" / "records"
 TRACKS = ("tiny", *tuned.SETTINGS_FALLBACK)
-UNDER_WAY = "tiny-search-wide"  # its trials lead to no settings before all optimizers have theirs
 # Optimizers whose lr the first search left at more than two deviations from the best: the wider
 # search is for them, too.
 UNDERTUNED = {"sgd", "soap"}
@@ -32,7 +32,7 @@ SECTIONS = [each for each in tuned.read() if each.track in TRACKS and each.trial
 def trials_of(track: str) -> list[Trial]:
     """The tuner's trials of a track in all records, in the order in which they were written."""
     digest = speedrun.TRACKS[track].hash()
-    folders = [each for each in store.records(RECORDS.parent) if each.name != UNDER_WAY]
+    folders = [each for each in store.records(RECORDS.parent) if each.name not in UNDER_WAY]
     rows = [row for folder in folders for row in store.read_trials(folder)]
     return [row for row in rows if row.track_hash == digest]
 
