@@ -57,9 +57,8 @@ def confirmed(trials: Sequence[Trial]) -> dict[str, Mapping[int, float]]:
 def gains(earlier: Sequence[Trial], later: Sequence[Trial]) -> list[Gain]:
     """What each optimizer of both searches gained, the largest gain first."""
     before, after = confirmed(earlier), confirmed([*earlier, *later])
-    searched = {row.recipe for row in later if row.stage == "confirm"}
     found = []
-    for recipe in before.keys() & searched:
+    for recipe in before.keys() & confirmed(later).keys():  # the others are not done
         seeds = before[recipe].keys() & after[recipe].keys()
         differences = [before[recipe][seed] - after[recipe][seed] for seed in sorted(seeds)]
         mean = stats.mean(differences)

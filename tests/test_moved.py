@@ -43,8 +43,8 @@ def test_gains_are_paired_by_seed_and_a_search_that_found_nothing_better_gains_n
 
 
 def test_an_optimizer_that_was_not_searched_again_has_no_row() -> None:
-    begun = make_trial(recipe="muon", entrant="muon:lr=5", stage="search")
-    assert [gain.recipe for gain in moved.gains(EARLIER, [*LATER[:5], begun])] == ["adamw"]
+    begun = confirm("muon", "lr=5", 3.4, seeds=2)
+    assert [gain.recipe for gain in moved.gains(EARLIER, [*LATER[:5], *begun])] == ["adamw"]
 
 
 def test_the_part_of_the_lead_that_was_tuning_is_of_the_common_horizon() -> None:
