@@ -37,7 +37,12 @@ class Gain:
     recipe: str
     before: float
     after: float
-    difference: Estimate  # before - after: mean over seeds, with its 95% interval
+    by_seed: Mapping[int, float]  # before - after
+
+    @property
+    def difference(self) -> Estimate:
+        """The mean over seeds, with its 95% interval."""
+        return stats.mean([*self.by_seed.values()])
 
 
 def confirmed(trials: Sequence[Trial]) -> dict[str, Mapping[int, float]]:
@@ -60,9 +65,8 @@ def gains(earlier: Sequence[Trial], later: Sequence[Trial]) -> list[Gain]:
     found = []
     for recipe in before.keys() & confirmed(later).keys():  # the others are not done
         seeds = before[recipe].keys() & after[recipe].keys()
-        differences = [before[recipe][seed] - after[recipe][seed] for seed in sorted(seeds)]
-        mean = stats.mean(differences)
-        found.append(Gain(recipe, _mean(before[recipe]), _mean(after[recipe]), mean))
+        by_seed = {seed: before[recipe][seed] - after[recipe][seed] for seed in sorted(seeds)}
+        found.append(Gain(recipe, _mean(before[recipe]), _mean(after[recipe]), by_seed))
     return sorted(found, key=lambda gain: (-gain.difference.value, gain.recipe))
 
 
@@ -148,9 +152,13 @@ def _gap(found: Sequence[Gain]) -> list[str]:
         f"At the common horizon {names[0]} ended {before:.3f} nats below {names[1]} with the "
         f"earlier settings, and ends {after:.3f} below it now"
     )
-    if 0 < after < before:
+    shared = base.by_seed.keys() & challenger.by_seed.keys()
+    lost = stats.mean([base.by_seed[s] - challenger.by_seed[s] for s in sorted(shared)])
+    if lost.low is not None and lost.low > 0 < after:
         sentence += f": {1 - after / before:.0%} of the earlier lead was tuning"
-    return [f"{sentence}."]
+    elif lost.low is not None and lost.high is not None and lost.high > 0:
+        sentence += "; the difference may be chance"
+    return [f"{sentence}. It lost {_interval(lost)}."]
 
 
 def _ratios(leagues: Sequence[League]) -> list[str]:

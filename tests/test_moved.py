@@ -65,7 +65,7 @@ def test_a_lead_that_grew_was_no_tuning() -> None:
     leagues = [moved.League(entrant("adamw", [80.0, 84.0]) + entrant("muon", [60.0, 62.0]), ALONE)]
     later = [*confirm("adamw", "lr=3", 3.69), *confirm("muon", "lr=2", 3.50)]
     text = moved.markdown(EARLIER, later, leagues * 2)
-    assert "ends 0.190 below it now." in text and "was tuning" not in text
+    assert "ends 0.190 below it now. It lost -0.09" in text and "was tuning" not in text
     assert "The order in seconds did not change." in text
 
 
