@@ -277,7 +277,7 @@ def test_a_traced_step_holds_what_the_rules_hold(micro_track: Track) -> None:
 
 @pytest.mark.slow
 def test_a_traced_step_of_gpt2_takes_what_a_gpu_measured() -> None:
-    folder = ROOT / "results" / "gpu" / "20261127T021012-nvidia-h200"
+    folder = ROOT / "results" / "gpu" / "20261127T144900-nvidia-h200"
     with (folder / "measures.csv").open(encoding="utf-8", newline="") as file:
         gigabytes = {
             row["case"]: float(row["value"])

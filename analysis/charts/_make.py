@@ -85,6 +85,7 @@ FIGURES = {
     "qk-clip": Figures(("attention_logits",), ("20261126T041015-tiny-mla-1276",)),
     "muon-split": Figures(("final_losses",), MUON_SPLIT),
     "why": Figures(("balance", "spectra", "stable_rank")),
+    "why-gpt2": Figures(("spectra",)),
 }
 
 
