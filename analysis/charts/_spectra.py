@@ -1,7 +1,7 @@
 """What the charts of measured spectra share: their rows, a legend, panels over the steps."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -39,16 +39,25 @@ def means(rows: pd.DataFrame) -> str:
 
 
 def extremes(
-    rows: pd.DataFrame, entrants: Sequence[Series], column: str
-) -> list[tuple[Series, float]]:
-    """The entrants with the largest and the smallest figure, which may be one, and the figures."""
+    rows: pd.DataFrame, entrants: Sequence[Series], column: str, spell: Callable[[float], str]
+) -> str:
+    """The largest and the smallest figure, each with its entrant: "7.1 with Muon and 2 with SGD".
+
+    With a single entrant, its figure alone.
+    """
     found = [
         (entrant, figure.value)
         for entrant in entrants
         if (figure := spectra.figure(rows[rows["label"] == entrant.label], column))
     ]
     found.sort(key=lambda pair: -pair[1])
-    return found if len(found) < 2 else [found[0], found[-1]]
+    ends = found if len(found) < 2 else [found[0], found[-1]]
+    return " and ".join(f"{spell(value)} with {entrant.name}" for entrant, value in ends)
+
+
+def middle_updates(rows: pd.DataFrame) -> pd.DataFrame:
+    """The updates of the hidden matrices in the middle of training."""
+    return spectra.hidden(spectra.at(rows, spectra.MIDDLE), spectra.UPDATE)
 
 
 def legend(axes: Axes, handles: Sequence[Line2D]) -> None:

@@ -4,14 +4,11 @@ Drawn where a race measured spectra, with --log-spectra. It shows whether traini
 matrices with Muon lets them move much faster, or grow larger, than under AdamW.
 """
 
-from collections.abc import Sequence
-
-import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis import spectra
 from analysis.charts import _spectra, _style
-from analysis.charts._inputs import Inputs, Series
+from analysis.charts._inputs import Inputs
 
 OF_RACE = True
 
@@ -30,16 +27,10 @@ def draw(inputs: Inputs) -> Figure:
         "panel: the weight's largest singular value; of a vector, its norm. The hidden matrices "
         f"and the other roles have axes of their own. {_spectra.means(rows)}"
     )
-    title = _title(rows, entrants)
+    moved = _spectra.extremes(
+        _spectra.middle_updates(rows), entrants, "relative", lambda v: f"{_style.number(100 * v)}%"
+    )
+    title = f"In the middle of training a step changes the hidden matrices by {moved}"
     matrices = rows["role"] == spectra.MATRIX
     families = [found for part in (matrices, ~matrices) if (found := spectra.groups(rows[part]))]
     return _spectra.over_steps(inputs, entrants, blocks, families, title, caption)
-
-
-def _title(rows: pd.DataFrame, entrants: Sequence[Series]) -> str:
-    middle = spectra.hidden(spectra.at(rows, spectra.MIDDLE), spectra.UPDATE)
-    found = _spectra.extremes(middle, entrants, "relative")
-    values = " and ".join(
-        f"{_style.number(100 * value)}% with {entrant.name}" for entrant, value in found
-    )
-    return f"In the middle of training a step changes the hidden matrices by {values}"

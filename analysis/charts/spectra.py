@@ -107,9 +107,8 @@ def _steps(rows: pd.DataFrame) -> str:
 
 
 def _title(rows: pd.DataFrame, entrants: Sequence[Series]) -> str:
-    middle = spectra.hidden(spectra.at(rows, spectra.MIDDLE), spectra.UPDATE)
-    found = _spectra.extremes(middle, entrants, "over_median")
-    values = " and ".join(
-        f"{_style.number(value)} times the median with {entrant.name}" for entrant, value in found
-    )
-    return f"In mid-training the largest singular value of an update is {values}"
+    steepest = _spectra.extremes(
+        _spectra.middle_updates(rows), entrants, "over_median",
+        lambda value: f"{_style.number(value)} times the median",
+    )  # fmt: skip
+    return f"In mid-training the largest singular value of an update is {steepest}"

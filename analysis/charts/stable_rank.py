@@ -35,8 +35,7 @@ def draw(inputs: Inputs) -> Figure:
 
 
 def _title(updates: pd.DataFrame, entrants: Sequence[Series]) -> str:
-    found = _spectra.extremes(updates, entrants, "stable_rank")
+    ranks = _spectra.extremes(updates, entrants, "stable_rank", lambda value: f"{value:.1f}")
     full = updates["full"].unique()
     of = f", of {full[0]} possible" if len(full) == 1 else ""
-    values = " and ".join(f"{value:.1f} with {entrant.name}" for entrant, value in found)
-    return f"The update of a hidden matrix has a stable rank of {values}{of}"
+    return f"The update of a hidden matrix has a stable rank of {ranks}{of}"
