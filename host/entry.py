@@ -11,11 +11,12 @@ away (`| head`) ends it without a traceback.
 import argparse
 import codecs
 import errno
+import importlib
 import io
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from errors import UserError
 from host import ending
@@ -83,6 +84,31 @@ def run(
         what = error.filename or "the output"
         print(f"{name}: cannot write {what}: {error.strerror}; make room for it", file=sys.stderr)
         return MISTAKE
+
+
+def dispatch(
+    package: str, commands: Mapping[str, tuple[str, str]], argv: Sequence[str] | None
+) -> int:
+    """Run the first word of `argv`, a subcommand; its exit code, or 2 where there is none such.
+
+    commands: by name, "MODULE" or "MODULE:FUNCTION" within the package (else `main`), and what it
+    does. A module is imported when its subcommand is called, so that the others cost no time.
+    """
+    word, *rest = [*(sys.argv[1:] if argv is None else argv)] or [""]
+    if word in commands:
+        module, _, function = commands[word][0].partition(":")
+        found = importlib.import_module(f"{package}.{module}")
+        return int(getattr(found, function or "main")(rest))
+    prepare_streams()
+    width = max(map(len, commands))
+    lines = "\n".join(f"    {name:{width}}  {what}" for name, (_, what) in commands.items())
+    listed = f"python -m {package} SUBCOMMAND, which is one of (-h explains each):\n\n{lines}"
+    if word in ("-h", "--help"):
+        print(f"usage: {listed}")
+        return 0
+    what = f"no subcommand {word!r}" if word else "a subcommand is missing"
+    print(f"{package}: {what}; run: {listed}", file=sys.stderr)
+    return MISTAKE
 
 
 def _forget_output() -> None:
