@@ -3,9 +3,11 @@
 A run measures them with --log-spectra (`schema.Spectrum`). The charts `spectra`, `stable_rank` and
 `balance` and the verdicts of `analysis.why` are made of what is here.
 
-Claims: every figure of a run is a geometric mean over matrices, because ranks and condition numbers
-spread over decades. The mean of several runs and its interval are of the logarithms of the runs'
-figures (Student's t, n = seeds). A matrix of zeros has no figures and is left out.
+Claims: every figure of a run is a geometric mean over matrices, because ranks and condition
+numbers spread over decades. The mean of several runs and its interval are of the logarithms of the
+runs' figures (Student's t, n = seeds). A matrix of zeros has no figures and is left out. A singular
+value that is rounding alone stands as 0; a ratio over it counts as 1 / FLOOR, which is the least
+that it can be.
 """
 
 import math
@@ -17,6 +19,7 @@ import pandas as pd
 
 from analysis.stats import Estimate, mean
 from tracking.schema import DIVERGED, Run, Spectrum
+from tracking.spectra import FLOOR
 
 MATRIX = "matrix"  # the role of the hidden matrices
 GRADIENT, MOMENTUM, UPDATE, WEIGHT = "gradient", "momentum", "update", "weight"
@@ -34,9 +37,10 @@ def measured(runs: Iterable[tuple[Run, Sequence[Spectrum]]]) -> pd.DataFrame:
     """The rows of all runs that did not diverge, with the columns of `Spectrum` and these:
 
     run, label, seed and planned (steps) of the run; group: the kind of a hidden matrix, else the
-    role; full: the full rank, min(rows, columns); norm: the Frobenius norm; relative: of an update,
-    its root mean square over the weight's. `largest` of a vector is its norm, which is its only
-    singular value. Empty if nothing was measured.
+    role; full: the full rank, min(rows, columns); noise: the stable rank of random numbers in this
+    shape, if it is large (Marchenko and Pastur 1967); norm: the Frobenius norm; relative: of an
+    update, its root mean square over the weight's. `largest` of a vector is its norm, which is its
+    only singular value. Empty if nothing was measured.
     """
     parts = []
     for run, logged in runs:
@@ -50,7 +54,12 @@ def measured(runs: Iterable[tuple[Run, Sequence[Spectrum]]]) -> pd.DataFrame:
     rows = pd.concat(parts, ignore_index=True)
     rows["group"] = rows["kind"].where(rows["role"] == MATRIX, rows["role"])
     rows["full"] = np.minimum(rows["rows"], rows["columns"])
-    rows["norm"] = rows["rms"] * np.sqrt(rows["rows"] * rows["columns"])
+    entries, edge = rows["rows"] * rows["columns"], np.sqrt(rows["rows"]) + np.sqrt(rows["columns"])
+    rows["noise"] = entries / edge**2
+    rows["norm"] = rows["rms"] * np.sqrt(entries)
+    for ratio, below in (("over_median", "median"), ("over_smallest", "smallest")):
+        singular = (rows[below] == 0) & (rows["largest"] > 0)
+        rows[ratio] = rows[ratio].astype(float).mask(singular, 1 / FLOOR)
     rows["largest"] = rows["largest"].where(rows["columns"] > 1, rows["norm"])
     weights = rows[rows["tensor"] == WEIGHT].set_index(SAME)["rms"]
     of_update = rows["tensor"] == UPDATE
@@ -137,11 +146,12 @@ def profile(rows: pd.DataFrame) -> Line:
     """The singular values of one entrant's rows over their largest, each matrix by itself.
 
     `steps` is the part of the values that lies above each, from 0 (the largest) to 1 (the
-    smallest). Quantiles that are 0 in all matrices are left out.
+    smallest). What is rounding alone counts as FLOOR, the most that it can be.
     """
     scaled = rows[["seed", *QUANTILES]].copy()
     for name in QUANTILES:
-        scaled[name] = rows[name] / rows["largest"].where(rows["largest"] > 0)
+        parts = rows[name] / rows["largest"].where(rows["largest"] > 0)
+        scaled[name] = parts.mask(parts == 0, FLOOR)
     found = {name: figure(scaled, name) for name in QUANTILES}
     kept = {QUANTILES[name]: value.value for name, value in found.items() if value is not None}
     return Line(np.array(list(kept)), np.array(list(kept.values())))

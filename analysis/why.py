@@ -8,7 +8,7 @@ shows the same parts of a record: see leaderboard/pages.py.
 
 A claim has a criterion: an open range that a figure must lie in. It "holds" if the whole interval
 of the figure does, "does not hold" if none of it does, else it is "undecided". Intervals are over
-seeds (`analysis.spectra`). With a single seed there is none, and the figure alone decides.
+seeds (`analysis.spectra`). In a race of a single seed there is none, and the figure alone decides.
 """
 
 import argparse
@@ -35,8 +35,9 @@ from tracking.store import read_runs, read_spectra
 MUON = "muon"
 HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided"
 LOW_RANK = 0.1  # of the full rank: a stable rank below it is low
-NOISE = 0.25  # of the full rank: about the stable rank of a square matrix of random numbers
+ALIKE = 2.0  # the 90% quantile of singular values over the 10% one, below which they are alike
 BALANCED = 2.0  # the factor within which a ratio of roles must stay to be called balanced
+ATTENTION, MLP = "attention", "MLP"  # the two blocks of a layer
 NAMES = {"embed": "embedding", "head": "head", "vector": "vectors"}  # of roles, in prose
 QUERY_KEY = ("query", "key")  # the kinds of matrices that make attention logits
 NO_LIMIT = math.inf
@@ -74,14 +75,18 @@ class Race:
 def race_of(root: Path, runs: Sequence[Run]) -> Race:
     """The spectra of these runs in a folder. Raises UserError if none were measured.
 
-    An entrant whose recipe no other one has is called by the recipe, without its options.
+    An entrant whose recipe no other one has is called by the recipe, without its options. One with
+    a single run left, in a race of several seeds, would have figures without intervals: it is not
+    among the labels.
     """
     ordered = sorted(_called_short(runs), key=lambda run: run.started)
     rows = spectra.measured((run, read_spectra(root, run.run)) for run in ordered)
-    labels = [label for label in dict.fromkeys(r.label for r in ordered) if label in {*rows.label}]
+    seeds = rows.groupby("label")["seed"].nunique()
+    kept = seeds[(seeds > 1) | (seeds.max() == 1)].index
+    labels = [label for label in dict.fromkeys(run.label for run in ordered) if label in kept]
     if not labels:
         raise UserError(f"race {runs[0].race} measured no spectra; run: make why")
-    return Race(ordered, rows, labels)
+    return Race(ordered, rows[rows["label"].isin(labels)], labels)
 
 
 def _called_short(runs: Sequence[Run]) -> list[Run]:
@@ -164,13 +169,15 @@ MEASURES: Sequence[tuple[str, str, str, float, float]] = (  # heading, criterion
     ("stable rank", f"below {LOW_RANK:.0%} of the full rank", "stable_rank", 0, LOW_RANK),
     ("effective rank", "below half of the full rank", "effective_rank", 0, 0.5),
     ("largest over median", "above 10", "over_median", 10, NO_LIMIT),
-    ("largest over smallest", "above 100", "over_smallest", 100, NO_LIMIT),
-    ("norm² in the largest tenth", "above half", "top_tenth", 0.5, 1 + 1e-9),
+    ("norm² in the largest tenth", "above half", "top_tenth", 0.5, NO_LIMIT),
 )
 
 
 def directions(race: Race) -> str:
-    """Whether few directions dominate the gradient and the momentum of the hidden matrices."""
+    """Whether few directions dominate the gradient and the momentum of the hidden matrices.
+
+    A matrix of random numbers meets none of the criteria.
+    """
     parts = []
     for tensor in (GRADIENT, MOMENTUM):
         table, lines = [], []
@@ -180,7 +187,7 @@ def directions(race: Race) -> str:
             cells += [
                 shown(spectra.figure(rows, name)) for name in ("over_median", "over_smallest")
             ]
-            cells += [shown(spectra.figure(rows, "top_tenth"), percent)]
+            cells += [shown(spectra.figure(rows, "top_tenth"), percent), _singular(rows)]
             table.append([label, *cells])
         for heading, criterion, column, low, high in MEASURES:
             figures = {
@@ -190,9 +197,17 @@ def directions(race: Race) -> str:
                 for label, rows in own.items()
             }
             lines.append(summary(f"{heading} {criterion}", _verdicts(figures, low, high)))
-        headings = [tensor, *(heading for heading, *_ in MEASURES)]
+        headings = [
+            tensor, "stable rank", "effective rank", "largest over median",
+            "largest over smallest", "norm² in the largest tenth", "singular matrices",
+        ]  # fmt: skip
         parts += [markdown_grid(headings, table), "\n".join(lines)]
     return "\n\n".join(parts)
+
+
+def _singular(rows: pd.DataFrame) -> str:
+    """How many of the matrices have directions in which there is rounding alone."""
+    return f"{int((rows['smallest'] == 0).sum()):,} of {len(rows):,}"
 
 
 def _verdicts(figures: Mapping[str, Estimate | None], low: float, high: float) -> dict[str, str]:
@@ -212,10 +227,7 @@ def updates(race: Race) -> str:
         "update's largest over median",
     ]  # fmt: skip
     words, lines = [], []
-    for recipe, low, high, claim in (
-        (BASELINE, 0.0, LOW_RANK, f"is of low rank (stable rank below {LOW_RANK:.0%} of the full"),
-        (MUON, NOISE, NO_LIMIT, f"is not of low rank (above {NOISE:.0%} of the full"),
-    ):
+    for recipe in (BASELINE, MUON):
         ran = race.name(recipe)
         if ran is None:
             continue
@@ -224,10 +236,35 @@ def updates(race: Race) -> str:
             f"{name}'s update has a stable rank of {rank(update)}, "
             f"its momentum {rank(race.of(ran, MOMENTUM))}."
         )
-        if part := share(update, "stable_rank"):
-            lines.append(ruling(f"{name}'s update {claim} rank)", verdict(part, low, high)))
+        if recipe == BASELINE:
+            claim = f"is of low rank (stable rank below {LOW_RANK:.0%} of the full rank)"
+            if part := share(update, "stable_rank"):
+                lines.append(ruling(f"{name}'s update {claim}", verdict(part, 0, LOW_RANK)))
+        else:
+            lines += _flat(name, update)
     lines += _between(race)
     return "\n\n".join([" ".join(words), markdown_grid(headings, table), "\n".join(lines)])
+
+
+def _flat(name: str, update: pd.DataFrame) -> list[str]:
+    """Whether an update is no more concentrated than random numbers, and its values are alike."""
+    lines = []
+    found = update.assign(
+        over_noise=update["stable_rank"] / update["noise"], alike=update["q90"] / update["q10"]
+    )
+    if over := spectra.figure(found, "over_noise"):
+        claim = (
+            f"{name}'s update is less concentrated than a matrix of random numbers (its stable "
+            f"rank is {shown(over, times)} that of one of the same shape)"
+        )
+        lines.append(ruling(claim, verdict(over, 1, NO_LIMIT)))
+    if alike := spectra.figure(found, "alike"):
+        claim = (
+            f"the singular values of {name}'s update are alike (their 90% quantile over their 10% "
+            f"quantile is below {ALIKE:g}: {shown(alike, times)})"
+        )
+        lines.append(ruling(claim, verdict(alike, 0, ALIKE)))
+    return lines
 
 
 def _between(race: Race) -> list[str]:
@@ -259,19 +296,15 @@ def training(race: Race) -> str:
     table, rising = [], {}
     for tensor in (GRADIENT, MOMENTUM, UPDATE):
         for label in race.labels:
-            rows = race.of(label, tensor)
+            rows, name = race.of(label, tensor), display_name(label)
             if not len(rows):
                 continue
-            figures = [
-                spectra.figure(spectra.at(rows, when), "stable_rank") for when in spectra.MOMENTS
-            ]
-            ends = (
-                spectra.by_seed(spectra.at(rows, when), "stable_rank") for when in (END, BEGINNING)
-            )
-            change = ratio(*ends)
-            word = "-" if change is None else DIRECTION[verdict(change, 1, NO_LIMIT)]
-            rising[f"{display_name(label)}'s {tensor}"] = word
-            table.append([f"{label}, {tensor}", *map(shown, figures), shown(change, times), word])
+            cells, rising[f"{name}'s {tensor}"] = _change(rows)
+            table.append([f"{label}, {tensor}", *cells])
+            for block in (ATTENTION, MLP) if tensor == UPDATE else ():
+                own = rows[rows["group"].str.startswith("mlp.") == (block == MLP)]
+                cells, rising[f"{name}'s {tensor} of {block}"] = _change(own)
+                table.append([f"{label}, {tensor} of {block}", *cells])
     headings = ["stable rank", *spectra.MOMENTS, "end over beginning", "change"]
     lines = [
         f"- It {word}: {', '.join(names)}."
@@ -281,11 +314,21 @@ def training(race: Race) -> str:
     return f"{markdown_grid(headings, table)}\n\n{chr(10).join(lines)}"
 
 
+def _change(rows: pd.DataFrame) -> tuple[list[str], str]:
+    """The cells of the stable rank at each moment and its change, and the word for the change."""
+    figures = [spectra.figure(spectra.at(rows, when), "stable_rank") for when in spectra.MOMENTS]
+    change = ratio(
+        *(spectra.by_seed(spectra.at(rows, when), "stable_rank") for when in (END, BEGINNING))
+    )
+    word = "-" if change is None else DIRECTION[verdict(change, 1, NO_LIMIT)]
+    return [*map(shown, figures), shown(change, times), word], word
+
+
 DIRECTION = {FAILS: "falls", HOLDS: "rises", UNDECIDED: "shows no change"}
 
 
 def kinds(race: Race) -> str:
-    """The stable rank by kind of matrix, and whether queries and keys have a lower one."""
+    """The stable rank by kind of matrix, and whether queries and keys have the lowest ones."""
     columns = [(label, tensor) for tensor in (MOMENTUM, UPDATE) for label in race.labels]
     columns = [pair for pair in columns if len(race.of(*pair))]
     matrices = race.rows[race.rows["role"] == spectra.MATRIX]
@@ -301,10 +344,14 @@ def kinds(race: Race) -> str:
         for label in (label for label, each in columns if each == tensor):
             rows = race.of(label, tensor)
             rows = rows.assign(share=rows["stable_rank"] / rows["full"])
-            logit = rows["group"].isin(QUERY_KEY)
-            figure = ratio(*(spectra.by_seed(rows[part], "share") for part in (logit, ~logit)))
+            ranks = spectra.geometric(rows, "share", ["group", "seed"])
+            logit = ranks.index.get_level_values("group").isin(QUERY_KEY)
+            figure = ratio(ranks[logit].groupby("seed").max(), ranks[~logit].groupby("seed").min())
             found[f"{display_name(label)} ({shown(figure, times)})"] = figure
-        claim = f"the {tensor} of queries and keys has a lower stable rank than all other matrices"
+        claim = (
+            f"queries and keys have the lowest stable ranks of the {tensor} (the higher of the "
+            "two is below the lowest other kind)"
+        )
         lines.append(summary(claim, _verdicts(found, 0, 1)))
     return f"{markdown_grid(headings, table)}\n\n{chr(10).join(lines)}"
 
@@ -399,12 +446,21 @@ def race_words(race: Race) -> str:
     )
     diverged = sum(run.status == DIVERGED for run in race.runs)
     left = f" Runs that diverged and are left out: {diverged}." if diverged else ""
-    counts = sorted(set(race.rows.groupby("run")["step"].nunique()))
-    steps = " to ".join(f"{n}" for n in dict.fromkeys((counts[0], counts[-1])))
+    labels = {run.label for run in race.runs if run.status != DIVERGED} - {*race.labels}
+    if lone := ", ".join(sorted(display_name(label) for label in labels)):
+        left += f" Left out, because fewer than two of their runs were measured: {lone}."
+    steps = [f"{step}" for step in sorted(race.rows["step"].unique())]
+    when = f"{', '.join(steps[:-1])} and {steps[-1]}" if len(steps) > 1 else steps[0]
     return (
-        f"{race.rows['run'].nunique()} runs of race {race.runs[0].race}, each measured at {steps} "
-        f"steps. {interval}{left} Mean final losses: {_final_losses(race)}."
+        f"{race.rows['run'].nunique()} runs of race {race.runs[0].race}, measured after step "
+        f"{when}. {interval}{left} Mean final losses: {_final_losses(race)}."
     )
+
+
+def settings(race: Race) -> str:
+    """Every option of the entrants: a list."""
+    entrants = {run.label: run.entrant for run in race.runs}
+    return "\n".join(f"- `{entrants[label]}`" for label in race.labels)
 
 
 def _final_losses(race: Race) -> str:
@@ -419,6 +475,7 @@ def _final_losses(race: Race) -> str:
 
 PARTS: Mapping[str, Callable[[Race], str]] = {
     "race": race_words,
+    "settings": settings,
     "directions": directions,
     "updates": updates,
     "training": training,

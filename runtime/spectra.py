@@ -29,9 +29,8 @@ from errors import UserError
 from host.owners import orthogonal_cost, owners
 from model import GPT
 from tracking.schema import Spectrum
-from tracking.spectra import TENSORS
+from tracking.spectra import FLOOR, TENSORS
 
-FLOOR = torch.finfo(torch.float32).eps
 QUANTILES = (1.0, 0.9, 0.75, 0.5, 0.25, 0.1, 0.0)
 FUSED = ("query", "key", "value")  # of a fused projection, from top to bottom
 BATCH = 64  # Gram matrices that are decomposed together

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 MOST = 8  # measured steps of a run
+FLOOR = 2.0**-23  # of the largest singular value: below it float32 has rounding alone, written as 0
 TENSORS = ("gradient", "momentum", "update", "weight")  # in the order of the rows of a part
 
 
