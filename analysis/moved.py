@@ -3,7 +3,9 @@
     markdown(earlier, later, leagues)      # docs/comparison.md shows it
 
 An optimizer's confirmed loss is the mean over the fresh seeds of its best setting at the common
-horizon. A search that found nothing better keeps the earlier setting. Gains are paired by seed.
+horizon. The earlier ones are of the tuner's stage "standing": the earlier settings under the
+conditions of the wider search, because precision and attention change losses too. A search that
+found nothing better keeps the earlier setting. Gains are paired by seed.
 """
 
 import statistics
@@ -17,10 +19,13 @@ from analysis.pairs import Pair, Pairs
 from analysis.price import Prices
 from analysis.stats import Estimate
 from analysis.table import BASELINE, by_label, find, markdown_grid, standing
+from errors import UserError
 from tracking.schema import Run, Trial
 from tracking.spelling import display_name, recipe_of
 
 CHALLENGER = "muon"
+CONFIRMED = ("confirm", "standing")  # stages with all fresh seeds
+CONDITIONS = ("track_hash", "steps", "dtype", "attention", "torch")  # alike in rows compared
 
 
 class League(NamedTuple):
@@ -49,7 +54,7 @@ def confirmed(trials: Sequence[Trial]) -> dict[str, Mapping[int, float]]:
     """By recipe: the losses by seed of the setting whose mean over the most seeds is lowest."""
     losses: dict[tuple[str, str], dict[int, float]] = {}
     for row in trials:
-        if row.stage == "confirm" and row.final_loss is not None:
+        if row.stage in CONFIRMED and row.final_loss is not None:
             losses.setdefault((row.recipe, row.entrant), {})[row.seed] = row.final_loss
     most = max(map(len, losses.values()), default=0)
     best: dict[str, Mapping[int, float]] = {}
@@ -60,7 +65,18 @@ def confirmed(trials: Sequence[Trial]) -> dict[str, Mapping[int, float]]:
 
 
 def gains(earlier: Sequence[Trial], later: Sequence[Trial]) -> list[Gain]:
-    """What each optimizer of both searches gained, the largest gain first."""
+    """What each optimizer of both searches gained, the largest gain first.
+
+    Raises UserError for rows of several tracks, horizons or conditions.
+    """
+    rows = [row for row in (*earlier, *later) if row.stage in CONFIRMED]
+    for name in CONDITIONS:
+        values = sorted({str(getattr(row, name)) for row in rows})
+        if len(values) > 1:
+            raise UserError(
+                f"rows with {name} {' and '.join(values)} are not comparable; run the earlier "
+                "settings again with: python -m studies.tune --stage standing"
+            )
     before, after = confirmed(earlier), confirmed([*earlier, *later])
     found = []
     for recipe in before.keys() & confirmed(later).keys():  # the others are not done
@@ -148,17 +164,29 @@ def _gap(found: Sequence[Gain]) -> list[str]:
     base, challenger = by_recipe[BASELINE], by_recipe[CHALLENGER]
     before, after = base.before - challenger.before, base.after - challenger.after
     names = display_name(CHALLENGER), display_name(BASELINE)
+    now = f"{abs(after):.3f} {'below' if after >= 0 else 'above'} it now"
     sentence = (
         f"At the common horizon {names[0]} ended {before:.3f} nats below {names[1]} with the "
-        f"earlier settings, and ends {after:.3f} below it now"
+        f"earlier settings, and ends {now}"
     )
     shared = base.by_seed.keys() & challenger.by_seed.keys()
     lost = stats.mean([base.by_seed[s] - challenger.by_seed[s] for s in sorted(shared)])
-    if lost.low is not None and lost.low > 0 < after:
-        sentence += f": {1 - after / before:.0%} of the earlier lead was tuning"
-    elif lost.low is not None and lost.high is not None and lost.high > 0:
+    if lost.low is None or lost.high is None:
+        return [f"{sentence}."]
+    if lost.low <= 0 <= lost.high:
         sentence += "; the difference may be chance"
-    return [f"{sentence}. It lost {_interval(lost)}."]
+    elif lost.low > 0 and before > 0:
+        part = f"{1 - after / before:.0%}" if after > 0 else "all"
+        sentence += f": {part} of the earlier lead was tuning"
+    return [f"{sentence}. The lead {'fell' if lost.value > 0 else 'grew'} by {_size(lost)}."]
+
+
+def _size(estimate: Estimate) -> str:
+    """A change without its sign, and its interval."""
+    if estimate.value >= 0:
+        return _interval(estimate)
+    low, high = (None if x is None else -x for x in (estimate.high, estimate.low))
+    return _interval(Estimate(-estimate.value, low, high, estimate.n))
 
 
 def _ratios(leagues: Sequence[League]) -> list[str]:

@@ -66,6 +66,7 @@ OUTCOMES = {  # possible statuses of a trial, by its stage
     "confirm": (FINISHED, DIVERGED),
     "horizon": (REACHED, MISSED, DIVERGED),
     "sweep": (FINISHED, DIVERGED),
+    "standing": (FINISHED, DIVERGED),
     "transfer": (FINISHED, DIVERGED),
 }
 # Folders of results/ with rows of their own.

@@ -16,20 +16,13 @@ from typing import NamedTuple
 
 from errors import UserError
 from host import entry, paths
-from optim import Beta, Linear
 from optim.entrants import entrant_options
 from speedrun import Schedule
 from studies.libraries import write
-from studies.points import coordinate, ranges_of
-from studies.study import EDGE
+from studies.points import HIGH, LOW, coordinate, end_of, ranges_of, reason
 from tracking import store, tuned
 
 TRACK = "tiny"
-LOW, HIGH = "low", "high"
-BY_NATURE = {  # ends that no wider range moves
-    ("warmup", LOW): "no warm-up is the least that there can be",
-    ("cooldown", HIGH): "the whole run is the most that there can be",
-}
 
 
 class End(NamedTuple):
@@ -43,20 +36,6 @@ class End(NamedTuple):
     place: str  # of the value in the range, 0 at the low end and 1 at the high one
     end: str  # low or high; empty: at neither
     why: str  # where the end is one by nature, the reason
-
-
-def end_of(bounds: Linear, value: float) -> str:
-    """The end of a range at which a value lies: low, high, or empty."""
-    place = coordinate(bounds, value)
-    return LOW if place <= EDGE else HIGH if place >= 1 - EDGE else ""
-
-
-def reason(option: str, bounds: Linear, value: float, steps: int) -> str:
-    """Why a value lies at an end by nature; empty where a wider range might have moved it."""
-    end = end_of(bounds, value)
-    if isinstance(bounds, Beta) and end == HIGH and 1 / (1 - value) > steps:
-        return f"it averages over more steps than the run has, {steps}"
-    return BY_NATURE.get((option, end), "")
 
 
 def ends(sections: Sequence[tuned.Tuned]) -> list[End]:

@@ -17,6 +17,12 @@ NEAR_WIDTH = 0.4  # of each range: the width of the box around the best point so
 FAR = 4  # every fourth proposal is anywhere in the ranges, the others are near the best point
 REST = ("embed_lr", "head_lr", "vector_lr")  # of AdamW on embedding, head and vectors
 LARGEST_BETA = 0.999  # with three digits the next one is 1, which is no momentum
+EDGE = 0.05  # of a range: a value within it from an end lies at that end
+LOW, HIGH = "low", "high"
+BY_NATURE = {  # ends that no wider range moves
+    ("warmup", LOW): "no warm-up is the least that there can be",
+    ("cooldown", HIGH): "the whole run is the most that there can be",
+}
 SEQUENCE = ("lr", "weight_decay", *REST, "warmup", "cooldown")  # dimensions that recipes share
 
 Settings = dict[str, Any]
@@ -42,6 +48,20 @@ def coordinate(bounds: Linear, value: float) -> float:
         return bounds.where(value)
     except (ValueError, ZeroDivisionError):
         return 0.0 if value < bounds.low else 1.0
+
+
+def end_of(bounds: Linear, value: float) -> str:
+    """The end of a range at which a value lies, or beyond which: LOW, HIGH, or empty."""
+    place = coordinate(bounds, value)
+    return LOW if place <= EDGE else HIGH if place >= 1 - EDGE else ""
+
+
+def reason(option: str, bounds: Linear, value: float, steps: int) -> str:
+    """Why a value lies at an end by nature; empty where a wider range might have moved it."""
+    end = end_of(bounds, value)
+    if isinstance(bounds, Beta) and end == HIGH and 1 / (1 - value) > steps:
+        return f"it averages over more steps than the run has, {steps}"
+    return BY_NATURE.get((option, end), "")
 
 
 def points(

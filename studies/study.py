@@ -21,11 +21,12 @@ from errors import UserError
 from optim import Option
 from optim.entrants import Entrant, assigned, entrant_options
 from speedrun import Outcome, Schedule, Trainer, enter
-from studies.points import Settings, points, proposed
+from studies.points import Settings, end_of, points, proposed, reason
 from tracking import spelling, store, tuned
 from tracking.schema import DIVERGED, FINISHED, REACHED, SEARCHED, SWEEP, Trial
 
 STAGES = (*SEARCHED, "confirm", "horizon")
+OF_TUNED = ("sweep", "standing")  # stages of the settings that are tuned already
 SEARCH_SEED = 1000
 FRESH_SEEDS = (1001, 1002, 1003, 1004, 1005)  # races count from 0: none repeats a trial
 SPREAD = 16  # trials that are spread evenly before the guide proposes others
@@ -36,7 +37,6 @@ FINALISTS = 4  # settings that are confirmed and shortened
 HORIZON_STEP = 2  # steps between horizons that are tried
 LOSS_PER_E_FOLD = 0.5  # nats that the loss falls by when the horizon is e times as long: a guess
 MARGIN = 0.02  # nats below the target at which all seeds are expected to meet it
-EDGE = 0.05  # of a range: a best value nearer to its end draws a warning
 
 
 class Job(NamedTuple):
@@ -70,8 +70,8 @@ class Budget:
     def __post_init__(self) -> None:
         if self.trials < 1:
             raise UserError(f"--trials {self.trials}: must be at least 1; run with --trials 64")
-        if self.stage not in (*STAGES, "sweep"):
-            known = ", ".join((*STAGES, "sweep"))
+        if self.stage not in (*STAGES, *OF_TUNED):
+            known = ", ".join((*STAGES, *OF_TUNED))
             raise UserError(
                 f"--stage {self.stage}: must be one of {known}; leave it out for horizon"
             )
@@ -106,8 +106,10 @@ class Study:
         self.points: dict[int, Settings] = {}  # by the number of the trial
         if "steps" in typed:
             raise UserError(f"{entrant}: the tuner sets the steps; leave them out")
-        if budget.stage == "sweep" and typed:
-            raise UserError(f"{entrant}: a sweep is around tuned settings; leave the options out")
+        if budget.stage in OF_TUNED and typed:
+            raise UserError(
+                f"{entrant}: the stage {budget.stage} is of tuned settings; leave the options out"
+            )
 
     def _lent(self) -> Settings:
         """The tuned values of options that have no range, with which trials run.
@@ -358,6 +360,33 @@ class Study:
         lrs = [float(f"{settings['lr'] * factor:.3g}") for factor in SWEEP]
         return self.at_horizon("sweep", {i: settings | {"lr": lr} for i, lr in enumerate(lrs)})
 
+    def standing(self, settings: Settings) -> list[Trial]:
+        """The tuned settings at the common horizon, with all fresh seeds.
+
+        A wider search is compared with them under its own conditions: precision, attention, torch.
+        Raises UserError if there are none.
+        """
+        if not settings:
+            raise UserError(
+                f"{self.recipe}: no tuned settings on this track; "
+                f"run: python -m studies.tune {self.recipe}"
+            )
+        fixed = settings | {"steps": self.steps}
+        jobs = [Job("standing", 0, fixed, seed) for seed in FRESH_SEEDS]
+        return self._all(dict(enumerate(jobs)))
+
+    def at_edge(self, index: int) -> list[str]:
+        """Warnings for the values of a point that a wider range might move."""
+        warnings = []
+        for name, option in self.free.items():
+            bounds, value = option.range, self.points[index][name]
+            end = bounds and end_of(bounds, value)
+            if bounds and end and not reason(name, bounds, value, self.steps):
+                warnings.append(
+                    f"{name}={value} is at the {end} end of its range {bounds.low} to {bounds.high}"
+                )
+        return warnings
+
     def _meets(self, index: int, steps: int) -> tuple[float, bool]:
         """Mean loss, and whether all fresh seeds meet the target, by more than chance.
 
@@ -370,19 +399,6 @@ class Study:
             if row.status != REACHED:
                 return statistics.fmean(losses), False
         return statistics.fmean(losses), stats.mean_below_target(losses, self.target)
-
-    def at_edge(self, index: int) -> list[str]:
-        """Warnings for the values of a point that lie at an end of their range."""
-        warnings = []
-        for name, value in self.points[index].items():
-            bounds = self.options[name].range
-            if name in self.fixed or bounds is None:
-                continue
-            if value <= bounds.at(EDGE) or value >= bounds.at(1 - EDGE):
-                warnings.append(
-                    f"{name}={value} is at the edge of its range {bounds.low} to {bounds.high}"
-                )
-        return warnings
 
 
 def loss_of(trial: Trial) -> float:

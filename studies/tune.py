@@ -19,8 +19,10 @@ horizon   for the remaining finalists, the shortest horizon at which every fresh
 The outcome goes to optim/tuned.toml, which names the trial that it came from, and whose settings
 races take. With --results FOLDER it goes to FOLDER/tuned.toml, beside its trials, and nowhere else.
 
-The stage `sweep` is not part of that search: the tuned settings with their lr times SWEEP, over two
-decades, at the common horizon. It shows how much a wrong lr costs.
+Two more stages are not part of that search. They run the tuned settings at the common horizon:
+
+sweep     with their lr times SWEEP, over two decades; it shows how much a wrong lr costs
+standing  with the fresh seeds; a wider search is compared with them, see analysis/moved.py
 
 A trial that has its row is not run again, so an interrupted search goes on with the same command,
 and a longer one with more --trials. Trials are compared by loss alone, so they may share the
@@ -39,7 +41,7 @@ from optim.entrants import assigned, entrant_options
 from runtime import command_line, machine
 from speedrun import Options, Schedule, Track, Trainer, chosen_track, make_parser
 from studies import guide
-from studies.study import FRESH_SEEDS, STAGES, Budget, Incomplete, Study, read_shard
+from studies.study import FRESH_SEEDS, OF_TUNED, STAGES, Budget, Incomplete, Study, read_shard
 from tracking import resume, spelling, store, tuned
 from tracking.files import check_writable
 from tracking.schema import Provenance
@@ -56,9 +58,10 @@ def tune_recipe(study: Study, path: Path = tuned.TUNED) -> None:
     Raises Incomplete where it must wait for other shards.
     """
     recipe, track = study.recipe, study.trainer.track.name
-    if study.budget.stage == "sweep":
+    if study.budget.stage in OF_TUNED:
         found = tuned.find(track, recipe, path) or tuned.find(track, recipe)
-        study.sweep(found.options if found else {})
+        run_stage = {"sweep": study.sweep, "standing": study.standing}[study.budget.stage]
+        run_stage(found.options if found else {})
         return
     searched = study.search()
     if searched[0].final_loss is None:
@@ -117,7 +120,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError(f"{' '.join(words)}: a recipe is named twice; name each once")
     options = Options(**command_line.given(arguments, Options))
     track = chosen_track(arguments)
-    if budget.stage != "sweep":
+    if budget.stage not in OF_TUNED:
         guide.check()
     store.ready(options.results)
     check_writable(tuned.TUNED.parent)  # where the outcome goes
@@ -155,7 +158,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--stage",
         default="horizon",
         metavar="STAGE",
-        help=f"last stage to run: {', '.join(STAGES)}; or sweep (default: horizon)",
+        help=f"last stage to run: {', '.join(STAGES)}; or one of {', '.join(OF_TUNED)} "
+        "(default: horizon)",
     )
     stopped = "finished trials are recorded: the same command goes on"
     return entry.run(parser, argv, run, stopped)

@@ -1,8 +1,11 @@
 """What a wider search changed: gains paired by seed, the gap that was tuning, the new order."""
 
+from dataclasses import replace
+
 import pytest
 
 from analysis import moved
+from errors import UserError
 from tests.rows import ALONE, entrant, make_trial
 from tracking.schema import Trial
 
@@ -65,8 +68,42 @@ def test_a_lead_that_grew_was_no_tuning() -> None:
     leagues = [moved.League(entrant("adamw", [80.0, 84.0]) + entrant("muon", [60.0, 62.0]), ALONE)]
     later = [*confirm("adamw", "lr=3", 3.69), *confirm("muon", "lr=2", 3.50)]
     text = moved.markdown(EARLIER, later, leagues * 2)
-    assert "ends 0.190 below it now. It lost -0.09" in text and "was tuning" not in text
+    assert "ends 0.190 below it now. The lead grew by 0.09" in text and "was tuning" not in text
     assert "The order in seconds did not change." in text
+
+
+@pytest.mark.parametrize(
+    ("adamw", "muon", "words"),
+    [
+        (3.64, 3.60, "ends 0.040 below it now: 60% of the earlier lead was tuning. The lead fell"),
+        (3.40, 3.45, "ends 0.050 above it now: all of the earlier lead was tuning. The lead fell"),
+    ],
+)
+def test_a_loss_of_the_lead_that_seeds_do_not_explain_is_never_called_chance(
+    adamw: float, muon: float, words: str
+) -> None:
+    text = moved.markdown(EARLIER, [*confirm("adamw", "lr=3", adamw), *confirm("muon", "x", muon)])
+    assert words in text and "chance" not in text
+
+
+def test_a_lead_that_changed_less_than_the_seeds_explain_is_not_called_tuning() -> None:
+    later = [*confirm("adamw", "lr=3", 3.69), *confirm("muon", "lr=2", 3.595)]
+    later[0] = replace(later[0], final_loss=3.75)
+    later[1] = replace(later[1], final_loss=3.62)
+    text = moved.markdown(EARLIER, later)
+    assert "the difference may be chance" in text and "was tuning" not in text
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("dtype", "float32"), ("attention", "plain"), ("torch", "2.11.0"), ("steps", 71),
+     ("track_hash", "another")],
+)  # fmt: skip
+def test_settings_are_not_compared_over_other_conditions(name: str, value: object) -> None:
+    """Else a gain would be of the precision, say, and of the settings together."""
+    other = [replace(row, **{name: value}) for row in LATER]  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=f"rows with {name} .* and .* run the earlier settings"):
+        moved.gains(EARLIER, other)
 
 
 def test_without_leagues_the_losses_stand_alone() -> None:

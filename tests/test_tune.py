@@ -20,7 +20,7 @@ from optim import Beta, Linear, Log, Option
 from optim.entrants import entrant_options, parse
 from studies import guide, tune
 from studies.points import REST, coordinate, points, proposed
-from studies.study import Budget, Incomplete, Job, Study, loss_of, read_shard
+from studies.study import FRESH_SEEDS, Budget, Incomplete, Job, Study, loss_of, read_shard
 from tests.rows import make_trial
 from tracking import spelling, store, tuned
 from tracking.schema import DIVERGED, REACHED, Trial
@@ -383,12 +383,23 @@ def test_a_sweep_covers_two_decades_around_the_tuned_lr() -> None:
         study.sweep({})
 
 
+def test_the_standing_settings_run_again_with_every_fresh_seed() -> None:
+    study = FakeStudy([3.0], target=1.0)
+    rows = study.standing({"lr": 0.05, "cooldown": 0.6, "steps": 66})
+    assert study.ran == [("standing", 0, 100, seed) for seed in FRESH_SEEDS]
+    assert study.standing({"lr": 0.05, "cooldown": 0.6}) == rows  # none runs twice
+    with pytest.raises(UserError, match="no tuned settings on this track; run: python"):
+        study.standing({})
+
+
 def test_a_best_value_at_an_end_of_its_range_draws_a_warning() -> None:
     study = FakeStudy([1.0], target=1.0)
     study.points = {0: {"lr": 0.0101, "cooldown": 0.5}}
-    assert study.at_edge(0) == ["lr=0.0101 is at the edge of its range 0.01 to 1.0"]
-    study.points = {0: {"lr": 0.1, "cooldown": 0.99}}
+    assert study.at_edge(0) == ["lr=0.0101 is at the low end of its range 0.01 to 1.0"]
+    study.points = {0: {"lr": 0.1, "cooldown": 0.01}}
     assert ["cooldown" in warning for warning in study.at_edge(0)] == [True]
+    study.points = {0: {"lr": 0.1, "cooldown": 1.0}}  # there is no longer one
+    assert study.at_edge(0) == []
     study.points = {0: {"lr": 0.1, "cooldown": 0.5}}
     assert study.at_edge(0) == []
 
@@ -413,7 +424,7 @@ def test_a_given_option_is_in_every_trial_and_not_searched(tmp_path: Path) -> No
     tune.tune_recipe(study, tmp_path / "tuned.toml")
     assert len({point["lr"] for point in study.points.values()}) == 5
     assert all(point.items() >= study.fixed.items() for point in study.points.values())
-    assert not any("cooldown" in warning for warning in study.at_edge(1))
+    assert not any("cooldown" in warning for warning in study.at_edge(1))  # it was given
     section = tomllib.loads((tmp_path / "tuned.toml").read_text())["tiny"]["muon"]
     assert (section["cooldown"], section["beta"]) == (1.0, 0.5)
 
@@ -427,7 +438,7 @@ def test_a_given_option_is_in_every_trial_and_not_searched(tmp_path: Path) -> No
         (["muon", "--trials=0"], "--trials 0"),
         (["muon", "--stage=last"], "--stage last: must be one of search"),
         (["soap", "soap:precondition_frequency=1"], "named twice"),
-        (["muon:momentum=0.9", "--stage=sweep"], "muon:momentum=0.9: a sweep is around tuned"),
+        (["muon:momentum=0.9", "--stage=sweep"], "muon:momentum=0.9: the stage sweep is of tuned"),
     ],
 )
 def test_what_the_tuner_would_not_heed_is_refused(

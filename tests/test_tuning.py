@@ -14,7 +14,7 @@ from errors import UserError
 from leaderboard import pages
 from optim import Beta, Linear, Log, Option
 from studies import ends, guide, replay
-from studies.points import points
+from studies.points import end_of, points, reason
 from tests.races import chart, title
 from tests.rows import make_trial
 from tracking import store, tuned
@@ -183,9 +183,9 @@ def test_the_replay_writes_its_files_or_says_what_is_missing(
 def test_a_value_is_at_an_end_within_a_twentieth_of_its_range(
     option: str, bounds: Linear, value: float, end: str, why: str
 ) -> None:
-    assert ends.end_of(bounds, value) == end
-    assert why in ends.reason(option, bounds, value, steps=70)
-    assert bool(why) == bool(ends.reason(option, bounds, value, steps=70))
+    assert end_of(bounds, value) == end
+    assert why in reason(option, bounds, value, steps=70)
+    assert bool(why) == bool(reason(option, bounds, value, steps=70))
 
 
 def test_the_record_of_the_ends_is_of_todays_settings_and_ranges() -> None:
