@@ -1,10 +1,12 @@
 """The search's guide: where the next trials of an optimizer promise most, from the trials so far.
 
 A Gaussian process is fitted to the losses, and trials are proposed where the expected improvement
-over the best one is largest (Jones et al. 1998, "Efficient Global Optimization", equation 15). The
-process is scikit-learn's: a Matern kernel with a length for each option, and noise. Losses enter as
-log(loss - best + SOFTEN), so that a trial far from the best one does not hide small differences
-near it; a trial that diverged counts as the worst.
+over the best one is largest, by the formula of Jones et al. 1998, "Efficient Global Optimization",
+equation 15. Theirs is for losses without noise. Here the deviation is of one more trial, its noise
+included, and the best one is the lowest loss that was seen. So the guide stays near a lucky trial
+for longer than theirs would. The process is scikit-learn's: a Matern kernel with a length for each
+option, and noise. Losses enter as log(loss - best + SOFTEN), so that a trial far from the best one
+does not hide small differences near it; a trial that diverged counts as the worst.
 
 The same trials always give the same proposals, on one kind of processor.
 """

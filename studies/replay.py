@@ -3,11 +3,12 @@
     python -m studies.replay                                   # of results/records/tiny-search
     python -m studies.replay --folder results/records/guide    # the record
 
-The trials of each optimizer's first search and its refinement are a pool. Three ways of taking them
-begin with the same START trials: `guide` takes what the guide of the tuner finds most promising,
-`random` is the mean over DRAWS random orders, and `rows` keeps the order in which the tuner ran
-them, Sobol points and then a box around the best of them. Regret is the best loss so far above the
-best one of the pool. No training is done: the losses are those of the rows.
+The trials of each optimizer's first search are a pool, Sobol points all of them. Its refinement is
+not: that those points are close to the best one was known from the search alone. Three ways of
+taking them begin with the same START trials: `guide` takes what the guide of the tuner finds most
+promising, `random` is the mean over DRAWS random orders, and `rows` keeps the order in which the
+tuner ran them. Regret is the best loss so far above the best one of the pool. No training is done:
+the losses are those of the rows.
 
 replay.csv has a row for each optimizer and way; summary.csv has the means over the optimizers.
 """
@@ -58,7 +59,7 @@ class Replayed(NamedTuple):
 
 
 def pool_of(recipe: str, trials: Sequence[Trial]) -> Pool:
-    """The pool of a recipe: its first search and that one's refinement, before any longer search.
+    """The pool of a recipe: its first search, before its refinement and any longer search.
 
     trials: rows of the tuner; of a number the last row counts.
     """
@@ -70,9 +71,7 @@ def pool_of(recipe: str, trials: Sequence[Trial]) -> Pool:
         and row.stage in SEARCHED
     }
     rows = [newest[number] for number in sorted(newest)]
-    searched = list(takewhile(lambda row: row.stage == "search", rows))
-    refined = takewhile(lambda row: row.stage == "refine", rows[len(searched) :])
-    rows = [*searched, *refined]
+    rows = list(takewhile(lambda row: row.stage == "search", rows))
     known = entrant_options(recipe, Schedule)
     ranges = ranges_of(known)
     columns = []
