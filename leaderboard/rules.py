@@ -6,7 +6,7 @@ A test holds that the newest version is what `speedrun.TRACKS` says.
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from heapq import merge
 from itertools import groupby
 
@@ -15,7 +15,7 @@ from scipy.special import ndtr, ndtri, stdtrit
 from analysis import stats
 from tracking.schema import Run
 
-VERSION = 1  # of the newest rules; results of different versions are not on one board
+VERSION = 2  # of the newest rules; results of different versions are not on one board
 ALPHA = stats.ALPHA  # largest p of every test: against the target, and against the standing record
 STUDENT, TRACK3 = "student", "track3"  # tests against the target
 TESTS = {
@@ -61,16 +61,18 @@ def _gpt2(track_hash: str, target: float = 3.28, **changes: object) -> TrackRule
     return TrackRules(track_hash, **(values | changes))  # type: ignore[arg-type]
 
 
-# The tracks that have boards, by version. tiny-gqa, tiny-mla and tiny-classic have none yet: their
-# targets are not set from an AdamW that was tuned there.
+FIRST = {
+    "tiny": TrackRules("f5f68dac77bcfe3e", SOTU, 3.68, 6144, 20, 4),
+    "gpt2": _gpt2("93c83a0d55caa07c", test=TRACK3, min_runs=1),
+    "gpt2-2024": _gpt2("ae1481b1274ac86f"),
+    "medium": _gpt2("4d71d716b3b23e88", 2.92),
+    "xl": _gpt2("478cabff8fbda389", 2.7737, batch_tokens=491_520),
+}
+
+# The tracks that have boards, by version.
 RULES = {
-    1: {
-        "tiny": TrackRules("f5f68dac77bcfe3e", SOTU, 3.68, 6144, 20, 4),
-        "gpt2": _gpt2("93c83a0d55caa07c", test=TRACK3, min_runs=1),
-        "gpt2-2024": _gpt2("ae1481b1274ac86f"),
-        "medium": _gpt2("4d71d716b3b23e88", 2.92),
-        "xl": _gpt2("478cabff8fbda389", 2.7737, batch_tokens=491_520),
-    },
+    1: FIRST,
+    2: FIRST | {"tiny": replace(FIRST["tiny"], target=3.60)},
 }
 
 # Recipes whose validation reads an average of the weights, which a claim must declare.
