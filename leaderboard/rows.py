@@ -72,7 +72,7 @@ OUTCOMES = {  # possible statuses of a trial, by its stage
 # Folders of results/ with rows of their own.
 STUDIES = (scale.SCALE, engines.ENGINES, planned.PLANNED)
 # Records of searches that have not reached all optimizers, so their numbers of trials differ.
-UNDER_WAY = ("tiny-search-wide", "tiny-gqa-search", "tiny-mla-search")
+UNDER_WAY = ("tiny-gqa-search", "tiny-mla-search")
 AFTER_SEARCH = ("refine", "confirm", "horizon")  # stages that begin after the search
 
 

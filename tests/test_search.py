@@ -10,21 +10,15 @@ from typing import Any
 import pytest
 
 import speedrun
-from analysis.charts._inputs import newest_sweeps
-from analysis.charts._lr import learning_rate
-from analysis.pairs import detectable_differences
-from analysis.table import by_label
+from analysis import sweep
 from leaderboard.rows import UNDER_WAY
-from studies.study import Budget, Job, Shard, Study, loss_of
+from studies.study import Budget, Job, Shard, Study
 from studies.tune import target_from
 from tracking import store, tuned
 from tracking.schema import SEARCHED, Trial
 
 RECORDS = Path(__file__).parents[1] / "results" / "records"
 TRACKS = ("tiny", *tuned.SETTINGS_FALLBACK)
-# Optimizers whose lr the first search left at more than two deviations from the best: the wider
-# search is for them, too.
-UNDERTUNED = {"sgd", "soap"}
 SECTIONS = [each for each in tuned.read() if each.track in TRACKS and each.trials]
 
 
@@ -125,7 +119,7 @@ def test_the_rows_lead_to_the_tuned_settings(section: tuned.Tuned) -> None:
 
 
 def test_every_tuned_recipe_of_tiny_had_the_same_number_of_trials() -> None:
-    """32 of the search, and 8 close to the best of them."""
+    """64 of the search, and 24 close to the best of them."""
     counts = {}
     for section in SECTIONS:
         if section.track == "tiny":
@@ -133,26 +127,13 @@ def test_every_tuned_recipe_of_tiny_had_the_same_number_of_trials() -> None:
             counts[section.recipe] = Counter(row.stage for row in rows)
     assert {"adamw", "muon"} <= set(counts)
     found = {name: tuple(each[stage] for stage in SEARCHED) for name, each in counts.items()}
-    assert set(found.values()) == {(32, 8)}, found
+    assert set(found.values()) == {(64, 24)}, found
 
 
-def seed_deviation() -> float:
-    """Of the final loss, nats per token: pooled over the entrants of the newest league of tiny."""
+def test_no_lr_of_the_newest_sweep_is_much_better_than_the_tuned_one() -> None:
+    """An optimizer that gains more by its lr alone was not tuned enough."""
     league = sorted(path for path in RECORDS.glob("*_tiny_league") if path.is_dir())[-1]
-    found = detectable_differences(by_label(store.read_runs(league)))
-    return next(each.deviation for each in found if each.quantity == "loss")
-
-
-def test_an_lr_of_the_newest_sweep_is_much_better_than_the_tuned_one_where_it_is_said() -> None:
-    """An optimizer that gains more than two deviations by its lr alone was not tuned enough."""
-    track = speedrun.TRACKS["tiny"]
-    sweeps: dict[str, list[Trial]] = {}
-    for row in newest_sweeps(trials_of("tiny"), track.hash()):
-        sweeps.setdefault(row.recipe, []).append(row)
-    assert set(sweeps) == {each.recipe for each in SECTIONS if each.track == "tiny"}
-    gains = {}
-    for recipe, rows in sweeps.items():
-        tuned_row = sorted(rows, key=lambda row: learning_rate(row) or 0.0)[len(rows) // 2]
-        gains[recipe] = loss_of(tuned_row) - min(map(loss_of, rows))
-    allowed = 2 * seed_deviation()
-    assert {name for name, gain in gains.items() if gain > allowed} == UNDERTUNED
+    found = sweep.swept(sweep.newest_sweeps(trials_of("tiny"), speedrun.TRACKS["tiny"].hash()))
+    assert {each.recipe for each in found} == {s.recipe for s in SECTIONS if s.track == "tiny"}
+    allowed = sweep.ALLOWED * sweep.deviation(store.read_runs(league))
+    assert not {each.recipe: each.gain for each in found if each.gain > allowed}
