@@ -276,6 +276,20 @@ def mean_below_target(values: Sequence[float], target: float) -> bool:
     return p is not None and p < ALPHA
 
 
+def next_below_target(values: Sequence[float], target: float) -> bool:
+    """Whether a further run is expected to end below the target, with a probability of 1 - ALPHA.
+
+    The one-sided prediction bound for one more value of a normal sample: mean + t sd sqrt(1 + 1/n)
+    with t of n - 1 degrees of freedom. It is stricter than a test of the mean. False for a single
+    value.
+    """
+    n, sd = len(values), deviation(values)
+    if sd is None:
+        return False
+    room = -float(stdtrit(n - 1, ALPHA)) * sd * math.sqrt(1 + 1 / n)
+    return float(np.mean(values)) + room < target
+
+
 class Mean(NamedTuple):
     """The mean final loss of n runs, which is all that some published results say."""
 

@@ -388,7 +388,7 @@ class Study:
         return warnings
 
     def _meets(self, index: int, steps: int) -> tuple[float, bool]:
-        """Mean loss, and whether all fresh seeds meet the target, by more than chance.
+        """Mean loss, and whether all fresh seeds meet the target, and so would a further one.
 
         Stops at the first seed that misses; the mean includes it.
         """
@@ -398,7 +398,7 @@ class Study:
             losses.append(loss_of(row))
             if row.status != REACHED:
                 return statistics.fmean(losses), False
-        return statistics.fmean(losses), stats.mean_below_target(losses, self.target)
+        return statistics.fmean(losses), stats.next_below_target(losses, self.target)
 
 
 def loss_of(trial: Trial) -> float:

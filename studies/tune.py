@@ -13,8 +13,8 @@ refine    a quarter as many, close to the best one, beyond the ranges if it lies
 confirm   the best FINALISTS again, with fresh seeds; a finalist that is worse than the leader on
           the same seeds (one-sided paired t-test, p < 0.05) gets no further seed
 horizon   for the remaining finalists, the shortest horizon at which every fresh seed meets the
-          track's target and Student's t-test says that their mean does (one-sided, p < 0.01),
-          because a race has other seeds
+          track's target and a further one would with a probability of 99% (Student's prediction
+          bound), because a race has other seeds
 
 The outcome goes to optim/tuned.toml, which names the trial that it came from, and whose settings
 races take. With --results FOLDER it goes to FOLDER/tuned.toml, beside its trials, and nowhere else.

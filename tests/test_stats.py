@@ -1,6 +1,7 @@
 """The statistics, against values worked out by hand, tables, and simulation with fixed seeds."""
 
 import math
+import random
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from analysis.stats import (
     expected_cost,
     mean,
     mean_below_target,
+    next_below_target,
     one_sample,
     paired_worse,
     speedup,
@@ -248,6 +250,17 @@ def test_a_mean_is_below_a_target_by_more_than_chance():
     assert mean_below_target([3.44, 3.45, 3.46], 3.5)
     assert not mean_below_target([3.47, 3.48, 3.49], 3.5)
     assert not mean_below_target([3.0], 3.5)  # a single run
+
+
+def test_a_further_run_is_below_a_target_with_99_percent():
+    # t(2) = 6.965 for one side of 1%; the room is 6.965 * .01 * sqrt(4 / 3) = .0804
+    assert next_below_target([3.44, 3.45, 3.46], 3.531)
+    assert not next_below_target([3.44, 3.45, 3.46], 3.530)
+    assert not next_below_target([3.0], 3.5)  # a single run
+    draw = random.Random(3).gauss
+    samples = (([draw(0, 1) for _ in range(5)], draw(0, 1)) for _ in range(20_000))
+    above = sum(next_below_target(values, further) for values, further in samples)
+    assert above / 20_000 == pytest.approx(0.01, abs=0.003)  # how often a further one is too high
 
 
 @pytest.mark.parametrize(
