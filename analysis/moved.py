@@ -67,16 +67,22 @@ def confirmed(trials: Sequence[Trial]) -> dict[str, Mapping[int, float]]:
 def gains(earlier: Sequence[Trial], later: Sequence[Trial]) -> list[Gain]:
     """What each optimizer of both searches gained, the largest gain first.
 
-    Raises UserError for rows of several tracks, horizons or conditions.
+    Rows of later trials under other conditions are left out: a search that went on with another
+    precision has some. Raises UserError if the earlier rows have several tracks, horizons or
+    conditions, or the later ones none of theirs.
     """
-    rows = [row for row in (*earlier, *later) if row.stage in CONFIRMED]
+    earlier, later = ([row for row in rows if row.stage in CONFIRMED] for rows in (earlier, later))
     for name in CONDITIONS:
-        values = sorted({str(getattr(row, name)) for row in rows})
+        values = {str(getattr(row, name)) for row in earlier}
+        like = [row for row in later if str(getattr(row, name)) in values]
+        if not like:
+            values |= {str(getattr(row, name)) for row in later}
         if len(values) > 1:
             raise UserError(
-                f"rows with {name} {' and '.join(values)} are not comparable; run the earlier "
-                "settings again with: python -m studies.tune --stage standing"
+                f"rows with {name} {' and '.join(sorted(values))} are not comparable; run the "
+                "earlier settings again with: python -m studies.tune --stage standing"
             )
+        later = like
     before, after = confirmed(earlier), confirmed([*earlier, *later])
     found = []
     for recipe in before.keys() & confirmed(later).keys():  # the others are not done

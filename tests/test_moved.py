@@ -106,6 +106,12 @@ def test_settings_are_not_compared_over_other_conditions(name: str, value: objec
         moved.gains(EARLIER, other)
 
 
+def test_rows_of_a_longer_search_under_other_conditions_are_left_out() -> None:
+    """A search goes on in the folder of the first one, whose rows may have another precision."""
+    first = [replace(row, dtype="float32") for row in confirm("adamw", "lr=1", 3.1)]
+    assert moved.gains(EARLIER, [*first, *LATER]) == moved.gains(EARLIER, LATER)
+
+
 def test_without_leagues_the_losses_stand_alone() -> None:
     text = moved.markdown(EARLIER, LATER)
     assert text.startswith("| optimizer | loss, earlier settings | loss, wider search | gain |\n")
