@@ -14,6 +14,7 @@ from analysis.price import Prices
 from analysis.stats import POWER, SIGNIFICANT, Estimate, Ratio, costs
 from analysis.table import (
     BASELINE,
+    CHALLENGER,
     Row,
     aligned,
     by_label,
@@ -158,6 +159,37 @@ def _loss(row: Row) -> str:
         return "-"
     sd = "" if row.final_loss_sd is None else f" ± {row.final_loss_sd:.4f}"
     return f"{row.final_loss:.4f}{sd}"
+
+
+# ---- What the pairs show -----------------------------------------------------------------------
+
+
+def verdicts(runs: Sequence[Run], prices: Prices) -> str:
+    """Who needs less and who more than the baseline and the challenger, as Markdown.
+
+    prices: of the race. An entrant that has no test against the other is not distinguishable.
+    """
+    groups = by_label(runs)
+    found = (find(groups, name) for name in (BASELINE, CHALLENGER))
+    rows = []
+    for reference in [label for label in found if label is not None]:
+        for unit in UNITS:
+            pairs = Pairs(groups, unit, prices)
+            cells: dict[str, list[str]] = {"less": [], "more": [], "neither": []}
+            for label in sorted(groups, key=lambda label: standing(groups[label], unit)):
+                if label != reference:
+                    cells[_side(pairs.of(reference, label))].append(display_name(label))
+            name = display_name(reference)
+            rows.append([f"{unit}, against {name}", *(", ".join(c) or "-" for c in cells.values())])
+    headings = ["target in", "shown to need less", "shown to need more", "not distinguishable"]
+    return markdown_grid(headings, rows)
+
+
+def _side(pair: Pair) -> str:
+    """What the test says of the challenger of a pair: less, more or neither."""
+    if pair.ratio is None or not pair.distinct:
+        return "neither"
+    return "less" if pair.ratio.estimate.value > 1 else "more"
 
 
 # ---- The differences that the seeds can show ---------------------------------------------------

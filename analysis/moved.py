@@ -18,12 +18,11 @@ from analysis.league import times, verdict
 from analysis.pairs import Pair, Pairs
 from analysis.price import Prices
 from analysis.stats import Estimate
-from analysis.table import BASELINE, by_label, find, markdown_grid, standing
+from analysis.table import BASELINE, CHALLENGER, by_label, find, markdown_grid, standing
 from errors import UserError
 from tracking.schema import Run, Trial
 from tracking.spelling import display_name, recipe_of
 
-CHALLENGER = "muon"
 CONFIRMED = ("confirm", "standing")  # stages with all fresh seeds
 CONDITIONS = ("track_hash", "steps", "dtype", "attention", "torch")  # alike in rows compared
 

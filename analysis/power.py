@@ -38,7 +38,7 @@ from analysis.stats import (
     min_detectable_difference,
     pooled_deviation,
 )
-from analysis.table import BASELINE, aligned, by_label, find
+from analysis.table import BASELINE, CHALLENGER, aligned, by_label, find
 from errors import UserError
 from host import entry, paths
 from tracking.schema import Run
@@ -47,7 +47,7 @@ from tracking.store import find_record, read_runs, records
 
 MOST = 100_000  # seeds: more are not searched
 DIFFERENCES = (0.01,)
-DUEL = [BASELINE, "muon"]  # the recipes of the race that is the default
+DUEL = [BASELINE, CHALLENGER]  # the recipes of the race that is the default
 
 
 # ---- Numbers of seeds --------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from analysis.stats import (
 )
 from analysis.table import (
     BASELINE,
+    CHALLENGER,
     by_label,
     commit_words,
     count,
@@ -72,7 +73,7 @@ def _layouts(runs: Sequence[Run]) -> list[str]:
 
 
 def sentence(
-    runs: Sequence[Run], prices: Prices, baseline: str = BASELINE, challenger: str = "muon"
+    runs: Sequence[Run], prices: Prices, baseline: str = BASELINE, challenger: str = CHALLENGER
 ) -> str:
     """What one race shows of one entrant against another; empty if either did not run.
 

@@ -15,13 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from analysis.stats import Estimate, iso_loss, losses, mean
-from analysis.table import BASELINE, markdown_grid
+from analysis.table import BASELINE, CHALLENGER, markdown_grid
 from tracking.schema import Published, Run, ScalePoint
 from tracking.spelling import recipe_of
 from tracking.store import read, read_runs, read_trials
 
 SCALE = "scale"  # the folder of `make scale` in results/
-CHALLENGER = "muon"  # compared with table.BASELINE
 TRIALS = 4  # trials that must have re-checked each entrant's settings at a point, at least
 PUBLISHED = Path(__file__).parents[1] / "results" / "published" / "speedups.csv"
 

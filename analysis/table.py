@@ -12,7 +12,7 @@ from analysis.stats import Estimate, costs, deviation, expected_cost, losses, me
 from tracking.schema import DIVERGED, MISSED, REACHED, Run, Trial
 from tracking.spelling import recipe_of
 
-BASELINE = "adamw"
+BASELINE, CHALLENGER = "adamw", "muon"  # recipes that the headline compares
 TABLE_NOTE = (
     "± is the standard deviation between runs. Steps, tokens and seconds are means. If runs did "
     "not reach the target, these numbers are the total that all runs spent, divided by the number "

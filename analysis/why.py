@@ -25,14 +25,13 @@ from analysis import spectra
 from analysis.report import select
 from analysis.spectra import BEGINNING, END, GRADIENT, MIDDLE, MOMENTUM, UPDATE, WEIGHT
 from analysis.stats import Estimate, losses, mean
-from analysis.table import BASELINE, by_label, find, markdown_grid
+from analysis.table import BASELINE, CHALLENGER, by_label, find, markdown_grid
 from errors import UserError
 from host import entry, paths
 from tracking.schema import DIVERGED, Run
 from tracking.spelling import display_name, recipe_of
 from tracking.store import read_runs, read_spectra
 
-MUON = "muon"
 HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided"
 LOW_RANK = 0.1  # of the full rank: a stable rank below it is low
 ALIKE = 2.0  # the 90% quantile of singular values over the 10% one, below which they are alike
@@ -227,7 +226,7 @@ def updates(race: Race) -> str:
         "update's largest over median",
     ]  # fmt: skip
     words, lines = [], []
-    for recipe in (BASELINE, MUON):
+    for recipe in (BASELINE, CHALLENGER):
         ran = race.name(recipe)
         if ran is None:
             continue
@@ -269,7 +268,7 @@ def _flat(name: str, update: pd.DataFrame) -> list[str]:
 
 def _between(race: Race) -> list[str]:
     """For each other entrant, whether the stable rank of its update lies between the two."""
-    ends = race.name(BASELINE), race.name(MUON)
+    ends = race.name(BASELINE), race.name(CHALLENGER)
     if ends[0] is None or ends[1] is None:
         return []
     low, high = (spectra.by_seed(race.of(end, UPDATE), "stable_rank") for end in ends if end)
@@ -359,7 +358,7 @@ def kinds(race: Race) -> str:
 def balance(race: Race) -> str:
     """Whether the roles keep their balance where only some of them are trained with Muon."""
     parts = [_moves(race), _growth(race)]
-    base, muon = race.name(BASELINE), race.name(MUON)
+    base, muon = race.name(BASELINE), race.name(CHALLENGER)
     if base is None or muon is None:
         return "\n\n".join(parts)
     names = display_name(muon), display_name(base)

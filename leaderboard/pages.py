@@ -11,6 +11,7 @@ A generated part of a page is between `<!-- begin:NAME ARGUMENT -->` and `<!-- e
     race RECORD          its table
     machine RECORD       the machine that it ran on
     league RECORD        the league table
+    verdicts RECORD      which optimizers it shows to need less, and which more
     detectable RECORD    the differences that its number of seeds can show
     finals RECORD,...    final losses and attention logits of one or several races
     moved SEARCH,WIDER   what a wider search found; with LEAGUE,LEAGUE behind them, the order too
@@ -250,6 +251,7 @@ MARKERS: dict[str, Callable[[str, Path], str]] = {
     "race": _of_race(lambda runs, _: f"{markdown(summarise(runs))}\n\n{note(runs)}"),
     "machine": _of_race(lambda runs, _: machine(runs)),
     "league": _of_race(league.markdown),
+    "verdicts": _of_race(league.verdicts),
     "detectable": _of_race(lambda runs, _: league.detectable_note(runs)),
     "finals": _finals,
     "published": published.part,

@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from analysis import scale
-from analysis.scale import CHALLENGER
-from analysis.table import BASELINE
+from analysis.table import BASELINE, CHALLENGER
 from errors import UserError
 from host import entry, paths
 from optim.entrants import Entrant

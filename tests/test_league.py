@@ -154,6 +154,17 @@ def test_every_pair_is_corrected_for_all_of_them() -> None:
     assert pairs.of("adamw", "shampoo").ratio is None
 
 
+def test_the_verdicts_name_whom_the_tests_tell_apart_from_adamw_and_from_muon() -> None:
+    table = league.verdicts(crowd(), ALONE).splitlines()
+    assert table[0].startswith("| target in | shown to need less | shown to need more | not dist")
+    assert table[2:] == [
+        "| steps, against AdamW | Muon | SGD | Lion, Shampoo |",
+        "| seconds, against AdamW | Muon | SGD | Lion, Shampoo |",
+        "| steps, against Muon | - | Lion, AdamW, SGD | Shampoo |",
+        "| seconds, against Muon | - | Lion, AdamW, SGD | Shampoo |",
+    ]
+
+
 def test_a_gain_of_one_pair_does_not_survive_among_many() -> None:
     gain = entrant("adamw", [70.0, 71.0, 72.0, 70.5]) + entrant("lion", [67.5, 70.0, 68.5, 68.0])
     (alone,) = report.sentences(gain, ALONE)

@@ -16,7 +16,7 @@ from analysis.charts._bars import OPTIMIZER, Kind, Panel, drop_wide, stacks, tot
 from analysis.charts._inputs import Inputs, MissingDataError
 from analysis.charts._wording import device
 from analysis.engines import REFERENCE, USUAL, Measured
-from analysis.scale import CHALLENGER
+from analysis.table import CHALLENGER
 
 OF_RACE = False
 ROW_IN = 0.4
