@@ -15,6 +15,7 @@ A generated part of a page is between `<!-- begin:NAME ARGUMENT -->` and `<!-- e
     detectable RECORD    the differences that its number of seeds can show
     finals RECORD,...    final losses and attention logits of one or several races
     moved SEARCH,WIDER   what a wider search found; with LEAGUE,LEAGUE behind them, the order too
+    repeats SEARCH       the optimizers that it searched again: how much a search varies
     scale RECORD         speed-ups at other batch sizes and widths
     engines RECORD       losses, memory, traffic and seconds on several engines
     planned RECORD       bytes and step times that the planner predicts, beside measured ones
@@ -37,7 +38,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from analysis import engines, finals, league, moved, planned, scale, tuning, why
+from analysis import engines, finals, league, moved, planned, repeats, scale, tuning, why
 from analysis.price import Prices, read_prices
 from analysis.report import machine, sentences
 from analysis.table import markdown, markdown_grid, note, summarise
@@ -188,6 +189,10 @@ def _moved(argument: str, repository: Path) -> str:
     return moved.markdown(earlier, later, leagues)
 
 
+def _repeats(argument: str, repository: Path) -> str:
+    return repeats.markdown(read_trials(find_record(repository / "results", argument)))
+
+
 def _engines(argument: str, repository: Path) -> str:
     found = engines.measured(find_record(repository / "results", argument))
     if not found:
@@ -257,6 +262,7 @@ MARKERS: dict[str, Callable[[str, Path], str]] = {
     "published": published.part,
     "moved": _moved,
     **{f"why_{name}": _of_spectra(part) for name, part in why.PARTS.items()},
+    "repeats": _repeats,
     "scale": _scale,
     "engines": _engines,
     "planned": _planned,
