@@ -19,6 +19,7 @@ A generated part of a page is between `<!-- begin:NAME ARGUMENT -->` and `<!-- e
     scale RECORD         speed-ups at other batch sizes and widths
     engines RECORD       losses, memory, traffic and seconds on several engines
     planned RECORD       bytes and step times that the planner predicts, beside measured ones
+    sweep SWEEP,LEAGUE   what other learning rates would gain, beside the spread of a league
     tuning RECORD/TRACK  the best losses of a search after some trials and after all
     why_PART RECORD      what is claimed of Muon's updates, checked: a part of analysis.why
     published PART       what others published, recomputed: headline, ratios, xl, claims, records
@@ -38,7 +39,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from analysis import engines, finals, league, moved, planned, repeats, scale, tuning, why
+from analysis import engines, finals, league, moved, planned, repeats, scale, sweep, tuning, why
 from analysis.price import Prices, read_prices
 from analysis.report import machine, sentences
 from analysis.table import markdown, markdown_grid, note, summarise
@@ -193,6 +194,14 @@ def _repeats(argument: str, repository: Path) -> str:
     return repeats.markdown(read_trials(find_record(repository / "results", argument)))
 
 
+def _sweep(argument: str, repository: Path) -> str:
+    record, _, league_name = argument.partition(",")
+    if not league_name:
+        raise UserError(f"sweep {argument}: name a record of a sweep, and a race behind a comma")
+    _, runs = find_race(league_name, repository)
+    return sweep.markdown(read_trials(find_record(repository / "results", record)), runs)
+
+
 def _engines(argument: str, repository: Path) -> str:
     found = engines.measured(find_record(repository / "results", argument))
     if not found:
@@ -266,6 +275,7 @@ MARKERS: dict[str, Callable[[str, Path], str]] = {
     "scale": _scale,
     "engines": _engines,
     "planned": _planned,
+    "sweep": _sweep,
     "tuning": _tuning,
     "tuned": lambda _, repository: tuned_table(tuned.read(repository / "optim" / "tuned.toml")),
     "rules": _rules,

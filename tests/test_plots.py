@@ -18,9 +18,9 @@ from matplotlib.figure import Figure
 
 from analysis.charts import _make, _style
 from analysis.charts._inputs import Inputs, MissingDataError, load
-from analysis.charts._lr import learning_rate
 from analysis.charts._ratios import decompose
 from analysis.stats import costs, expected_cost, speedup
+from analysis.sweep import learning_rate
 from analysis.table import summarise
 from tests.races import (
     ADAMW,

@@ -11,11 +11,11 @@ import pytest
 from matplotlib.figure import Figure
 
 from analysis.charts import _make, _style
-from analysis.charts._inputs import Inputs, MissingDataError, load, newest_sweeps
-from analysis.charts._lr import learning_rate
+from analysis.charts._inputs import Inputs, MissingDataError, load
 from analysis.charts.lr_sweep import cost_of_error, sweep_title
 from analysis.charts.significance import probability
 from analysis.stats import costs, speedup
+from analysis.sweep import learning_rate, newest_sweeps
 from tests.races import (
     ADAMW,
     MUON,

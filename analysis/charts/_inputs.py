@@ -4,7 +4,6 @@ Claims: every number comes from the CSVs through `tracking.store`, `analysis.sta
 `analysis.table`, so a chart, the printed table and the README never disagree.
 """
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +15,11 @@ from analysis.price import Prices, read_prices
 from analysis.report import select
 from analysis.scale import SCALE, Measured, measured
 from analysis.stats import Estimate, costs, expected_cost, losses, mean
+from analysis.sweep import newest_sweeps
 from analysis.table import BASELINE, by_label, find, standing
 from errors import UserError
-from tracking.schema import DIVERGED, SEARCHED, SWEEP, Logit, Run, Spectrum, Trial, Validation
-from tracking.spelling import display_name, options_of
+from tracking.schema import DIVERGED, SEARCHED, Logit, Run, Spectrum, Trial, Validation
+from tracking.spelling import display_name
 from tracking.store import read_curve, read_logits, read_runs, read_spectra, read_trials
 
 LONGEST_NAME = 44  # characters; a longer one with all its options would run off the title's line
@@ -173,19 +173,3 @@ def _search(trials: Sequence[Trial], track_hash: str) -> list[Trial]:
     search = [t for t in trials if t.track_hash == track_hash and t.stage in SEARCHED]
     newest = {(t.recipe, t.trial): t for t in search if t.steps == search[-1].steps}
     return list(newest.values())
-
-
-def newest_sweeps(trials: Sequence[Trial], track_hash: str) -> list[Trial]:
-    """The sweeps of lr on one track: for each recipe the sweep with its newest row's settings.
-
-    A sweep that was stopped is left out until it is complete.
-    """
-    sweeps = [t for t in trials if t.track_hash == track_hash and t.stage == "sweep"]
-    newest = {trial.recipe: _settings_but_lr(trial) for trial in sweeps}
-    kept = [trial for trial in sweeps if _settings_but_lr(trial) == newest[trial.recipe]]
-    counts = Counter(trial.recipe for trial in kept)
-    return [trial for trial in kept if counts[trial.recipe] == len(SWEEP)]
-
-
-def _settings_but_lr(trial: Trial) -> dict[str, str]:
-    return {key: value for key, value in options_of(trial.entrant).items() if key != "lr"}

@@ -12,8 +12,9 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from analysis.charts import _style
 from analysis.charts._style import Look
 from analysis.charts._wording import device
+from analysis.sweep import learning_rate
 from tracking.schema import Trial
-from tracking.spelling import display_name, options_of
+from tracking.spelling import display_name
 
 COLUMNS, PANEL_IN = 3, 2.6
 MANY, MANY_COLUMNS, MANY_PANEL_IN = 7, 4, 1.75  # from so many recipes on, smaller panels
@@ -33,12 +34,6 @@ def grid(title: str, caption: str, footer: str, count: int) -> tuple[Figure, np.
             "final loss" if count >= MANY else "final validation loss\n(nats per token)"
         )
     return figure, panels
-
-
-def learning_rate(trial: Trial) -> float | None:
-    """The option `lr` of a trial's entrant; None if it has none."""
-    value = options_of(trial.entrant).get("lr")
-    return None if value is None else float(value)
 
 
 def best_of(trials: Sequence[Trial]) -> tuple[float, float] | None:

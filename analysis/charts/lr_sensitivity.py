@@ -5,7 +5,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from analysis.charts._inputs import Inputs, MissingDataError
-from analysis.charts._lr import MANY, best_of, footer, grid, learning_rate, panel
+from analysis.charts._lr import MANY, best_of, footer, grid, panel
+from analysis.sweep import learning_rate
 from tracking.schema import Trial
 from tracking.spelling import display_name
 

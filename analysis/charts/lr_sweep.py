@@ -9,7 +9,8 @@ from matplotlib.ticker import LogLocator
 
 from analysis.charts import _style
 from analysis.charts._inputs import Inputs, MissingDataError
-from analysis.charts._lr import MANY, best_of, finished, footer, grid, learning_rate, panel
+from analysis.charts._lr import MANY, best_of, finished, footer, grid, panel
+from analysis.sweep import learning_rate
 from tracking.schema import Trial
 from tracking.spelling import display_name
 
