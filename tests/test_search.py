@@ -10,12 +10,9 @@ from typing import Any
 import pytest
 
 import speedrun
-from analysis.charts._inputs import newest_sweeps
-from analysis.charts._lr import learning_rate
-from analysis.pairs import detectable_differences
-from analysis.table import by_label
+from analysis import sweep
 from leaderboard.rows import UNDER_WAY
-from studies.study import Budget, Job, Shard, Study, loss_of
+from studies.study import Budget, Job, Shard, Study
 from studies.tune import target_from
 from tracking import store, tuned
 from tracking.schema import SEARCHED, Trial
@@ -136,23 +133,10 @@ def test_every_tuned_recipe_of_tiny_had_the_same_number_of_trials() -> None:
     assert set(found.values()) == {(32, 8)}, found
 
 
-def seed_deviation() -> float:
-    """Of the final loss, nats per token: pooled over the entrants of the newest league of tiny."""
-    league = sorted(path for path in RECORDS.glob("*_tiny_league") if path.is_dir())[-1]
-    found = detectable_differences(by_label(store.read_runs(league)))
-    return next(each.deviation for each in found if each.quantity == "loss")
-
-
 def test_an_lr_of_the_newest_sweep_is_much_better_than_the_tuned_one_where_it_is_said() -> None:
     """An optimizer that gains more than two deviations by its lr alone was not tuned enough."""
-    track = speedrun.TRACKS["tiny"]
-    sweeps: dict[str, list[Trial]] = {}
-    for row in newest_sweeps(trials_of("tiny"), track.hash()):
-        sweeps.setdefault(row.recipe, []).append(row)
-    assert set(sweeps) == {each.recipe for each in SECTIONS if each.track == "tiny"}
-    gains = {}
-    for recipe, rows in sweeps.items():
-        tuned_row = sorted(rows, key=lambda row: learning_rate(row) or 0.0)[len(rows) // 2]
-        gains[recipe] = loss_of(tuned_row) - min(map(loss_of, rows))
-    allowed = 2 * seed_deviation()
-    assert {name for name, gain in gains.items() if gain > allowed} == UNDERTUNED
+    league = sorted(path for path in RECORDS.glob("*_tiny_league") if path.is_dir())[-1]
+    found = sweep.swept(sweep.newest_sweeps(trials_of("tiny"), speedrun.TRACKS["tiny"].hash()))
+    assert {each.recipe for each in found} == {s.recipe for s in SECTIONS if s.track == "tiny"}
+    allowed = sweep.ALLOWED * sweep.deviation(store.read_runs(league))
+    assert {each.recipe for each in found if each.gain > allowed} == UNDERTUNED
