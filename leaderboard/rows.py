@@ -71,8 +71,6 @@ OUTCOMES = {  # possible statuses of a trial, by its stage
 }
 # Folders of results/ with rows of their own.
 STUDIES = (scale.SCALE, engines.ENGINES, planned.PLANNED)
-# Records of searches that have not reached all optimizers, so their numbers of trials differ.
-UNDER_WAY = ("tiny-gqa-search", "tiny-mla-search")
 AFTER_SEARCH = ("refine", "confirm", "horizon")  # stages that begin after the search
 
 
@@ -118,12 +116,11 @@ def problems_between(results: Path, tuned_path: Path, folders: Sequence[Path]) -
 
     A run has one row. Runs of a track have one model and one batch, and recipes of a track had the
     same number of search trials. A row names each shared program text. The settings in tuned.toml
-    come from trials of the records, or of the results folder itself. The rows of a search that is
-    UNDER_WAY do not count yet. Raises UserError if a file cannot be read at all.
+    come from trials of the records, or of the results folder itself. Raises UserError if a file
+    cannot be read at all.
     """
     everything = sum(map(read_rows, folders), Rows([], []))
-    over = sum((read_rows(each) for each in folders if each.name not in UNDER_WAY), Rows([], []))
-    found = [*_check_rows(over), *_check_pool(results / RECORDS, everything)]
+    found = [*_check_rows(everything), *_check_pool(results / RECORDS, everything)]
     trials = [*everything.trials, *read_trials(results)]
     return found + problems_of_tuned(tuned_path, trials)
 
@@ -345,9 +342,10 @@ def _check_races(runs: pd.DataFrame) -> Iterator[str]:
     for name in COMMON:
         for race, values in _differing(runs, "race", name):
             yield f"race {race}: its runs differ in {name}: {values}"
-    for name in ("race", "seed", "turn_steps"):
-        for heat, values in _differing(runs[runs.heat != ""], "heat", name):
-            yield f"heat {heat}: its runs differ in {name}: {values}"
+    heats = runs[runs.heat != ""]  # one is named after its seed and second, so a race may have two
+    for name in ("seed", "turn_steps"):
+        for (race, heat), values in _differing(heats, ["race", "heat"], name):
+            yield f"race {race}: heat {heat}: its runs differ in {name}: {values}"
 
 
 def _check_constants(runs: pd.DataFrame) -> Iterator[str]:
@@ -430,9 +428,10 @@ def _check_trials(trials: Sequence[Trial]) -> Iterator[str]:
 
 def _check_budgets(trials: pd.DataFrame) -> Iterator[str]:
     """Whether no trial is doubled, and the recipes of a track had the same number of searches."""
-    # Two trials of one search may have the same settings: a guide may ask for a corner again.
-    key = ["track_hash", "stage", "trial", "entrant", "seed", "target"]
-    for (_, stage, _, entrant, seed, _), times in _repeated(trials, key):
+    # Two trials of one search may have the same settings: a guide may ask for a corner again. A
+    # search that is begun anew on another device begins with the same points.
+    key = ["track_hash", "stage", "trial", "entrant", "seed", "target", "device"]
+    for (_, stage, _, entrant, seed, *_), times in _repeated(trials, key):
         yield f"trial {entrant} ({stage}): {times} rows with seed {seed}"
     # A search that is not over claims nothing yet.
     over = set(trials[trials.stage.isin(AFTER_SEARCH)].groupby(["track_hash", "recipe"]).groups)

@@ -72,7 +72,13 @@ FIRST = {
 # The tracks that have boards, by version.
 RULES = {
     1: FIRST,
-    2: FIRST | {"tiny": replace(FIRST["tiny"], target=3.60)},
+    2: {
+        "tiny": replace(FIRST["tiny"], target=3.60),
+        "tiny-gqa": replace(FIRST["tiny"], track_hash="0d32649d732f9c1e", target=3.65),
+        "tiny-mla": replace(FIRST["tiny"], track_hash="5f6c83bc2308b863", target=3.70),
+        "tiny-classic": replace(FIRST["tiny"], track_hash="79359f1f8b9dcffd", target=4.11),
+        **{name: rules for name, rules in FIRST.items() if name != "tiny"},
+    },
 }
 
 # Recipes whose validation reads an average of the weights, which a claim must declare.

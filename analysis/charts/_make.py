@@ -73,7 +73,7 @@ class Figures:
 
 DUEL = ("iso_loss", "loss_curves", "memory", "speedup", "step_time", "time_to_target")
 LEAGUE = (*DUEL, "loss_by_seconds", "loss_by_steps", "pareto", "significance")
-MUON_SPLIT = ("20261125T204909-tiny-mla-73df", "20261125T204909-tiny-gqa-f608")
+MUON_SPLIT = ("20261127T212205-tiny-mla-5525", "20261127T212150-tiny-gqa-0d65")
 FIGURES = {
     "2026-11-27_tiny_duel": Figures(DUEL),
     "2026-11-26_tiny_league": Figures(LEAGUE),
@@ -82,7 +82,7 @@ FIGURES = {
     "tiny-scale": Figures(("scale",)),
     "engines": Figures(("engine_costs", "engine_losses")),
     "planned": Figures(("planned",)),
-    "qk-clip": Figures(("attention_logits",), ("20261126T041015-tiny-mla-1276",)),
+    "qk-clip": Figures(("attention_logits",), ("20261127T212014-tiny-mla-0630",)),
     "muon-split": Figures(("final_losses",), MUON_SPLIT),
     "why": Figures(("balance", "spectra", "stable_rank")),
     "why-gpt2": Figures(("spectra",)),
