@@ -47,7 +47,8 @@ def newest_sweeps(trials: Sequence[Trial], track_hash: str) -> list[Trial]:
 
     A sweep that was stopped is left out until it is complete.
     """
-    sweeps = [t for t in trials if t.track_hash == track_hash and t.stage == "sweep"]
+    of_track = [t for t in trials if t.track_hash == track_hash and t.stage == "sweep"]
+    sweeps = sorted(of_track, key=lambda trial: trial.started)
     newest = {trial.recipe: _settings_but_lr(trial) for trial in sweeps}
     kept = [trial for trial in sweeps if _settings_but_lr(trial) == newest[trial.recipe]]
     counts = Counter(trial.recipe for trial in kept)

@@ -44,6 +44,16 @@ def test_a_gain_is_the_tuned_loss_above_the_best_one() -> None:
     assert lost.gain == 0  # nothing is better than nothing
 
 
+def test_the_newest_sweep_counts_wherever_its_rows_stand() -> None:
+    old = [replace(t, started="2026-11-26T00:00:00+00:00") for t in trials("muon", [3.7] * 7)]
+    new = [
+        replace(t, entrant=f"{t.entrant},momentum=0.7", started="2026-11-27T00:00:00+00:00")
+        for t in trials("muon", [3.6] * 7)
+    ]
+    found = sweep.newest_sweeps([*new, *old], new[0].track_hash)
+    assert [each.final_loss for each in found] == [3.6] * 7
+
+
 def test_the_table_names_whoever_gains_more_than_two_spreads() -> None:
     text = sweep.markdown([*GOOD, *WRONG], LEAGUE)
     assert "| adamw | 0.1 | 3.6500 | 0.464 | 3.6290 | 0.0210 | 2.1 |" in text
