@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 from analysis.table import markdown_grid
 from leaderboard.board import FAILED, PASSED, UNCHECKED, Entry
+from leaderboard.rules import board_of
 
 STATES = {PASSED: "✓ passed", FAILED: "✗ failed", UNCHECKED: "? cannot be checked"}
 LONGEST = 600  # characters of a text that are shown
@@ -43,15 +44,17 @@ def href(link: str, above: str) -> str:
     return posixpath.join(above, quote(link))
 
 
-def board(entries: Sequence[Entry], track: str) -> list[Entry]:
-    """The claimed entries of a track that say their steps, fewest first."""
-    claimed = [e for e in entries if e.track == track and e.claimed and e.steps is not None]
+def board(entries: Sequence[Entry], name: str) -> list[Entry]:
+    """The claimed entries of a board that say their steps, fewest first."""
+    on_it = [each for each in entries if board_of(each.track, each.rules) == name]
+    claimed = [each for each in on_it if each.claimed and each.steps is not None]
     return sorted(claimed, key=lambda e: (e.steps or 0, e.mean_loss or 0, e.record, e.label))
 
 
 def markdown(entries: Sequence[Entry], track: str, most: int = 10, results: str = "results") -> str:
     """The best entry of each optimizer on a track as a Markdown table, fewest steps first.
 
+    Entries that were made for earlier rules are left out if the track has other rules now.
     most: rows. results: the results folder, as seen from the page.
     """
     header = [

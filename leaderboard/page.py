@@ -32,6 +32,7 @@ from leaderboard.board import OURS, SECONDS, STEPS, YOURS, Entry
 from leaderboard.board_table import href, plain
 from leaderboard.matrix import Matrix, matrix
 from leaderboard.published_entries import published_entries
+from leaderboard.rules import board_of
 from tracking.files import write_atomic
 
 STATIC = Path(__file__).parent / "static"
@@ -130,23 +131,28 @@ def _static(name: str) -> str:
 def data(entries: Sequence[Entry], above: str) -> dict[str, Any]:
     """What the page shows, as JSON has it. above: the path from the page to the results folder."""
     ordered = sorted(entries, key=lambda e: (e.track, e.record, e.label, e.entrant))
-    tracks = sorted({entry.track for entry in ordered})
-    by_track = [[e for e in ordered if e.track == track] for track in tracks]
+    boards: dict[str, list[Entry]] = {}
+    for entry in ordered:
+        boards.setdefault(_board(entry), []).append(entry)
     return {
         "first": _first(ordered),
-        "tracks": [_track(group, above) for group in by_track],
+        "tracks": [_track(boards[name], above) for name in sorted(boards)],
     }
 
 
+def _board(entry: Entry) -> str:
+    return board_of(entry.track, entry.rules)
+
+
 def _first(entries: Sequence[Entry]) -> str:
-    """The track that is shown first: of the user's newest record, or with most of ours."""
+    """The board that is shown first: of the user's newest record, or with most of ours."""
     yours = [entry for entry in entries if entry.origin == YOURS]
     if yours:
-        return plain(max(yours, key=lambda e: e.date).track)
-    counted = Counter(entry.track for entry in entries if entry.origin == OURS) or Counter(
-        entry.track for entry in entries if entry.curve
+        return plain(_board(max(yours, key=lambda e: e.date)))
+    counted = Counter(_board(entry) for entry in entries if entry.origin == OURS) or Counter(
+        _board(entry) for entry in entries if entry.curve
     )
-    return plain(min(counted, key=lambda track: (-counted[track], track))) if counted else ""
+    return plain(min(counted, key=lambda name: (-counted[name], name))) if counted else ""
 
 
 def _track(entries: Sequence[Entry], above: str) -> dict[str, Any]:
@@ -160,7 +166,7 @@ def _track(entries: Sequence[Entry], above: str) -> dict[str, Any]:
         shown.append(_entry(entry, above) | {"id": key, "name": name})
     classes = sorted({entry.hardware for entry in entries if entry.hardware})
     return {
-        "name": plain(entries[0].track),
+        "name": plain(_board(entries[0])),
         "target": _number(entries[0].target),
         "entries": shown,
         "pairs": {

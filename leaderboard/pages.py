@@ -166,7 +166,7 @@ def _claims(argument: str, repository: Path) -> str:
 def _board(argument: str, repository: Path) -> str:
     """The board of a track: committed entries alone, so that a page is the same for all."""
     found = [each for each in entries(repository / "results") if each.origin != YOURS]
-    return board_table.markdown(found, argument, most=16)
+    return board_table.markdown(found, argument, most=12)
 
 
 def _finals(argument: str, repository: Path) -> str:

@@ -15,7 +15,7 @@ from scipy.special import ndtr, ndtri, stdtrit
 from analysis import stats
 from tracking.schema import Run
 
-VERSION = 2  # of the newest rules; results of different versions are not on one board
+VERSION = 2  # of the newest rules; see `board_of`
 ALPHA = stats.ALPHA  # largest p of every test: against the target, and against the standing record
 STUDENT, TRACK3 = "student", "track3"  # tests against the target
 TESTS = {
@@ -88,6 +88,18 @@ AVERAGING = re.compile(r"schedule[-_]?free|\bema\b|averag", re.IGNORECASE)
 def of(track: str, version: int) -> TrackRules | None:
     """The rules of a track; None where the version has no board for it."""
     return RULES.get(version, {}).get(track)
+
+
+def board_of(track: str, version: int | None) -> str:
+    """The name of the board of a result: its track, and the version if later rules differ for it.
+
+    version: of the rules; None for a published result, which is beside the newest ones.
+    """
+    rules = of(track, version or VERSION)
+    if rules == of(track, VERSION):
+        return track
+    last = max((each for each in RULES if of(track, each) == rules), default=version)
+    return f"{track}, rules {last}"
 
 
 def hardware_class(runs: Sequence[Run]) -> str:

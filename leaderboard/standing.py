@@ -22,14 +22,14 @@ def walk(records: Iterable[tuple[Record, Race]]) -> dict[tuple[str, str], list[s
         key=lambda each: (min(run.started for run in each[1].runs), each[0].folder),
     )
     held: dict[tuple[str, str], list[str]] = {}
-    best: dict[tuple[str, int, str, str], list[Run]] = {}  # by board
+    best: dict[tuple[str, str, str], list[Run]] = {}  # by board
     for record, race in races:
         rules = rulebook.of(record.track, record.rules)
         if rules is None:
             continue
         for unit in BOARDS:
             hardware = record.hardware if unit == "seconds" else ""
-            board = (record.track, record.rules, unit, hardware)
+            board = (rulebook.board_of(record.track, record.rules), unit, hardware)
             groups = {claim.label: race.entrants[claim.label] for claim in record.claims}
             before = best.get(board)
             faster = [

@@ -20,6 +20,7 @@ from scipy.stats import ttest_ind
 from analysis.stats import holm
 from errors import UserError
 from leaderboard import page
+from leaderboard import rules as rulebook
 from leaderboard.board import FAILED, SECONDS, STEPS, YOURS, Entry
 from leaderboard.board_table import href, markdown, plain
 from leaderboard.matrix import RULE3, WELCH, matrix
@@ -103,6 +104,21 @@ def test_entries_with_one_label_are_told_apart_by_their_records() -> None:
         "muon · 2026-11-26_tiny_a", "sgd", "muon · 2026-11-27_tiny_a", "muon · b", "muon · c",
     ]  # fmt: skip
     assert len({shown["id"] for shown in track["entries"]}) == 5
+
+
+def test_results_of_earlier_rules_have_a_board_of_their_own() -> None:
+    (entry,) = [e for e in board() if e.label == "muon"]
+    earlier = replace(entry, record="earlier", rules=1, steps=1, target=3.68)
+    same = replace(entry, record="same", track="gpt2", rules=1)  # its rules did not change
+    both = [entry, earlier, same, published(1, 3600, 3.2777, 1, 1, True)]
+    shown = {each["name"]: each for each in page.data(both, "..")["tracks"]}
+    assert {name: len(each["entries"]) for name, each in shown.items()} == {
+        "gpt2": 2, "tiny": 1, "tiny, rules 1": 1,
+    }  # fmt: skip
+    assert shown["tiny, rules 1"]["target"] == 3.68
+    lines = markdown(both, "tiny").splitlines()
+    assert len(lines) == 3 and "earlier" not in lines[2]
+    assert rulebook.board_of("tiny", 99) == "tiny, rules 99"  # of a record that nobody can judge
 
 
 def test_a_page_without_entries_is_written(tmp_path: Path) -> None:

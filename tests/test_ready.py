@@ -107,7 +107,7 @@ def test_a_checkout_has_line_feeds_whatever_git_is_told() -> None:
         "text",
         "--",
         *names,
-        "plots/2026-11-27_tiny_duel/memory.png",
+        "plots/2026-11-27_tiny_duel-tuned/memory.png",
     ]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     if done.returncode:

@@ -75,8 +75,8 @@ DUEL = ("iso_loss", "loss_curves", "memory", "speedup", "step_time", "time_to_ta
 LEAGUE = (*DUEL, "loss_by_seconds", "loss_by_steps", "pareto", "significance")
 MUON_SPLIT = ("20261127T212205-tiny-mla-5525", "20261127T212150-tiny-gqa-0d65")
 FIGURES = {
-    "2026-11-27_tiny_duel": Figures(DUEL),
-    "2026-11-26_tiny_league": Figures(LEAGUE),
+    "2026-11-27_tiny_duel-tuned": Figures(DUEL),
+    "2026-11-27_tiny_league": Figures(LEAGUE),
     "tiny-search": Figures(("lr_sensitivity", "tuning_curves")),
     "tiny-sweep": Figures(("lr_sweep",)),
     "tiny-scale": Figures(("scale",)),
