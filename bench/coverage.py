@@ -29,7 +29,7 @@ TURN_STEPS = 2
 LONGER = 1.04  # the challenger's step over the baseline's, without work that returns
 PERIOD = 10  # steps, of the work that returns
 # Steps to the target of the baseline and of the challenger: the mean of a seed, and the deviation
-# of its logarithm between seeds. About as AdamW and Muon have on `tiny`.
+# of its logarithm between seeds. About as in record 2026-11-26_tiny_duel.
 TO_TARGET = (70.0, 0.042), (53.0, 0.017)
 
 

@@ -1,8 +1,8 @@
 """The standing records: which claims set the record of their day, on each board of a track.
 
-A board of steps is one for each track; a board of seconds is one for each class of hardware. The
-first race on a board sets its record with its best claim. A later one does if it is faster and the
-pairwise test says that this is not chance (`rules.beats`).
+A board of steps is one for each track and for the rules that it had; a board of seconds is one for
+each class of hardware besides. The first race on a board sets its record with its best claim. A
+later one does if it is faster and the pairwise test says that this is not chance (`rules.beats`).
 """
 
 from collections.abc import Iterable

@@ -419,7 +419,7 @@ def test_muonclip_is_muon_until_a_logit_exceeds_tau(
     no_norm_track: speedrun.Track, micro_options: speedrun.Options
 ) -> None:
     # All that muon has in tuned.toml, which muonclip has not.
-    rest = "embed_lr=0.3,head_lr=0.01,vector_lr=0.01,warmup=0.0,cooldown=0.7"
+    rest = "momentum=0.95,embed_lr=0.3,head_lr=0.01,vector_lr=0.01,warmup=0.0,cooldown=0.7"
     fast = f"lr=0.2,weight_decay=0.1,{rest}"
     free = run(
         no_norm_track,
