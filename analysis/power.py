@@ -2,7 +2,7 @@
 
     python -m analysis.power --difference 0.01              # of your newest race, or of a record
     python -m analysis.power --difference 0.01 --record 2026-11-27_tiny_duel-tuned --entrant muon
-        python -m analysis.power --difference 0.01 --sd 0.01    # of a deviation that you know
+    python -m analysis.power --difference 0.01 --sd 0.01    # of a deviation that you know
 
 The number depends on how much runs differ from seed to seed. A line of the table is an entrant, and
 takes its deviation for both sides of a comparison. A difference is read in two ways: in nats per

@@ -342,7 +342,7 @@ def _check_races(runs: pd.DataFrame) -> Iterator[str]:
     for name in COMMON:
         for race, values in _differing(runs, "race", name):
             yield f"race {race}: its runs differ in {name}: {values}"
-    heats = runs[runs.heat != ""]  # one is named after its seed and second, so a race may have two
+    heats = runs[runs.heat != ""]  # named after seed and second: other races may have such a name
     for name in ("seed", "turn_steps"):
         for (race, heat), values in _differing(heats, ["race", "heat"], name):
             yield f"race {race}: heat {heat}: its runs differ in {name}: {values}"
