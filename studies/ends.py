@@ -3,9 +3,10 @@
     python -m studies.ends                                         # of optim/tuned.toml
     python -m studies.ends --folder results/records/tiny-ends      # the record
 
-ends.csv has a row for each searched option of each optimizer that the tuner has tuned on the track.
-A value is at an end if it is within EDGE of the range from it, on the range's own scale, or beyond.
-at_an_end.csv has these rows alone, and summary.csv counts them. No training is done.
+ends.csv has a row for each searched option of each optimizer that the tuner has tuned on `tiny` and
+on the tracks with its data. A value is at an end if it is within EDGE of the range from it, on the
+range's own scale, or beyond. at_an_end.csv has these rows alone, and summary.csv counts them. No
+training is done.
 """
 
 import argparse
@@ -22,12 +23,13 @@ from studies.libraries import write
 from studies.points import HIGH, LOW, coordinate, end_of, ranges_of, reason
 from tracking import store, tuned
 
-TRACK = "tiny"
+TRACKS = ("tiny", *tuned.SETTINGS_FALLBACK)
 
 
 class End(NamedTuple):
     """A row of ends.csv."""
 
+    track: str
     optimizer: str
     option: str
     value: float
@@ -48,9 +50,8 @@ def ends(sections: Sequence[tuned.Tuned]) -> list[End]:
             value = float(section.settings[option])
             end, why = end_of(bounds, value), reason(option, bounds, value, section.steps)
             place = f"{coordinate(bounds, value):.2f}"
-            found.append(
-                End(section.recipe, option, value, bounds.low, bounds.high, place, end, why)
-            )
+            about = (section.track, section.recipe, option)
+            found.append(End(*about, value, bounds.low, bounds.high, place, end, why))
     return found
 
 
@@ -66,10 +67,10 @@ def summary(rows: Sequence[End]) -> list[list[str]]:
 
 
 def tables(path: Path = tuned.TUNED) -> dict[str, list[Sequence[str]]]:
-    """The files by their names. Raises UserError if nothing is tuned on the track."""
-    sections = [each for each in tuned.read(path) if each.track == TRACK and each.trials]
+    """The files by their names. Raises UserError if nothing is tuned on the tracks."""
+    sections = [each for each in tuned.read(path) if each.track in TRACKS and each.trials]
     if not sections:
-        raise UserError(f"{path}: has no settings of {TRACK}; run: make tune TRACK={TRACK}")
+        raise UserError(f"{path}: has no settings of {TRACKS[0]}; run: make tune TRACK={TRACKS[0]}")
     rows = ends(sections)
     cells = [[str(cell) for cell in row] for row in rows]
     at_end = [line for line, row in zip(cells, rows, strict=True) if row.end]
