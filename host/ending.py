@@ -26,6 +26,7 @@ from multiprocessing import connection
 from types import FrameType
 
 ASKING = (signal.SIGTERM, signal.SIGHUP)  # a supervisor, a terminal that closes
+AGAIN = 0.05  # seconds until a stop that was lost in a finalizer is sent again
 
 
 class Stopped(KeyboardInterrupt):
@@ -42,6 +43,9 @@ def stoppable(once: bool = False) -> Iterator[None]:
 
     once: signals after the first are ignored, Ctrl-C too, until the block is left. This is for a
     command that cleans up in a moment, which a second signal must not interrupt.
+
+    Python drops an exception that is raised in a finalizer or a weak reference's callback. A stop
+    that falls into one, Ctrl-C too, is sent again.
 
     A signal that is ignored already stays ignored, as `nohup` wants it. Under torchrun nothing
     changes: a rank that waits for another rank would never see the exception.
@@ -62,11 +66,24 @@ def stoppable(once: bool = False) -> Iterator[None]:
                 signal.signal(each, signal.SIG_IGN)
         raise Stopped(number)
 
+    def send_again(dropped: "sys.UnraisableHookArgs") -> None:  # of typeshed alone
+        if not issubclass(dropped.exc_type, KeyboardInterrupt):
+            usual(dropped)
+            return
+        number = getattr(dropped.exc_value, "number", signal.SIGINT)
+        for each in before:  # after a first stop they may be ignored
+            signal.signal(each, stop)
+        again = threading.Timer(AGAIN, os.kill, (os.getpid(), number))
+        again.daemon = True
+        again.start()
+
     for each in before:
         signal.signal(each, stop)
+    usual, sys.unraisablehook = sys.unraisablehook, send_again
     try:
         yield
     finally:
+        sys.unraisablehook = usual
         for each, handler in before.items():
             signal.signal(each, handler)
 

@@ -89,6 +89,29 @@ def test_a_command_that_is_told_to_end_says_so_in_a_line(
     assert [signal.getsignal(each) for each in (signal.SIGINT, *ending.ASKING)] == handlers
 
 
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
+@pytest.mark.parametrize("once", [False, True])
+def test_a_stop_that_falls_into_a_finalizer_is_not_lost(
+    number: int, code: int, once: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Finalized:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), number)
+            time.sleep(0.01)  # the exception is raised here at the latest, and Python drops it
+
+    def command(_: object) -> int:
+        Finalized()
+        time.sleep(10)
+        return 99
+
+    hook = sys.unraisablehook
+    assert entry.run(entry.parser("some.command", ""), [], command, "all is kept", once) == code
+    assert capsys.readouterr().err == "\nstopped; all is kept\n"
+    assert sys.unraisablehook is hook
+
+
 def test_a_signal_that_is_ignored_stays_ignored() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as under nohup
     try:
