@@ -95,7 +95,7 @@ def board_of(track: str, version: int | None) -> str:
 
     version: of the rules; None for a published result, which is beside the newest ones.
     """
-    rules = of(track, version or VERSION)
+    rules = of(track, VERSION if version is None else version)
     if rules == of(track, VERSION):
         return track
     last = max((each for each in RULES if of(track, each) == rules), default=version)
