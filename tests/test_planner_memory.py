@@ -192,9 +192,9 @@ def test_deepspeed_keeps_whole_what_crosses_a_cut() -> None:
 def test_a_trillion_parameters_on_16384_ranks_take_a_moment(engine: str) -> None:
     model = models.find("kimi-k2")
     setting = Setting(batch_tokens=16384 * model.seq_len)
-    began = time.perf_counter()
+    began = time.process_time()  # not the clock: a test does not fail because others are busy
     plan(model, "muon", engine, 16384, setting)
-    assert time.perf_counter() - began < 2  # seconds, on a busy machine
+    assert time.process_time() - began < 2  # seconds
 
 
 # ---- Published ---------------------------------------------------------------------------------

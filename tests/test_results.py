@@ -175,10 +175,10 @@ def test_a_killed_process_leaves_whole_rows(tmp_path):
     path = tmp_path / "runs.csv"
     written = 0
     for delay in (0.05, 0.13, 0.21):
-        process = start_appender(path, 0, 10**6)
+        process, size = start_appender(path, 0, 10**6), path.stat().st_size if written else 0
         let_go(process)
         deadline = time.monotonic() + 30
-        while not path.exists() and time.monotonic() < deadline:
+        while not (path.exists() and path.stat().st_size > size) and time.monotonic() < deadline:
             time.sleep(0.001)
         time.sleep(delay)
         process.send_signal(signal.SIGKILL)
