@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from analysis import league
-from analysis.pairs import UNITS, Pair, Pairs
+from analysis.pairs import Pair, Pairs
 from analysis.price import Prices, read_prices
 from analysis.stats import (
     TRACK3,
@@ -46,16 +46,18 @@ from tracking.store import read_runs
 # ---- Sentences ---------------------------------------------------------------------------------
 
 
-def sentences(runs: Sequence[Run], prices: Prices, baseline: str = BASELINE) -> list[str]:
+def sentences(runs: Sequence[Run], prices: Prices | None, baseline: str = BASELINE) -> list[str]:
     """What one race shows of each entrant against the baseline, if it ran; then the `rulings`.
 
     Differences are tested among all pairs of the race (`analysis.pairs`). prices: of a step, in
-    this race (`price.read_prices`).
+    this race (`price.read_prices`); None where its seconds count for nothing, because other
+    processes shared the device: then the steps alone are compared.
     """
     groups = by_label(runs)
     base = find(groups, baseline)
-    comparisons = _comparisons(groups, prices, base) if base else []
-    return [*_layouts(runs), *comparisons, *rulings(runs)]
+    layouts = _layouts(runs)
+    comparisons = _comparisons(groups, None if layouts else prices, base) if base else []
+    return [*layouts, *comparisons, *rulings(runs)]
 
 
 def ending(root: Path, race: str) -> list[str]:
@@ -84,7 +86,7 @@ def sentence(
     if base is None or other is None:
         return ""
     others = [label for label in groups if label != base]
-    return _comparisons(groups, prices, base)[others.index(other)]
+    return _comparisons(groups, None if _layouts(runs) else prices, base)[others.index(other)]
 
 
 def rulings(runs: Sequence[Run]) -> list[str]:
@@ -112,12 +114,17 @@ def _ruling(label: str, runs: Sequence[Run]) -> str:
     return f"{name}: {found}. Its runs {verb} under the rule of modded-nanogpt's track 3."
 
 
-def _comparisons(groups: Mapping[str, Sequence[Run]], prices: Prices, base: str) -> list[str]:
-    steps, seconds = (Pairs(groups, unit, prices) for unit in UNITS)
+def _comparisons(
+    groups: Mapping[str, Sequence[Run]], prices: Prices | None, base: str
+) -> list[str]:
+    """What is shown of each other entrant. prices: None where the seconds count for nothing."""
+    steps = Pairs(groups, "steps", prices)
+    seconds = Pairs(groups, "seconds", prices) if prices else None
     return [
         _sentence(
-            groups, base, label, steps.of(base, label), seconds.of(base, label),
-            prices.of(base, label),
+            groups, base, label, steps.of(base, label),
+            seconds.of(base, label) if seconds else None,
+            prices.of(base, label) if prices else None,
         )
         for label in groups
         if label != base
@@ -129,19 +136,20 @@ def _sentence(
     base_label: str,
     label: str,
     steps: Pair,
-    time: Pair,
+    time: Pair | None,
     price: Estimate | None,
 ) -> str:
+    """What is shown of one entrant. time: None where the seconds count for nothing."""
     base, group = groups[base_label], groups[label]
     a, b = display_name(base_label), display_name(label)
     reached_a, reached_b = count(base, REACHED), count(group, REACHED)
     tally_a, tally_b = f"{reached_a} of {len(base)}", f"{reached_b} of {len(group)}"
     target = f"a validation loss of {base[0].target:g}"
-    if not (reached_a and reached_b and steps.ratio and time.ratio):
+    if not (reached_a and reached_b and steps.ratio and (time is None or time.ratio)):
         bounds = [
             f"{league.times(pair.ratio)} in {unit}{league.verdict(pair)}"
             for pair, unit in ((steps, "steps"), (time, "time"))
-            if pair.ratio
+            if pair and pair.ratio
         ]
         decided = (
             f"{a}'s cost over {b}'s is bounded by what the runs spent: {' and '.join(bounds)}."
@@ -151,12 +159,14 @@ def _sentence(
             f"{b} reached {target} in {tally_b} runs and {a} in {tally_a} runs. "
             f"{decided if bounds else undecided}{f' {_priced(a, b, price)}' if price else ''}"
         )
-    cost = _priced(a, b, price) if price else _quotient(a, b, steps.ratio, time.ratio)
+    gains, cost = [_gain(steps, "fewer", f"steps than {a}")], ""
+    if time and time.ratio:
+        gains.append(_gain(time, "less", "time"))
+        cost = _priced(a, b, price) if price else _quotient(a, b, steps.ratio, time.ratio)
     cost_of_step = f"{cost} " if cost else ""
     all_reached = reached_a == len(base) and reached_b == len(group)
     return (
-        f"{b} reached {target} in {_gain(steps, 'fewer', f'steps than {a}')} "
-        f"and in {_gain(time, 'less', 'time')}. "
+        f"{b} reached {target} in {' and in '.join(gains)}. "
         f"{cost_of_step}{tally_b} {b} runs and {tally_a} {a} runs reached the target"
         f"{'' if all_reached else '; the cost counts what the other runs spent'}."
     )

@@ -6,6 +6,7 @@
 A generated part of a page is between `<!-- begin:NAME ARGUMENT -->` and `<!-- end:NAME -->`:
 
     headline RECORD      what the race shows of each entrant against AdamW
+    steps RECORD         that in steps alone, for a race whose seconds other processes disturbed
     board TRACK          the leaderboard of a track
     claims RECORD        what its record.toml claims
     race RECORD          its table
@@ -260,6 +261,7 @@ def _within(name: str, repository: Path) -> Path:
 Markers = Mapping[str, Callable[[str, Path], str]]
 MARKERS: dict[str, Callable[[str, Path], str]] = {
     "headline": _of_race(lambda runs, prices: "\n\n".join(sentences(runs, prices))),
+    "steps": _of_race(lambda runs, _: "\n\n".join(sentences(runs, None))),
     "board": _board,
     "claims": _claims,
     "race": _of_race(lambda runs, _: f"{markdown(summarise(runs))}\n\n{note(runs)}"),

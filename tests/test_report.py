@@ -1,5 +1,6 @@
 """What a report says of a race."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -216,3 +217,12 @@ def test_a_race_of_several_layouts_says_that_its_seconds_cannot_be_compared() ->
     first, *others = report.sentences(moved, ALONE)
     assert "ddp@2+single@1 (1), " in first and "their seconds cannot" in first
     assert len(others) == one
+    assert "fewer steps" in others[0] and "time" not in others[0]
+    assert report.sentence(moved, ALONE) == others[0]
+
+
+def test_where_the_seconds_count_for_nothing_the_steps_alone_are_compared(golden) -> None:
+    said = {name: report.sentences(race, None) for name, race in RACES.items()}
+    seconds = r"\b(in|less|more) time\b|\bone \w+ step\b"
+    assert not any(re.search(seconds, part, re.I) for parts in said.values() for part in parts)
+    golden("steps", "\n".join(f"{name}:\n{' '.join(parts)}\n" for name, parts in said.items()))
