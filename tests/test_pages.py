@@ -118,7 +118,7 @@ def test_a_csv_on_a_page_names_below_it_what_its_rows_share(tmp_path):
     [
         (
             "<!-- begin:winner -->\n<!-- end:winner -->",
-            "marker 'winner' must be one of headline, board, claims, r",
+            "marker 'winner' must be one of headline, steps, board, claims, r",
         ),
         ("<!-- begin:race duel -->\n", "0 pairs of lines"),
         (PAGE + "<!-- end:race -->\n", "9 pairs of lines .* others do not"),
