@@ -132,13 +132,14 @@ def _cells(gain: Gain, leagues: Sequence[Mapping[str, tuple[str, int]]]) -> list
         gain.recipe,
         f"{gain.before:.4f}",
         f"{gain.after:.4f}",
-        _interval(gain.difference),
+        interval(gain.difference),
         *(ratio for ratio, _ in standings),
         *(str(place) for _, place in standings),
     ]
 
 
-def _interval(estimate: Estimate) -> str:
+def interval(estimate: Estimate) -> str:
+    """A loss with its interval, if it has one."""
     if estimate.low is None or estimate.high is None:
         return f"{estimate.value:.4f}"
     return f"{estimate.value:.4f} [{estimate.low:.4f}, {estimate.high:.4f}]"
@@ -189,9 +190,9 @@ def _gap(found: Sequence[Gain]) -> list[str]:
 def _size(estimate: Estimate) -> str:
     """A change without its sign, and its interval."""
     if estimate.value >= 0:
-        return _interval(estimate)
+        return interval(estimate)
     low, high = (None if x is None else -x for x in (estimate.high, estimate.low))
-    return _interval(Estimate(-estimate.value, low, high, estimate.n))
+    return interval(Estimate(-estimate.value, low, high, estimate.n))
 
 
 def _ratios(leagues: Sequence[League]) -> list[str]:

@@ -16,6 +16,7 @@ A generated part of a page is between `<!-- begin:NAME ARGUMENT -->` and `<!-- e
     detectable RECORD    the differences that its number of seeds can show
     finals RECORD,...    final losses and attention logits of one or several races
     moved SEARCH,WIDER   what a wider search found; with LEAGUE,LEAGUE behind them, the order too
+    machines SEARCH,SEARCH  settings that two machines confirmed, one in each of the records
     repeats SEARCH       the optimizers that it searched again: how much a search varies
     scale RECORD         speed-ups at other batch sizes and widths
     engines RECORD       losses, memory, traffic and seconds on several engines
@@ -40,7 +41,19 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from analysis import engines, finals, league, moved, planned, repeats, scale, sweep, tuning, why
+from analysis import (
+    engines,
+    finals,
+    league,
+    machines,
+    moved,
+    planned,
+    repeats,
+    scale,
+    sweep,
+    tuning,
+    why,
+)
 from analysis.price import Prices, read_prices
 from analysis.report import machine, sentences
 from analysis.table import markdown, markdown_grid, note, summarise
@@ -51,7 +64,7 @@ from leaderboard import rules as rulebook
 from leaderboard.board import YOURS, entries
 from tracking import tuned
 from tracking.files import write_atomic
-from tracking.schema import Run
+from tracking.schema import Run, Trial
 from tracking.spelling import display_name
 from tracking.store import find_record, read_runs, read_trials
 
@@ -181,18 +194,27 @@ def _scale(argument: str, repository: Path) -> str:
     return scale.markdown(points)
 
 
+def _trials(record: str, repository: Path) -> list[Trial]:
+    return read_trials(find_record(repository / "results", record))
+
+
 def _moved(argument: str, repository: Path) -> str:
     names = argument.split(",")
     if len(names) not in (2, 4):
         raise UserError(f"moved {argument}: name two records of searches, or two of races behind")
-    earlier, later = (read_trials(find_record(repository / "results", each)) for each in names[:2])
+    earlier, later = (_trials(each, repository) for each in names[:2])
     races = [find_race(each, repository) for each in names[2:]]
     leagues = [moved.League(runs, read_prices(folder, runs)) for folder, runs in races]
     return moved.markdown(earlier, later, leagues)
 
 
 def _repeats(argument: str, repository: Path) -> str:
-    return repeats.markdown(read_trials(find_record(repository / "results", argument)))
+    return repeats.markdown(_trials(argument, repository))
+
+
+def _machines(argument: str, repository: Path) -> str:
+    first, _, second = argument.partition(",")
+    return machines.markdown(_trials(first, repository), _trials(second, repository))
 
 
 def _sweep(argument: str, repository: Path) -> str:
@@ -200,7 +222,7 @@ def _sweep(argument: str, repository: Path) -> str:
     if not league_name:
         raise UserError(f"sweep {argument}: name a record of a sweep, and a race behind a comma")
     _, runs = find_race(league_name, repository)
-    return sweep.markdown(read_trials(find_record(repository / "results", record)), runs)
+    return sweep.markdown(_trials(record, repository), runs)
 
 
 def _engines(argument: str, repository: Path) -> str:
@@ -273,6 +295,7 @@ MARKERS: dict[str, Callable[[str, Path], str]] = {
     "published": published.part,
     "moved": _moved,
     **{f"why_{name}": _of_spectra(part) for name, part in why.PARTS.items()},
+    "machines": _machines,
     "repeats": _repeats,
     "scale": _scale,
     "engines": _engines,
