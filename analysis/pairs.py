@@ -50,17 +50,11 @@ class Pair:
 class Pairs:
     """All pairs of the entrants of one race, in "steps" or in "seconds"."""
 
-    def __init__(
-        self, groups: Mapping[str, Sequence[Run]], unit: str, prices: Prices | None
-    ) -> None:
-        """groups: the runs of each entrant by its label. prices: of their race; None: no turns."""
+    def __init__(self, groups: Mapping[str, Sequence[Run]], unit: str, prices: Prices) -> None:
+        """groups: the runs of each entrant by its label. prices: of their race."""
         ended = {label for label in groups if any(r.status != DIVERGED for r in groups[label])}
         self._ratios = {
-            (a, b): (
-                ratio(groups[a], groups[b], unit, prices.of(a, b) if prices else None)
-                if {a, b} <= ended
-                else None
-            )
+            (a, b): ratio(groups[a], groups[b], unit, prices.of(a, b)) if {a, b} <= ended else None
             for a in groups
             for b in groups
             if a != b

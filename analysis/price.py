@@ -83,6 +83,9 @@ class Prices:
         return price(duels, periods(a[0].entrant), periods(b[0].entrant)) if duels else None
 
 
+NO_TURNS = Prices((), {})  # of a race whose runs took no turns
+
+
 def read_prices(root: Path, runs: Sequence[Run]) -> Prices:
     """The prices of one race, from the turns of its runs in a results folder."""
     return Prices(runs, {run.run: read_turns(root, run.run) for run in runs if run.heat})

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from analysis import league
 from analysis.pairs import Pair, Pairs
-from analysis.price import Prices, read_prices
+from analysis.price import NO_TURNS, Prices, read_prices
 from analysis.stats import (
     TRACK3,
     TRACK3_MARGIN,
@@ -53,11 +53,9 @@ def sentences(runs: Sequence[Run], prices: Prices | None, baseline: str = BASELI
     this race (`price.read_prices`); None where its seconds count for nothing, because other
     processes shared the device: then the steps alone are compared.
     """
-    groups = by_label(runs)
-    base = find(groups, baseline)
-    layouts = _layouts(runs)
-    comparisons = _comparisons(groups, None if layouts else prices, base) if base else []
-    return [*layouts, *comparisons, *rulings(runs)]
+    base = find(by_label(runs), baseline)
+    comparisons = _comparisons(runs, prices, base) if base else {}
+    return [*_layouts(runs), *comparisons.values(), *rulings(runs)]
 
 
 def ending(root: Path, race: str) -> list[str]:
@@ -85,8 +83,7 @@ def sentence(
     base, other = find(groups, baseline), find(groups, challenger)
     if base is None or other is None:
         return ""
-    others = [label for label in groups if label != base]
-    return _comparisons(groups, None if _layouts(runs) else prices, base)[others.index(other)]
+    return _comparisons(runs, prices, base)[other]
 
 
 def rulings(runs: Sequence[Run]) -> list[str]:
@@ -114,21 +111,22 @@ def _ruling(label: str, runs: Sequence[Run]) -> str:
     return f"{name}: {found}. Its runs {verb} under the rule of modded-nanogpt's track 3."
 
 
-def _comparisons(
-    groups: Mapping[str, Sequence[Run]], prices: Prices | None, base: str
-) -> list[str]:
-    """What is shown of each other entrant. prices: None where the seconds count for nothing."""
-    steps = Pairs(groups, "steps", prices)
+def _comparisons(runs: Sequence[Run], prices: Prices | None, base: str) -> dict[str, str]:
+    """What is shown of each other entrant, by its label. prices: as for `sentences`."""
+    groups = by_label(runs)
+    if _layouts(runs):
+        prices = None
+    steps = Pairs(groups, "steps", NO_TURNS)
     seconds = Pairs(groups, "seconds", prices) if prices else None
-    return [
-        _sentence(
+    return {
+        label: _sentence(
             groups, base, label, steps.of(base, label),
             seconds.of(base, label) if seconds else None,
             prices.of(base, label) if prices else None,
         )
         for label in groups
         if label != base
-    ]  # fmt: skip
+    }  # fmt: skip
 
 
 def _sentence(

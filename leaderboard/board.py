@@ -14,7 +14,7 @@ from pathlib import Path
 
 from analysis import stats
 from analysis.pairs import ratio
-from analysis.price import Prices, read_prices
+from analysis.price import NO_TURNS, Prices, read_prices
 from analysis.table import BASELINE, find
 from leaderboard import claims, judge
 from leaderboard import rules as rulebook
@@ -88,6 +88,11 @@ class Entry:
     runs: Sequence[OneRun] = field(default=())
     curve: Sequence[Point] = field(default=())
 
+    @property
+    def board(self) -> str:
+        """The name of the board that it is on."""
+        return rulebook.board_of(self.track, self.rules)
+
 
 def entries(results: Path) -> list[Entry]:
     """The entries of all records in a results folder, claimed or not yet proven."""
@@ -135,7 +140,7 @@ def _of_record(
     assert race is not None and rules is not None  # a race was read, so its track has rules
     # The clocks of a record that fails are not compared: its turns may be missing, or of anything.
     against = find(race.entrants, BASELINE) if report.state != FAILED else None
-    prices = read_prices(report.folder, race.runs) if against else Prices((), {})
+    prices = read_prices(report.folder, race.runs) if against else NO_TURNS
     made = {claim.label: claim for claim in record.claims}
     found = []
     for label, runs in race.entrants.items():

@@ -14,7 +14,6 @@ from urllib.parse import quote
 
 from analysis.table import markdown_grid
 from leaderboard.board import FAILED, PASSED, UNCHECKED, Entry
-from leaderboard.rules import board_of
 
 STATES = {PASSED: "✓ passed", FAILED: "✗ failed", UNCHECKED: "? cannot be checked"}
 LONGEST = 600  # characters of a text that are shown
@@ -46,8 +45,7 @@ def href(link: str, above: str) -> str:
 
 def board(entries: Sequence[Entry], name: str) -> list[Entry]:
     """The claimed entries of a board that say their steps, fewest first."""
-    on_it = [each for each in entries if board_of(each.track, each.rules) == name]
-    claimed = [each for each in on_it if each.claimed and each.steps is not None]
+    claimed = [e for e in entries if e.board == name and e.claimed and e.steps is not None]
     return sorted(claimed, key=lambda e: (e.steps or 0, e.mean_loss or 0, e.record, e.label))
 
 

@@ -32,7 +32,6 @@ from leaderboard.board import OURS, SECONDS, STEPS, YOURS, Entry
 from leaderboard.board_table import href, plain
 from leaderboard.matrix import Matrix, matrix
 from leaderboard.published_entries import published_entries
-from leaderboard.rules import board_of
 from tracking.files import write_atomic
 
 STATIC = Path(__file__).parent / "static"
@@ -133,24 +132,20 @@ def data(entries: Sequence[Entry], above: str) -> dict[str, Any]:
     ordered = sorted(entries, key=lambda e: (e.track, e.record, e.label, e.entrant))
     boards: dict[str, list[Entry]] = {}
     for entry in ordered:
-        boards.setdefault(_board(entry), []).append(entry)
+        boards.setdefault(entry.board, []).append(entry)
     return {
         "first": _first(ordered),
         "tracks": [_track(boards[name], above) for name in sorted(boards)],
     }
 
 
-def _board(entry: Entry) -> str:
-    return board_of(entry.track, entry.rules)
-
-
 def _first(entries: Sequence[Entry]) -> str:
     """The board that is shown first: of the user's newest record, or with most of ours."""
     yours = [entry for entry in entries if entry.origin == YOURS]
     if yours:
-        return plain(_board(max(yours, key=lambda e: e.date)))
-    counted = Counter(_board(entry) for entry in entries if entry.origin == OURS) or Counter(
-        _board(entry) for entry in entries if entry.curve
+        return plain(max(yours, key=lambda e: e.date).board)
+    counted = Counter(entry.board for entry in entries if entry.origin == OURS) or Counter(
+        entry.board for entry in entries if entry.curve
     )
     return plain(min(counted, key=lambda name: (-counted[name], name))) if counted else ""
 
@@ -166,7 +161,7 @@ def _track(entries: Sequence[Entry], above: str) -> dict[str, Any]:
         shown.append(_entry(entry, above) | {"id": key, "name": name})
     classes = sorted({entry.hardware for entry in entries if entry.hardware})
     return {
-        "name": plain(_board(entries[0])),
+        "name": plain(entries[0].board),
         "target": _number(entries[0].target),
         "entries": shown,
         "pairs": {

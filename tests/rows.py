@@ -15,7 +15,6 @@ from tracking.schema import Logit, Run, Spectrum, Trial, Turn, Validation
 from tracking.spectra import TENSORS, spread
 
 SOURCE = store.source_text({"speedrun.py": "print('fast')\n", "muon.py": "# five steps\n"})
-ALONE = Prices((), {})  # of races whose runs took no turns
 PROVENANCE: dict[str, Any] = dict(
     started="2026-08-01T12:00:00+00:00",
     track="tiny",

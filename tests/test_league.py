@@ -9,6 +9,7 @@ from scipy.stats import t as student
 
 from analysis import league, report
 from analysis.pairs import Pairs, detectable_differences
+from analysis.price import NO_TURNS
 from analysis.stats import (
     Costs,
     differ,
@@ -19,7 +20,7 @@ from analysis.stats import (
     speedup,
 )
 from analysis.table import by_label
-from tests.rows import ALONE, entrant, make_run
+from tests.rows import entrant, make_run
 from tracking.schema import Run
 
 REACHED = [True] * 3
@@ -134,7 +135,7 @@ def crowd() -> list[Run]:
 
 def test_every_pair_is_corrected_for_all_of_them() -> None:
     groups = by_label(crowd())
-    pairs = Pairs(groups, "steps", ALONE)
+    pairs = Pairs(groups, "steps", NO_TURNS)
     assert pairs.family == 10  # pairs without a test too
     assert pairs.of("adamw", "shampoo").p is None and pairs.of("sgd", "shampoo").p is None
     won, lost = pairs.of("adamw", "muon"), pairs.of("muon", "adamw")
@@ -155,7 +156,7 @@ def test_every_pair_is_corrected_for_all_of_them() -> None:
 
 
 def test_the_verdicts_name_whom_the_tests_tell_apart_from_adamw_and_from_muon() -> None:
-    table = league.verdicts(crowd(), ALONE).splitlines()
+    table = league.verdicts(crowd(), NO_TURNS).splitlines()
     assert table[0].startswith("| target in | shown to need less | shown to need more | not dist")
     assert table[2:] == [
         "| steps, against AdamW | Muon | SGD | Lion, Shampoo |",
@@ -167,15 +168,16 @@ def test_the_verdicts_name_whom_the_tests_tell_apart_from_adamw_and_from_muon() 
 
 def test_a_gain_of_one_pair_does_not_survive_among_many() -> None:
     gain = entrant("adamw", [70.0, 71.0, 72.0, 70.5]) + entrant("lion", [67.5, 70.0, 68.5, 68.0])
-    (alone,) = report.sentences(gain, ALONE)
+    (alone,) = report.sentences(gain, NO_TURNS)
     assert "not distinguishable" not in alone
     crowded = gain + [r for i in range(6) for r in entrant(f"x{i}", [69.0 + i / 9, 70, 71, 72])]
-    sentence = report.sentence(crowded, ALONE, challenger="lion")
+    sentence = report.sentence(crowded, NO_TURNS, challenger="lion")
     assert sentence.count(": not distinguishable among 28 pairs (p = ") == 2
 
 
 def test_the_table_keeps_entrants_that_missed_or_diverged() -> None:
-    table = [line for line in league.markdown(crowd(), ALONE).splitlines() if line.startswith("|")]
+    text = league.markdown(crowd(), NO_TURNS)
+    table = [line for line in text.splitlines() if line.startswith("|")]
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
     assert [line[0] for line in lines[2:]] == ["muon", "lion", "adamw", "sgd", "shampoo"]
     cells = {line[0]: dict(zip(lines[0], line, strict=True)) for line in lines[2:]}
@@ -191,7 +193,7 @@ def test_the_table_keeps_entrants_that_missed_or_diverged() -> None:
 
 def test_the_league_reads_as_reviewed(golden: Callable[[str, str], None]) -> None:
     duel = entrant("adamw", [90.0, 110.0]) + entrant("muon", [45.0, 55.0])
-    texts = [league.text(crowd(), ALONE), league.markdown(crowd(), ALONE), *map(
+    texts = [league.text(crowd(), NO_TURNS), league.markdown(crowd(), NO_TURNS), *map(
         league.detectable_note, (crowd(), duel, entrant("adamw", [50.0]))
     )]  # fmt: skip
     golden("league", "\n\n".join(texts) + "\n")

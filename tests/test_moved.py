@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 
 from analysis import moved
+from analysis.price import NO_TURNS
 from errors import UserError
-from tests.rows import ALONE, entrant, make_trial
+from tests.rows import entrant, make_trial
 from tracking.schema import Trial
 
 NOISE = (0.01, -0.01, 0.02, -0.02, 0.0)  # of the five seeds, the same for every setting
@@ -52,7 +53,7 @@ def test_an_optimizer_that_was_not_searched_again_has_no_row() -> None:
 
 def test_the_part_of_the_lead_that_was_tuning_is_of_the_common_horizon() -> None:
     leagues = [
-        moved.League(entrant("adamw", [80.0, 84.0, 82.0]) + entrant("muon", mine), ALONE)
+        moved.League(entrant("adamw", [80.0, 84.0, 82.0]) + entrant("muon", mine), NO_TURNS)
         for mine in ([60.0, 62.0, 61.0], [90.0, 92.0, 91.0])
     ]
     text = moved.markdown(EARLIER, LATER, leagues)
@@ -65,7 +66,8 @@ def test_the_part_of_the_lead_that_was_tuning_is_of_the_common_horizon() -> None
 
 
 def test_a_lead_that_grew_was_no_tuning() -> None:
-    leagues = [moved.League(entrant("adamw", [80.0, 84.0]) + entrant("muon", [60.0, 62.0]), ALONE)]
+    runs = entrant("adamw", [80.0, 84.0]) + entrant("muon", [60.0, 62.0])
+    leagues = [moved.League(runs, NO_TURNS)]
     later = [*confirm("adamw", "lr=3", 3.69), *confirm("muon", "lr=2", 3.50)]
     text = moved.markdown(EARLIER, later, leagues * 2)
     assert "ends 0.190 below it now. The lead grew by 0.09" in text and "was tuning" not in text

@@ -10,11 +10,10 @@ from analysis.charts import _make
 from analysis.charts._inputs import Inputs, load
 from analysis.charts._ratios import decompose
 from analysis.pairs import Pairs
-from analysis.price import read_prices
+from analysis.price import NO_TURNS, read_prices
 from analysis.report import change
 from analysis.table import by_label
 from tests.races import ADAMW, MUON, TARGET, assert_legible, chart, texts, title, write_race
-from tests.rows import ALONE
 from tracking.store import read_runs
 
 
@@ -45,7 +44,7 @@ def test_every_chart_has_the_ratios_of_the_sentence(duel: Path, inputs: Inputs) 
     assert f"{seconds:.2f}x less time" in sentence and f"costs {price:.3f}x one" in sentence
     saved = f"{1 - 1 / seconds:.1%} less"
     assert saved in sentence
-    alone = Pairs(by_label(read_runs(duel)), "seconds", ALONE).of("adamw", "muon").ratio
+    alone = Pairs(by_label(read_runs(duel)), "seconds", NO_TURNS).of("adamw", "muon").ratio
     assert alone is not None and change(alone, "less") != saved  # the clocks say something else
     titles = {name: title(_make.draw(chart(name), inputs))
               for name in ("speedup", "iso_loss", "loss_curves", "step_time")}  # fmt: skip

@@ -13,7 +13,16 @@ from scipy.stats import t as student
 
 from analysis import league, report, table
 from analysis.pairs import Pairs, detectable_differences
-from analysis.price import DRAWS, Duel, Prices, _weighted_medians, periods, price, read_prices
+from analysis.price import (
+    DRAWS,
+    NO_TURNS,
+    Duel,
+    Prices,
+    _weighted_medians,
+    periods,
+    price,
+    read_prices,
+)
 from analysis.stats import Costs, Estimate, speedup
 from analysis.table import by_label
 from bench.coverage import (
@@ -27,7 +36,7 @@ from bench.coverage import (
     censored_row,
     simulate,
 )
-from tests.rows import ALONE, SOURCE, entrant, in_turns, make_points, make_run, make_turns
+from tests.rows import SOURCE, entrant, in_turns, make_points, make_run, make_turns
 from tracking import store
 from tracking.schema import Run, Turn
 
@@ -226,7 +235,7 @@ def test_only_runs_of_one_seed_and_one_heat_pair() -> None:
     moved = [replace(run, heat="later") if run.run == "muon-0" else run for run in runs]
     fewer = Prices(moved, {run.run: make_turns(run) for run in moved}).of("adamw", "muon")
     assert fewer is not None and fewer.n == 100
-    assert ALONE.of("adamw", "muon") is None
+    assert NO_TURNS.of("adamw", "muon") is None
     none = Prices(race(), {}).of("adamw", "muon")
     assert none is None
 

@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 
 from analysis import report, table
+from analysis.price import NO_TURNS
 from optim import recipes
-from tests.rows import ALONE, entrant, make_run, three_races
+from tests.rows import entrant, make_run, three_races
 from tracking import store
 from tracking.schema import Run
 from tracking.spelling import DISPLAY_NAMES
@@ -67,7 +68,7 @@ def test_the_table_is_the_same_in_every_form():
 
 def test_a_race_without_a_finished_run_has_a_table():
     assert len(table.text(table.summarise([])).splitlines()) == 2
-    assert report.sentences([], ALONE) == []
+    assert report.sentences([], NO_TURNS) == []
 
 
 def test_a_run_without_a_step_has_a_row():
@@ -101,7 +102,7 @@ RACES: dict[str, list[Run]] = {
 
 
 def test_the_sentences_read_as_reviewed(golden):
-    parts = [f"{name}:\n{report.sentence(race, ALONE, challenger=race[-1].label)}\n"
+    parts = [f"{name}:\n{report.sentence(race, NO_TURNS, challenger=race[-1].label)}\n"
              for name, race in RACES.items()]  # fmt: skip
     golden("sentences", "\n".join(parts))
 
@@ -122,7 +123,7 @@ def test_the_sentences_read_as_reviewed(golden):
     ],
 )  # fmt: skip
 def test_the_numbers_of_the_sentence(race, numbers):
-    (sentence,) = report.sentences(RACES[race], ALONE)
+    (sentence,) = report.sentences(RACES[race], NO_TURNS)
     assert [number for number in numbers if number not in sentence] == []
 
 
@@ -131,23 +132,23 @@ def test_the_numbers_of_the_sentence(race, numbers):
     [("no significant difference", 2), ("a bound that may be chance", 2), ("a win", 0)],
 )
 def test_the_sentence_says_where_the_seeds_show_no_difference(race, times):
-    assert report.sentences(RACES[race], ALONE)[0].count("not distinguishable") == times
+    assert report.sentences(RACES[race], NO_TURNS)[0].count("not distinguishable") == times
 
 
 def test_a_sentence_for_every_challenger():
     runs = entrant("adamw", [70.0, 70.0]) + entrant("muon:lr=0.1", [50.0, 50.0])
     runs += entrant("muon", [60.0, 60.0]) + entrant("mine", [55.0, 55.0])
-    starts = [sentence.split(" reached")[0] for sentence in report.sentences(runs, ALONE)]
+    starts = [sentence.split(" reached")[0] for sentence in report.sentences(runs, NO_TURNS)]
     assert starts == ["Muon (lr=0.1)", "Muon", "mine"]
-    assert report.sentence(runs, ALONE, challenger="mine").startswith("mine reached")
-    assert report.sentence(runs, ALONE).startswith("Muon reached")  # the exact label comes first
+    assert report.sentence(runs, NO_TURNS, challenger="mine").startswith("mine reached")
+    assert report.sentence(runs, NO_TURNS).startswith("Muon reached")  # the exact label comes first
 
 
 def test_no_sentence_without_a_baseline():
     runs = entrant("muon", [50.0, 50.0]) + entrant("lion", [60.0, 60.0])
-    assert report.sentences(runs, ALONE) == [] and report.sentence(runs, ALONE) == ""
-    assert report.sentences(entrant("adamw", [50.0]), ALONE) == []
-    assert report.sentences(entrant("adamw:lr=0.1", [50.0]) + runs, ALONE) != []
+    assert report.sentences(runs, NO_TURNS) == [] and report.sentence(runs, NO_TURNS) == ""
+    assert report.sentences(entrant("adamw", [50.0]), NO_TURNS) == []
+    assert report.sentences(entrant("adamw:lr=0.1", [50.0]) + runs, NO_TURNS) != []
 
 
 def ended(label: str, losses: list[float | None], track: str = "gpt2") -> list[Run]:
@@ -170,20 +171,20 @@ def test_a_race_in_the_setting_of_track_3_is_judged_by_its_rule(golden):
     assert all(number in ruling for number, ruling in zip(numbers, rulings, strict=True))
     counted = ["do not count" not in ruling for ruling in rulings]
     assert counted == [True, False, False, True]
-    assert report.sentences(runs, ALONE) == rulings  # there is no baseline to compare them with
+    assert report.sentences(runs, NO_TURNS) == rulings  # there is no baseline to compare them with
     runs += ended("adamw", [3.3])
-    sentences = report.sentences(runs, ALONE)
+    sentences = report.sentences(runs, NO_TURNS)
     assert [each.split(" reached")[0] for each in sentences[:4]] == ["Muon", "Lion", "SOAP", "SGD"]
     assert sentences[4:8] == rulings and sentences[8].startswith(
         "AdamW: n = 1, mean final loss 3.3"
     )
-    assert report.sentence(runs, ALONE) == sentences[0]
+    assert report.sentence(runs, NO_TURNS) == sentences[0]
 
 
 @pytest.mark.parametrize("track", ["tiny", "gpt2-2024", "medium", "custom"])
 def test_no_other_track_is_judged_by_the_rule_of_track_3(track):
     runs = ended("muon", [3.27] * 3, track) + ended("adamw", [3.27] * 3, track)
-    (sentence,) = report.sentences(runs, ALONE)
+    (sentence,) = report.sentences(runs, NO_TURNS)
     assert sentence.startswith("Muon reached") and "track 3" not in sentence
 
 
@@ -212,13 +213,13 @@ def test_the_report_command(tmp_path, capsys):
 
 def test_a_race_of_several_layouts_says_that_its_seconds_cannot_be_compared() -> None:
     runs = entrant("adamw", [50.0, 51.0]) + entrant("muon", [40.0, 41.0])
-    one = len(report.sentences(runs, ALONE))
+    one = len(report.sentences(runs, NO_TURNS))
     moved = [*runs[:-1], replace(runs[-1], engine="ddp@2+single@1")]
-    first, *others = report.sentences(moved, ALONE)
+    first, *others = report.sentences(moved, NO_TURNS)
     assert "ddp@2+single@1 (1), " in first and "their seconds cannot" in first
     assert len(others) == one
     assert "fewer steps" in others[0] and "time" not in others[0]
-    assert report.sentence(moved, ALONE) == others[0]
+    assert report.sentence(moved, NO_TURNS) == others[0]
 
 
 def test_where_the_seconds_count_for_nothing_the_steps_alone_are_compared(golden) -> None:
